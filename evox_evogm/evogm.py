@@ -1,0 +1,219 @@
+"""EvoGM: evolutionary generative optimisation, an EvoX `Algorithm`.
+
+T. Jiang et al., "EvoGM: Learning to Merge LLMs via Evolutionary Generative Optimization", ICML 2026, arXiv 2605.29295,
+Algorithm 1. Two small networks learn from all earlier tries of a round how to turn a losing point into a winning one, and
+propose the next population; after each round its best points become the axes ("experts") of the next round.
+
+Where we differ from the published code: scores that are known when a round starts are not evaluated again, and the
+change of experts is a matrix on the coefficients, so that `evaluate` always sees points over the original axes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from evox.core import Algorithm, Mutable, Parameter
+
+from evox_evogm.archive import Archive, append, carry, empty
+from evox_evogm.generators import generate, initial_parameters
+from evox_evogm.training import train
+
+
+class EvoGM(Algorithm):
+    """Evolutionary generative optimisation in a box, at its best where every evaluation is expensive.
+
+    `init_step` and every `step` evaluate `pop_size` points. A round is one step of first points and `n_iters` steps of
+    proposals; `n_rounds` rounds are `n_rounds * (n_iters + 1) * pop_size` evaluations. Later steps go on in the last round,
+    where the worst rows of the history make room once it is full.
+
+    First points of the first round: the n one-hots, the average (1/n each), the rest uniform in [-1, 1]^n (with
+    `pop_size` of at most n: the average and the first one-hots). First points of a later round: its one-hots are the best n
+    of the round before, so they enter the history with the scores they have, and their places go to fresh points: the average
+    of the new axes, and `pop_size - 1` points uniform in their [-1, 1]^n. (When a round saw fewer than n points, the axes
+    that it cannot replace stay.)
+
+    The paper's ablations: `dual=False` (one generator), `n_rounds=1`, `cycle_weight=0`.
+    """
+
+    def __init__(
+        self,
+        pop_size: int,
+        lb: torch.Tensor,
+        ub: torch.Tensor,
+        *,
+        n_rounds: int = 2,
+        n_iters: int = 3,
+        epochs: int = 200,
+        lr: float = 1e-4,
+        winner_ratio: float = 0.3,
+        cycle_weight: float = 100.0,
+        opt_weight: float = 1.0,
+        hidden_dims: Sequence[int] = (128, 256, 256, 256, 128),
+        dual: bool = True,
+        clamp: bool = True,
+        device: torch.device | None = None,
+    ):
+        """Set up the search; the defaults are those of the published code.
+
+        :param pop_size: P, evaluations per step, at least 2. The paper uses 2n.
+        :param lb: an `(n,)` tensor, the point that -1 in every coordinate stands for.
+        :param ub: an `(n,)` tensor, the point that +1 in every coordinate stands for.
+        :param n_rounds: R, rounds; between two rounds the best n points become the new axes.
+        :param n_iters: T, proposals per round.
+        :param epochs: full-batch training steps before each proposal.
+        :param lr: Adam's learning rate.
+        :param winner_ratio: rho, the share of the history that counts as winners, in (0, 1].
+        :param cycle_weight: a_c, weight of the cycle-consistency loss.
+        :param opt_weight: a_o, weight of the distance of G(losers) from the mean of the winners.
+        :param hidden_dims: widths of the generators' hidden layers.
+        :param dual: train the backward generator too; without it there is no cycle loss.
+        :param clamp: keep evaluated points inside the box. For merging it is off: products of coefficients may leave it.
+        :param device: where the search runs. Defaults to torch's default device.
+        :raises ValueError: if a setting is out of range.
+        """
+        super().__init__()
+        device = torch.get_default_device() if device is None else torch.device(device)
+        if (
+            lb.ndim != 1
+            or lb.shape != ub.shape
+            or lb.dtype != ub.dtype
+            or not lb.dtype.is_floating_point
+            or len(lb) < 1
+        ):
+            raise ValueError(
+                "lb and ub: expected two floating-point vectors of one length and dtype, "
+                f"found {tuple(lb.shape)} {lb.dtype} and {tuple(ub.shape)} {ub.dtype}"
+            )
+        if not bool((lb < ub).all()):
+            raise ValueError(
+                f"lb and ub: expected lb < ub in every coordinate, found lb {lb.tolist()}, ub {ub.tolist()}"
+            )
+        for name, value, least in (
+            ("pop_size", pop_size, 2), ("n_rounds", n_rounds, 1), ("n_iters", n_iters, 1), ("epochs", epochs, 1)
+        ):  # fmt: skip
+            if int(value) != value or value < least:
+                raise ValueError(f"{name}: expected a whole number of at least {least}, found {value}")
+        for name, value in (("lr", lr), ("cycle_weight", cycle_weight), ("opt_weight", opt_weight)):
+            if not value >= 0:
+                raise ValueError(f"{name}: expected a number of at least 0, found {value}")
+        if not 0 < winner_ratio <= 1:
+            raise ValueError(f"winner_ratio: expected a number in (0, 1], found {winner_ratio}")
+
+        self.pop_size = pop_size
+        self.dim = lb.shape[0]
+        self.n_rounds = n_rounds
+        self.n_iters = n_iters
+        self.epochs = epochs
+        self.clamp = clamp
+        self.sizes = [self.dim, *hidden_dims, self.dim]
+        self.networks = 2 if dual else 1
+        self.dtype = lb.dtype
+        self.center = ((lb + ub) / 2).to(device)  # (n,)
+        self.half_width = ((ub - lb) / 2).to(device)  # (n,)
+
+        self.lr = Parameter(lr, self.dtype, device)
+        self.winner_ratio = Parameter(winner_ratio, self.dtype, device)
+        self.cycle_weight = Parameter(cycle_weight, self.dtype, device)
+        self.opt_weight = Parameter(opt_weight, self.dtype, device)
+
+        history = empty(self.dim + pop_size * (n_iters + 1), self.dim, self.dtype, device)
+        self.points = Mutable(history.points)  # (C, n) in the axes of the round
+        self.fitness = Mutable(history.fitness)  # (C,)
+        self.count = Mutable(history.count)
+        self.basis = Mutable(torch.eye(self.dim, dtype=self.dtype, device=device))  # (n, n), row = axis of the round
+        self.steps = Mutable(torch.zeros((), dtype=torch.int64, device=device))
+        self.parameters_ = Mutable(self._fresh_generators())  # (G, N)
+        self.moments = Mutable(torch.zeros(2, *self.parameters_.shape, dtype=self.dtype, device=device))
+        self.losses = Mutable(torch.zeros(2, dtype=self.dtype, device=device))
+
+    def init_step(self) -> None:
+        """Evaluate the first points of the first round."""
+        self._evaluate(self._first_points())
+
+    def step(self) -> None:
+        """One step of Algorithm 1: the first points of a new round, or proposals of the trained generators."""
+        new_round = self._round_starts()
+        self._shift_basis(new_round)
+        self._train_generators(new_round)
+        proposals = generate(self.parameters_[0], self.sizes, self.points[: self.pop_size])  # (P, n)
+        self._evaluate(torch.where(new_round, self._fresh_points(), proposals))
+
+    def record_step(self) -> dict[str, torch.Tensor]:
+        """The state after a step.
+
+        :return: `pop` (P, n), the best points of the round as they were evaluated; `fit` (P,), their fitness, minimised;
+            `round` and `iteration` (), both from 0, iteration 0 being the first points; `basis` (n, n), the axes of the
+            round over the original ones; `losses` (2,), cycle and optimisation loss of the last epoch, before weighting
+            (0 where nothing was trained).
+        """
+        round_, iteration = self.round_and_iteration(self.steps - 1)
+        return {
+            "pop": self._to_box(self._effective(self.points[: self.pop_size])),
+            "fit": self.fitness[: self.pop_size],
+            "round": round_,
+            "iteration": iteration,
+            "basis": self.basis,
+            "losses": self.losses,
+        }
+
+    def _history(self) -> Archive:
+        return Archive(self.points, self.fitness, self.count)
+
+    def _remember(self, history: Archive) -> None:
+        self.points, self.fitness, self.count = history
+
+    def round_and_iteration(self, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where step `step` (0 is `init_step`) stands: its round and its iteration there, both from 0."""
+        round_ = (step // (self.n_iters + 1)).clamp(max=self.n_rounds - 1)
+        return round_, step - round_ * (self.n_iters + 1)
+
+    def _round_starts(self) -> torch.Tensor:
+        return self.round_and_iteration(self.steps)[1] == 0
+
+    def _fresh_generators(self) -> torch.Tensor:
+        return initial_parameters(self.sizes, self.networks, self.dtype, self.half_width.device)
+
+    def _effective(self, points: torch.Tensor) -> torch.Tensor:
+        """Points of the round over the original axes, still in units of the box: lambda B_r."""
+        effective = points @ self.basis
+        return effective.clamp(-1, 1) if self.clamp else effective
+
+    def _to_box(self, effective: torch.Tensor) -> torch.Tensor:
+        return self.center + self.half_width * effective
+
+    def _evaluate(self, points: torch.Tensor) -> None:
+        fitness = self.evaluate(self._to_box(self._effective(points)))  # (P,)
+        self._remember(append(self._history(), points, fitness.to(self.dtype)))
+        self.steps = self.steps + 1
+
+    def _uniform(self, rows: int) -> torch.Tensor:
+        device = self.half_width.device
+        return 2 * torch.rand(rows, self.dim, dtype=self.dtype, device=device) - 1
+
+    def _first_points(self) -> torch.Tensor:
+        one_hots = torch.eye(self.dim, dtype=self.dtype, device=self.half_width.device)
+        average = one_hots.mean(0, keepdim=True)
+        known = [one_hots, average] if self.pop_size > self.dim else [average, one_hots]
+        return torch.cat([*known, self._uniform(max(0, self.pop_size - self.dim - 1))])[: self.pop_size]
+
+    def _fresh_points(self) -> torch.Tensor:
+        average = torch.full((1, self.dim), 1 / self.dim, dtype=self.dtype, device=self.half_width.device)
+        return torch.cat([average, self._uniform(self.pop_size - 1)])
+
+    def _shift_basis(self, new_round: torch.Tensor) -> None:
+        """B_{r+1} = Lambda_top B_r, fresh generators, and a history of the one-hots whose fitness is known."""
+        top = self._effective(self.points[: self.dim])  # (n, n)
+        replaced = torch.arange(self.dim, device=top.device) < self.count
+        self.basis = torch.where(new_round & replaced[:, None], top, self.basis)
+        carried = carry(self._history(), self.dim)
+        self._remember(Archive(*map(lambda new, old: torch.where(new_round, new, old), carried, self._history())))
+        self.parameters_ = torch.where(new_round, self._fresh_generators(), self.parameters_)
+        self.moments = torch.where(new_round, 0.0, self.moments)
+
+    def _train_generators(self, new_round: torch.Tensor) -> None:
+        _, iteration = self.round_and_iteration(self.steps)
+        draws = torch.rand(self.epochs, len(self.fitness), dtype=self.dtype, device=self.fitness.device)  # (E, C)
+        settings = torch.stack([self.lr, self.winner_ratio, self.cycle_weight, self.opt_weight])
+        adam_steps = torch.where(new_round, -1, (iteration - 1) * self.epochs)  # -1: there is nothing to learn from yet
+        self.parameters_, self.moments, self.losses = train(
+            self.parameters_, self.moments, adam_steps, self.points, self.count, draws, settings, self.sizes
+        )
