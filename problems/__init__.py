@@ -1,0 +1,7 @@
+"""EvoX problems that merge and score language models."""
+
+from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.readers import read_json_lines, read_reasoning_gym, read_swarm_eval
+from evox_evogm.problems.tasks import Example, Task
+
+__all__ = ["Example", "LoRAMergeProblem", "Task", "read_json_lines", "read_reasoning_gym", "read_swarm_eval"]

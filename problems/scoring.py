@@ -1,0 +1,164 @@
+"""The scoring rules: each turns a task and a language model into one number per example, better when higher.
+
+`choice_likelihood`            1 if the right choice has the largest summed log-probability, else 0; one forward pass.
+`gold_log_probability`         mean log-probability in nats per token of the right answer; no ties, no parsing.
+`exact_match`                  1 if the greedy answer agrees with the target (`Task.match`), else 0.
+`multiple_choice_generation`   1 if the key parsed from ten greedy tokens is right: the rule of the EvoGM paper.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+from evox_evogm.problems.language_model import LanguageModel
+from evox_evogm.problems.tasks import MATCHES, RULES, Example, Task
+
+SHORT_OUTPUT = 100  # characters; ten new tokens stay below this
+
+
+def score_task(task: Task, model: LanguageModel) -> torch.Tensor:
+    """Score every example of a task.
+
+    :param task: S examples and a rule.
+    :param model: the language model that answers.
+    :return: an `(S,)` float32 tensor on the CPU, higher is better.
+    """
+    return SCORERS[task.rule](task, model)
+
+
+def _prompts(task: Task, model: LanguageModel) -> list[tuple[int, ...]]:
+    return [model.prompt_tokens(example.prompt, chat=task.chat) for example in task.examples]
+
+
+def _continuation(task: Task, key: str, text: str) -> str:
+    return key if task.continuation == "key" else text
+
+
+def choice_log_probabilities(task: Task, model: LanguageModel) -> list[torch.Tensor]:
+    """Per example the summed log-probability in nats of each choice."""
+    prompts = _prompts(task, model)
+    choices = [
+        [model.continuation_tokens(_continuation(task, *choice), chat=task.chat) for choice in example.choices]
+        for example in task.examples
+    ]
+    if all(len(tokens) == 1 for row in choices for tokens in row):  # one pass over a prompt scores all its choices
+        return model.next_token_log_probabilities(prompts, [[tokens[0] for tokens in row] for row in choices])
+    requests = [(prompt, tokens) for prompt, row in zip(prompts, choices, strict=True) for tokens in row]
+    return list(model.likelihoods(requests).log_probability.split([len(row) for row in choices]))
+
+
+def choice_likelihood(task: Task, model: LanguageModel) -> torch.Tensor:
+    right = [
+        example.choices[int(scores.argmax())][0] == example.target
+        for scores, example in zip(choice_log_probabilities(task, model), task.examples, strict=True)
+    ]
+    return torch.tensor(right, dtype=torch.float32)
+
+
+def gold_text(task: Task, example: Example) -> str:
+    """What a right answer reads: the target, or the key or text of the right choice."""
+    texts = dict(example.choices)
+    return _continuation(task, example.target, texts[example.target]) if texts else example.target
+
+
+def gold_log_probability(task: Task, model: LanguageModel) -> torch.Tensor:
+    requests = [
+        (prompt, model.continuation_tokens(gold_text(task, example), chat=task.chat))
+        for prompt, example in zip(_prompts(task, model), task.examples, strict=True)
+    ]
+    lengths = torch.tensor([len(continuation) for _, continuation in requests])
+    return model.likelihoods(requests).log_probability / lengths
+
+
+def agrees(output: str, target: str, match: str) -> bool:
+    """Whether a generated text counts as the target under `Task.match`."""
+    if match == "equal":
+        return output.strip() == target.strip()
+    return target in (output if match == "contains" else " ".join(output.split(" ")[-10:]))
+
+
+def generated_match(task: Task, model: LanguageModel) -> torch.Tensor:
+    """`exact_match` the plain way: decode every answer and compare the texts."""
+    outputs = model.generate(_prompts(task, model), task.max_new_tokens)
+    right = [
+        agrees(output, gold_text(task, example), task.match) for output, example in zip(outputs, task.examples, strict=True)
+    ]
+    return torch.tensor(right, dtype=torch.float32)
+
+
+def exact_match(task: Task, model: LanguageModel) -> torch.Tensor:
+    """`exact_match` with one forward pass where that decides it.
+
+    Greedy decoding yields the target's tokens and then stops if and only if each of them is the arg-max after the
+    prompt and the ones before it. Where a different token comes first, the answer can still read the same only if the
+    text so far is a beginning of the target (another way to cut it into tokens); those few are decoded.
+    """
+    if task.match != "equal":
+        return generated_match(task, model)
+    requests = [
+        (prompt, (*model.continuation_tokens(gold_text(task, example), chat=task.chat), model.end_token))
+        for prompt, example in zip(_prompts(task, model), task.examples, strict=True)
+    ]
+    result = model.likelihoods(requests)
+    right = torch.zeros(len(requests))
+    open_rows = []
+    for row, ((_, gold), example) in enumerate(zip(requests, task.examples, strict=True)):
+        miss = int(result.first_miss[row])
+        if len(gold) > task.max_new_tokens:
+            open_rows.append(row)  # the forward pass looks further than the decoding may go
+        elif miss == len(gold):
+            right[row] = 1.0
+        else:
+            text = model.decode([*gold[:miss], int(result.missed_token[row])]).strip()
+            if "\ufffd" in text or gold_text(task, example).strip().startswith(text):
+                open_rows.append(row)
+    if open_rows:
+        rest = Task(
+            task.name,
+            task.version,
+            task.rule,
+            tuple(task.examples[row] for row in open_rows),
+            task.max_new_tokens,
+            chat=task.chat,
+        )
+        right[open_rows] = generated_match(rest, model)
+    return right
+
+
+def parse_choice(output: str, choices: Mapping[str, str]) -> str | None:
+    """The key that a generated answer names, by the paper's order of attempts, or None.
+
+    An explicit "answer is X"; a key in the first five characters; a key in the last five; in a short output, the text
+    of a choice. A key counts only where it stands alone: the A of "An apple" is no answer.
+    """
+    alone = rf"(?<!\w)({'|'.join(re.escape(key) for key in choices)})(?!\w)"
+    if explicit := re.search(rf"(?i:answer is):?\W{{0,2}}{alone}", output):
+        return explicit[1]
+    found = list(re.finditer(alone, output))
+    if found and found[0].end() <= 5:
+        return found[0][1]
+    if found and found[-1].start() >= len(output) - 5:
+        return found[-1][1]
+    if len(output) <= SHORT_OUTPUT:
+        named = [key for key, text in choices.items() if text.strip() and text.strip().lower() in output.lower()]
+        if named:
+            return max(named, key=lambda key: len(choices[key]))  # "not a bird" contains "a bird"
+    return None
+
+
+def multiple_choice_generation(task: Task, model: LanguageModel) -> torch.Tensor:
+    outputs = model.generate(_prompts(task, model), task.max_new_tokens)
+    right = [
+        parse_choice(output, dict(example.choices)) == example.target
+        for output, example in zip(outputs, task.examples, strict=True)
+    ]
+    return torch.tensor(right, dtype=torch.float32)
+
+
+SCORERS: dict[str, Callable[[Task, LanguageModel], torch.Tensor]] = {
+    "choice_likelihood": choice_likelihood,
+    "gold_log_probability": gold_log_probability,
+    "exact_match": exact_match,
+    "multiple_choice_generation": multiple_choice_generation,
+}
+assert set(SCORERS) == set(RULES) and "equal" in MATCHES

@@ -1,0 +1,106 @@
+"""Tiny random language models and adapters in the formats that users have, made in a moment and without a download."""
+
+import json
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """One token per byte, and an end-of-text token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<end>", *alphabet])}
+    core = Tokenizer(models.BPE(vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
+
+
+def build_model(architecture: str = "llama", **changes):
+    """A random causal LM with 2 layers of width 16 and a vocabulary of 257, in float32."""
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+
+    torch.manual_seed(7)
+    shared = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, **changes}
+    if architecture == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=256, **shared)).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.3,
+            **shared,
+        )
+    ).eval()
+
+
+@pytest.fixture
+def model():
+    return build_model()
+
+
+@pytest.fixture
+def gpt2():
+    return build_model("gpt2")
+
+
+@pytest.fixture
+def make_adapter(tmp_path):
+    """A function that writes an adapter of random weights as peft saves it, and returns its folder."""
+
+    def make(name, model=None, *, seed=0, **settings):
+        from peft import LoraConfig, get_peft_model
+
+        model = build_model() if model is None else model
+        torch.manual_seed(seed)
+        config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **settings}
+        wrapped = get_peft_model(model, LoraConfig(**config))
+        for parameter_name, parameter in wrapped.named_parameters():
+            if "lora_" in parameter_name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        folder = tmp_path / "experts" / name
+        wrapped.save_pretrained(folder)
+        wrapped.unload()
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def edit_config():
+    """A function that changes settings in an adapter's configuration file."""
+
+    def edit(folder, **changes):
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return edit
+
+
+@pytest.fixture
+def edit_tensors():
+    """A function that replaces an adapter's tensors by what another function makes of them."""
+
+    def edit(folder, change):
+        from safetensors.torch import load_file
+
+        path = folder / "adapter_model.safetensors"
+        save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+    return edit

@@ -1,0 +1,163 @@
+"""The problem as EvoX sees it: coefficients in, scores out."""
+
+import pytest
+import torch
+from conftest import build_model
+from evox.workflows import EvalMonitor, StdWorkflow
+from evox_evogm.problems import Example, LoRAMergeProblem, Task
+from evox_evogm.problems.base_model import load_base
+from evox_evogm.problems.language_model import LanguageModel
+from evox_evogm.problems.scoring import score_task
+
+from evox_evogm import EvoGM
+
+ADD = Task("add", "1", "gold_log_probability", (Example("0", "1+1=", "2"), Example("1", "2+5=", "7")))
+PICK = Task(
+    "pick",
+    "1",
+    "choice_likelihood",
+    tuple(Example(str(i), f"pick {i}", "A", (("A", "yes"), ("B", "no"))) for i in range(5)),
+)
+
+
+@pytest.fixture
+def folders(make_adapter):
+    return [make_adapter("first", seed=1), make_adapter("second", seed=2, r=2, target_modules=["up_proj"])]
+
+
+@pytest.fixture
+def problem(model, tokenizer, folders):
+    return LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer)
+
+
+def test_scores_are_the_mean_over_tasks_of_a_model_that_peft_merged(problem, folders, tokenizer):
+    from peft import PeftModel
+
+    reference = PeftModel.from_pretrained(build_model(), folders[0], adapter_name="first")
+    reference.load_adapter(folders[1], adapter_name="second")
+    pop = torch.tensor([[0.3, -0.9], [1.0, 0.0], [-2.0, 0.5]])
+    scores = problem.evaluate(pop)
+    assert scores.shape == (3,)
+    for row, score in zip(pop.tolist(), scores, strict=True):
+        reference.add_weighted_adapter(["first", "second"], row, "merge", combination_type="cat")
+        reference.set_adapter("merge")
+        merged = LanguageModel(reference, tokenizer)
+        expected = (score_task(ADD, merged).mean() + score_task(PICK, merged).mean()) / 2
+        reference.delete_adapter("merge")
+        assert float(score) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_coefficients_of_zero_are_the_base(problem, model, tokenizer):
+    plain = score_task(ADD, LanguageModel(model, tokenizer))
+    torch.testing.assert_close(problem.score_tasks(torch.zeros(2))["add"], plain)
+
+
+def test_scores_do_not_depend_on_the_rest_of_the_population(problem):
+    pop = torch.randn(4, 2)
+    together = problem.evaluate(pop)
+    assert torch.equal(together, torch.cat([problem.evaluate(row[None]) for row in pop]))
+
+
+def test_every_candidate_is_reported_with_the_score_of_each_task(problem):
+    seen = []
+    problem.on_evaluation = lambda coefficients, by_task: seen.append((coefficients, by_task))
+    pop = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    scores = problem.evaluate(pop)
+    assert torch.equal(torch.stack([c for c, _ in seen]), pop)
+    assert [sum(t.values()) / 2 for _, t in seen] == pytest.approx(scores.tolist())
+    assert set(seen[0][1]) == {"add", "pick"}
+
+
+def test_a_workflow_drives_it_and_its_state_holds_no_base_model(problem):
+    torch.manual_seed(0)
+    algorithm = EvoGM(4, -torch.ones(2), torch.ones(2), n_iters=1, epochs=5, hidden_dims=(8,), clamp=False)
+    monitor = EvalMonitor(full_sol_history=True)
+    workflow = StdWorkflow(algorithm, problem, monitor, opt_direction="max")
+    workflow.init_step()
+    for _ in range(3):
+        workflow.step()
+    best = monitor.get_best_solution()
+    assert float(monitor.get_best_fitness()) == pytest.approx(float(problem.evaluate(best[None])[0]))
+    assert float(monitor.get_best_fitness()) == max(float(f.max()) for f in monitor.get_fitness_history())
+    assert not any("problem" in name for name in workflow.state_dict())
+
+
+def test_the_same_seed_gives_the_same_search(model, tokenizer, folders):
+    def search():
+        torch.manual_seed(5)
+        monitor = EvalMonitor(full_sol_history=True)
+        algorithm = EvoGM(4, -torch.ones(2), torch.ones(2), n_iters=1, epochs=5, hidden_dims=(8,), clamp=False)
+        problem = LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer)
+        workflow = StdWorkflow(algorithm, problem, monitor, opt_direction="max")
+        workflow.init_step()
+        workflow.step()
+        return torch.cat(monitor.get_solution_history()), torch.cat(monitor.get_fitness_history())
+
+    for one, other in zip(search(), search(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_export_writes_an_adapter_and_says_how_exactly_it_reloads(problem, tmp_path):
+    coefficients = torch.tensor([0.3, -0.9])
+    assert problem.export(coefficients, tmp_path / "merge") < 1e-6
+    again = LoRAMergeProblem(
+        problem.language_model.model, [tmp_path / "merge"], [ADD], tokenizer=problem.language_model.tokenizer
+    )
+    torch.testing.assert_close(again.score_tasks(torch.ones(1))["add"], problem.score_tasks(coefficients)["add"])
+
+
+def test_a_hub_repository_laid_out_as_the_papers_is_read(tmp_path, model, tokenizer, make_adapter):
+    # base/ and experts/NAME/, as in TaoJiangCN/qwen2.5-1.5b-tulu-v2-lora-experts
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    for index, name in enumerate(("code", "cot")):
+        make_adapter(name, seed=index)
+    folders = sorted((tmp_path / "experts").iterdir())
+    problem = LoRAMergeProblem(tmp_path / "base", folders, [ADD])
+    direct = LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer)
+    assert [expert.name for expert in problem.experts] == ["code", "cot"]
+    pop = torch.tensor([[0.5, 0.5]])
+    torch.testing.assert_close(problem.evaluate(pop), direct.evaluate(pop))
+
+
+def test_bfloat16_scores_come_close_to_float32(tmp_path, model, tokenizer, folders):
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    pop = torch.tensor([[0.3, 0.2]])
+    exact = LoRAMergeProblem(tmp_path / "base", folders, [ADD]).evaluate(pop)
+    half = LoRAMergeProblem(tmp_path / "base", folders, [ADD], dtype=torch.bfloat16)
+    assert half.language_model.model.dtype == torch.bfloat16
+    torch.testing.assert_close(half.evaluate(pop), exact, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"experts": []}, "experts: expected at least one adapter folder, found none"),
+        ({"tasks": []}, "tasks: expected at least one"),
+        ({"tasks": [ADD, ADD]}, "different names, found .*add.*add"),
+        ({"tokenizer": None}, "tokenizer: expected one together with a loaded model"),
+    ],
+)
+def test_what_is_missing_is_said(model, tokenizer, folders, change, message):
+    arguments = {"base": model, "experts": folders, "tasks": [ADD], "tokenizer": tokenizer, **change}
+    with pytest.raises(ValueError, match=message):
+        LoRAMergeProblem(**arguments)
+
+
+def test_a_population_of_the_wrong_width_is_refused(problem):
+    with pytest.raises(ValueError, match=r"expected \(P, 2\), one column per expert, found \(4, 3\)"):
+        problem.evaluate(torch.zeros(4, 3))
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match="base: expected a transformers folder or hub id, found '.*nowhere'"):
+        load_base(tmp_path / "nowhere", dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_pickled_base_weights_are_not_read(tmp_path, model, tokenizer):
+    model.config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="base: expected"):
+        load_base(tmp_path, dtype=torch.float32, device=torch.device("cpu"))
