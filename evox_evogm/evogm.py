@@ -72,31 +72,23 @@ class EvoGM(Algorithm):
         """
         super().__init__()
         device = torch.get_default_device() if device is None else torch.device(device)
-        if (
-            lb.ndim != 1
-            or lb.shape != ub.shape
-            or lb.dtype != ub.dtype
-            or not lb.dtype.is_floating_point
-            or len(lb) < 1
-        ):
+        if lb.ndim != 1 or lb.shape != ub.shape or lb.dtype != ub.dtype or not lb.dtype.is_floating_point or len(lb) < 1:
             raise ValueError(
                 "lb and ub: expected two floating-point vectors of one length and dtype, "
                 f"found {tuple(lb.shape)} {lb.dtype} and {tuple(ub.shape)} {ub.dtype}"
             )
         if not bool((lb < ub).all()):
-            raise ValueError(
-                f"lb and ub: expected lb < ub in every coordinate, found lb {lb.tolist()}, ub {ub.tolist()}"
-            )
-        for name, value, least in (
-            ("pop_size", pop_size, 2), ("n_rounds", n_rounds, 1), ("n_iters", n_iters, 1), ("epochs", epochs, 1)
-        ):  # fmt: skip
-            if int(value) != value or value < least:
-                raise ValueError(f"{name}: expected a whole number of at least {least}, found {value}")
-        for name, value in (("lr", lr), ("cycle_weight", cycle_weight), ("opt_weight", opt_weight)):
-            if not value >= 0:
-                raise ValueError(f"{name}: expected a number of at least 0, found {value}")
-        if not 0 < winner_ratio <= 1:
-            raise ValueError(f"winner_ratio: expected a number in (0, 1], found {winner_ratio}")
+            raise ValueError(f"lb and ub: expected lb < ub in every coordinate, found lb {lb.tolist()}, ub {ub.tolist()}")
+        whole = {"pop_size": (pop_size, 2), "n_rounds": (n_rounds, 1), "n_iters": (n_iters, 1), "epochs": (epochs, 1)}
+        whole |= {f"hidden_dims[{index}]": (width, 1) for index, width in enumerate(hidden_dims)}
+        for name, (value, least) in whole.items():
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: expected a whole number of at least {least}, found {value!r}")
+        for name, value in {"lr": lr, "cycle_weight": cycle_weight, "opt_weight": opt_weight}.items():
+            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ValueError(f"{name}: expected a number of at least 0, found {value!r}")
+        if not isinstance(winner_ratio, (int, float)) or not 0 < winner_ratio <= 1:
+            raise ValueError(f"winner_ratio: expected a number in (0, 1], found {winner_ratio!r}")
 
         self.pop_size = pop_size
         self.dim = lb.shape[0]

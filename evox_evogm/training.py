@@ -61,9 +61,7 @@ def loss_gradient(
         cycle_loss = (row_weights * error**2).sum((1, 2, 3)) / dim
         error_gradient = (cycle_weight * row_weights * error * (2 / dim)).flatten(0, 1)
         moved_gradient = backward(layers, gradients, back, error_gradient).unflatten(0, (runs, 2)).flip(1)
-    moved_gradient = torch.cat(
-        [moved_gradient[:, :1] + opt_weight * row_weights * miss * (2 / dim), moved_gradient[:, 1:]], 1
-    )
+    moved_gradient = torch.cat([moved_gradient[:, :1] + opt_weight * row_weights * miss * (2 / dim), moved_gradient[:, 1:]], 1)
     backward(layers, gradients, there, moved_gradient.flatten(0, 1))
     return torch.stack([cycle_loss, opt_loss], 1)
 

@@ -53,7 +53,20 @@ def plain_training(parameters, points, count, draws, lr, ratio, cycle_weight, op
 
 
 def plain_algorithm_1(
-    evaluate, pop_size, dim, *, n_rounds, n_iters, epochs, hidden_dims, steps, lr=1e-4, ratio=0.3, a_c=100.0, a_o=1.0, dual=True
+    evaluate,
+    pop_size,
+    dim,
+    *,
+    n_rounds,
+    n_iters,
+    epochs,
+    hidden_dims,
+    steps,
+    lr=1e-4,
+    ratio=0.3,
+    a_c=100.0,
+    a_o=1.0,
+    dual=True,
 ):
     """Run `steps` steps (the first points count as one) in the box [-1, 1]^n without clamping.
 
@@ -79,13 +92,23 @@ def plain_algorithm_1(
         history.sort(key=lambda row: row[0])
         del history[capacity:]  # only in steps beyond the plan, which the paper does not have
 
-    evaluate_all(torch.cat([torch.eye(dim, dtype=torch.float64), torch.full((1, dim), 1 / dim, dtype=torch.float64), uniform(pop_size - dim - 1)]))
+    evaluate_all(
+        torch.cat(
+            [
+                torch.eye(dim, dtype=torch.float64),
+                torch.full((1, dim), 1 / dim, dtype=torch.float64),
+                uniform(pop_size - dim - 1),
+            ]
+        )
+    )
     for step in range(1, steps):
         starts = step % (n_iters + 1) == 0 and step < n_rounds * (n_iters + 1)
         if starts:
             best = history[:dim]
             basis = torch.stack([point for _, point in best]) @ basis
-            history = [(fitness, one_hot) for (fitness, _), one_hot in zip(best, torch.eye(dim, dtype=torch.float64), strict=True)]
+            history = [
+                (fitness, one_hot) for (fitness, _), one_hot in zip(best, torch.eye(dim, dtype=torch.float64), strict=True)
+            ]
         fresh = initial_parameters(sizes, networks, torch.float64, cpu)
         draws = torch.rand(epochs, capacity, dtype=torch.float64)
         if starts:

@@ -34,7 +34,9 @@ def test_training_equals_autograd_and_adam(networks, weights):
     run = a_run(networks)
     run["settings"][2:] = torch.tensor(weights, dtype=torch.float64)
     parameters, _, losses = train(*run.values(), SIZES)
-    expected, expected_losses, _ = plain_training(run["parameters"], run["points"], 11, run["draws"], 3e-3, 0.3, *weights, SIZES)
+    expected, expected_losses, _ = plain_training(
+        run["parameters"], run["points"], 11, run["draws"], 3e-3, 0.3, *weights, SIZES
+    )
     assert not torch.allclose(parameters[0], run["parameters"][0], atol=1e-3)
     torch.testing.assert_close(parameters, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(losses, expected_losses.to(losses.dtype), rtol=1e-9, atol=1e-12)
