@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
 from evox_evogm.problems.base_model import SMOLLM2, load_base, weights_sha256
 from evox_evogm.problems.language_model import LanguageModel, Request
 from evox_evogm.problems.readers import make_example, reasoning_gym_rows, split_of
@@ -47,7 +48,6 @@ class Source:
     rule: str = "exact_match"
     options: dict = field(default_factory=dict)  # of the reasoning-gym data set
     file: bool = False  # a file of the evaluation sets, not a reasoning-gym task
-    rslora: bool = False
     examples: int = 1200  # at most
     epochs: int = 2
     batch: int = 8  # examples
@@ -65,7 +65,6 @@ SOURCES = [
     Source("number_format", GYM, rank=8, alpha=32, targets=VALUES, examples=800),
     Source("normad_country", "CC-BY-4.0," + AS_ON_CARD, rank=6, alpha=12, rule="choice_likelihood", file=True, examples=700),
     Source("chain_sum", GYM, rank=4, alpha=8, targets=MLP, options={"min_terms": 2, "max_terms": 3, "max_digits": 1}),
-    Source("letter_counting", GYM, rank=12, alpha=12, targets=VALUES, rslora=True),
     Source("gcd", GYM, rank=5, alpha=16, options={"max_numbers": 2, "max_value": 60}, examples=1500),
 ]
 
@@ -85,7 +84,7 @@ def rows_of(source: Source, split: str, data: Path) -> Iterator[dict]:
 
 def take_task(source: Source, split: str, count: int, data: Path) -> Task:
     rows = [row for _, row in zip(range(count), rows_of(source, split, data), strict=False)]
-    examples = tuple(make_example(row, f"{source.name}, {split} {index}") for index, row in enumerate(rows))
+    examples = tuple(make_example(row, f"{source.name}, {split} {index}", index) for index, row in enumerate(rows))
     return Task(source.name, "training", source.rule, examples)
 
 
@@ -98,16 +97,12 @@ def encode(task: Task, model: LanguageModel) -> list[Request]:
 
 def answer_loss(model: LanguageModel, batch: list[Request]) -> torch.Tensor:
     """Mean negative log-likelihood in nats per answer token; prompts are read, not learnt."""
-    tokens, mask = model._pad_left([prompt + answer for prompt, answer in batch])
     longest = max(len(answer) for _, answer in batch)
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    logits = model.model(
-        input_ids=tokens, attention_mask=mask, position_ids=positions, logits_to_keep=longest + 1, use_cache=False
-    ).logits[:, :-1]
+    tokens, logits = model.last_logits([prompt + answer for prompt, answer in batch], longest + 1)
     targets = tokens[:, -longest:].clone()
     for row, (_, answer) in enumerate(batch):
         targets[row, : longest - len(answer)] = -100
-    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+    return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100)
 
 
 def train(source: Source, model: LanguageModel, requests: list[Request]) -> int:
@@ -170,7 +165,6 @@ def make_expert(source: Source, base: LanguageModel, base_hash: str, data: Path,
         r=source.rank,
         lora_alpha=source.alpha,
         target_modules=source.targets,
-        use_rslora=source.rslora,
         task_type="CAUSAL_LM",
     )
     bare = base.model
