@@ -45,8 +45,8 @@ class RunSettings:
                 raise ValueError(f"{spec.name}: expected a {name}, found {value!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {self.dtype!r}")
-        for name, least in (("budget", 1), ("batch_tokens", 1), ("seed", 0)):
-            if getattr(self, name) < least:
+        for name, least in {"budget": 1, "batch_tokens": 1, "seed": 0, "pop_size": 2}.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
         if not self.tasks:
             raise ValueError("tasks: expected at least one, found none")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from evox.core import Problem
+
 from evox_evogm.problems.experts import Expert, check_fit, check_together, read_expert
 from evox_evogm.problems.language_model import LanguageModel
 from evox_evogm.problems.merging import export_adapter, merged, reload_difference, stack_experts

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from evox_evogm.problems.experts import CONFIG, WEIGHTS, Expert
 
 

@@ -40,10 +40,11 @@ def _parse_json(text: str, where: str):
         raise ValueError(f"{where}: expected JSON, found {error.msg} at line {error.lineno}") from error
 
 
-def make_example(row: Mapping, where: str, *, instruction: str = BEST_OPTION, icl: str = "") -> Example:
+def make_example(row: Mapping, where: str, index: int, *, instruction: str = BEST_OPTION, icl: str = "") -> Example:
     """An `Example` from a row with `question`, `answer` and perhaps `choices` (key -> text) and `id`.
 
     :param where: names the row in an error message.
+    :param index: of the row, its id where it has none of its own.
     :raises ValueError: if a field is missing or has the wrong type.
     """
     if not isinstance(row, Mapping):
@@ -57,7 +58,7 @@ def make_example(row: Mapping, where: str, *, instruction: str = BEST_OPTION, ic
     if not isinstance(choices, Mapping) or not all(isinstance(text, str) for text in choices.values()):
         raise ValueError(f"{where}: expected choices as key -> text or a list of texts, found {choices!r}")
     prompt = choice_prompt(question, choices, instruction=instruction, icl=icl) if choices else answer_prompt(question)
-    return Example(str(row.get("id", where)), prompt, answer, tuple(choices.items()))
+    return Example(str(row.get("id", index)), prompt, answer, tuple(choices.items()))
 
 
 def content_version(*examples: Example) -> str:
@@ -93,7 +94,7 @@ def read_swarm_eval(path, *, name: str | None = None, **settings) -> tuple[Task,
         settings = {"rule": "multiple_choice_generation", "max_new_tokens": 10, **settings}
     prompts = {"instruction": INSTRUCTIONS.get(path.stem, BEST_OPTION), "icl": str(data.get("icl_prompt", ""))}
     dev, test = (
-        [make_example(row, f"{path}, {split} {index}", **prompts) for index, row in enumerate(data[split])]
+        [make_example(row, f"{path}, {split} {index}", index, **prompts) for index, row in enumerate(data[split])]
         for split in ("dev", "test")
     )
     return _pair(name, dev, test, "", **settings)
@@ -110,9 +111,12 @@ def read_json_lines(dev, test, *, name: str | None = None, **settings) -> tuple[
     name = name or Path(dev).stem
     splits = []
     for path in (Path(dev), Path(test)):
-        lines = enumerate(_read_text(path, f"task {name!r}").splitlines(), start=1)
-        where = f"{path}, line {{}}"
-        splits.append([make_example(_parse_json(text, where.format(i)), where.format(i)) for i, text in lines if text.strip()])
+        examples = []
+        for number, text in enumerate(_read_text(path, f"task {name!r}").split("\n"), start=1):
+            if text.strip():
+                where = f"{path}, line {number}"
+                examples.append(make_example(_parse_json(text, where), where, number))
+        splits.append(examples)
     return _pair(name, *splits, "", **settings)
 
 
@@ -169,6 +173,6 @@ def read_reasoning_gym(
     splits = []
     for split, size in (("dev", dev), ("test", test)):
         rows = reasoning_gym_rows(task, split, seed=seed, options=options)
-        splits.append([make_example(next(rows), f"{task}, {split} {index}") for index in range(size)])
+        splits.append([make_example(next(rows), f"{task}, {split} {index}", index) for index in range(size)])
     settings = {"rule": "exact_match", **settings}
     return _pair(name, *splits, f"reasoning-gym {version('reasoning-gym')}, ", **settings)

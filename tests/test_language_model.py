@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import build_model
+
 from evox_evogm.problems.language_model import LanguageModel
 
 PROMPTS = ["a", "What is it?", "Question: 12\nAnswer:", "zz top"]

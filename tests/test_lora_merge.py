@@ -4,12 +4,12 @@ import pytest
 import torch
 from conftest import build_model
 from evox.workflows import EvalMonitor, StdWorkflow
+
+from evox_evogm import EvoGM
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.base_model import load_base
 from evox_evogm.problems.language_model import LanguageModel
 from evox_evogm.problems.scoring import score_task
-
-from evox_evogm import EvoGM
 
 ADD = Task("add", "1", "gold_log_probability", (Example("0", "1+1=", "2"), Example("1", "2+5=", "7")))
 PICK = Task(

@@ -6,11 +6,11 @@ import pytest
 import torch
 import yaml
 from conftest import build_model
+
+from evox_evogm import cli
 from evox_evogm.problems import LoRAMergeProblem
 from evox_evogm.problems.experts import read_expert
 from evox_evogm.problems.merging import merged, stack_experts
-
-from evox_evogm import cli
 
 
 @pytest.fixture

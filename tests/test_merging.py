@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from conftest import build_model
+from safetensors.torch import load_file
+
 from evox_evogm.problems.experts import read_expert
 from evox_evogm.problems.merging import export_adapter, merged, reload_difference, stack_experts
-from safetensors.torch import load_file
 
 MIXED = [  # every way in which two adapters of one base may differ
     {"r": 2, "lora_alpha": 7, "target_modules": ["q_proj"]},

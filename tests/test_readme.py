@@ -1,0 +1,53 @@
+"""The README's examples run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from evox_evogm import cli
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def run_block(text, capsys, monkeypatch):
+    monkeypatch.chdir(README.parent)
+    exec(compile(text, "README.md", "exec"), {})
+    return capsys.readouterr().out
+
+
+def test_it_opens_with_the_two_commands():
+    first = re.search(r"```bash\n(.*?)```", README.read_text(), flags=re.DOTALL)[1]
+    assert [line.split("#")[0].strip() for line in first.strip().splitlines()] == ["make demo", "make test"]
+
+
+def test_the_evox_example_has_15_lines_and_finds_a_better_point_than_the_first(capsys, monkeypatch):
+    (example,) = [block for block in BLOCKS if "Ackley" in block]
+    assert len(example.strip().splitlines()) <= 15
+    best = float(re.search(r"best of 160 evaluations: ([\d.]+)", run_block(example, capsys, monkeypatch))[1])
+    assert best < 20  # Ackley is about 21 almost everywhere
+
+
+@pytest.mark.slow
+def test_the_merging_example_scores_a_merge_and_exports_it(capsys, monkeypatch, tmp_path):
+    (example,) = [block for block in BLOCKS if "LoRAMergeProblem" in block]
+    shown = run_block(example.replace("runs/readme", str(tmp_path)), capsys, monkeypatch)
+    dev, test = map(float, re.search(r"dev ([\d.]+), test ([\d.]+)", shown).groups())
+    assert dev >= 0.5 and 0 <= test <= 1
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_files_it_names_exist():
+    root = README.parent
+    for name in re.findall(r"`((?:evox_evogm|problems|benchmarks)/[\w./]+)`", README.read_text()):
+        assert (root / name).exists(), name
+
+
+def test_the_options_it_shows_are_those_of_the_command():
+    text = README.read_text()
+    shown = {name: re.search(rf"^evogm {name} .*$", text, flags=re.MULTILINE)[0] for name in ("merge", "demo")}
+    parser = cli.build_parser()
+    for name, line in shown.items():
+        words = re.sub(r"[\[\]]", "", line).replace("DIR", "d").replace("N", "1").split()[1:]
+        assert parser.parse_args(words).command == name
