@@ -1,5 +1,6 @@
 """How a finished run is shown: one table of scores in the terminal, and the same with the coefficients in Markdown."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -37,15 +38,23 @@ def score_table(rows: list[dict]) -> str:
     :param rows: `ScoreRow`s as tables, such as `result["scores"]`.
     """
     table = _cells(rows)
-    # Long task names are split over header lines, so that the columns stay as narrow as the numbers.
-    widths = [max(len(row[0]) for row in table)] + [max(len(row[i]) for row in table[1:]) for i in range(1, len(table[0]))]
-    header = [
-        [text[k : k + width] for k in range(0, len(text), width)] or [""] for text, width in zip(table[0], widths, strict=True)
-    ]
-    depth = max(map(len, header))
-    lines = [[parts[line] if line < len(parts) else "" for parts in header] for line in range(depth)]
+    widths = [max(len(row[i]) for row in table[1:]) for i in range(len(table[0]))]
+    # Long task names take several header lines, so that the columns stay about as narrow as the numbers.
+    header = [_fold(text, width) for text, width in zip(table[0], widths, strict=True)]
+    widths = [max(width, *map(len, parts)) for width, parts in zip(widths, header, strict=True)]
+    lines = [[parts[line] if line < len(parts) else "" for parts in header] for line in range(max(map(len, header)))]
     lines += [["-" * width for width in widths], *table[1:]]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _fold(name: str, width: int) -> list[str]:
+    """Break a name after underscores into lines of about `width` characters."""
+    lines = [""]
+    for word in re.split(r"(?<=_)", name):
+        if lines[-1] and len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] += word
+    return lines
 
 
 def _bar(value: float, scale: float) -> str:

@@ -148,6 +148,10 @@ def _read_config(folder: Path, where: str) -> dict:
             config[setting] = {}
         elif not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{where}: expected {setting} in {CONFIG} to be a {_kind_name(kind)}, found {value!r}")
+    for patterns in ("rank_pattern", "alpha_pattern"):
+        for pattern, value in config[patterns].items():
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise ValueError(f"{where}: expected {patterns} in {CONFIG} to hold numbers, found {value!r} for {pattern!r}")
     return config
 
 

@@ -37,7 +37,7 @@ def _parse_json(text: str, where: str):
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected JSON, found {error.msg} at line {error.lineno}") from error
+        raise ValueError(f"{where}: expected JSON, found {error.msg} (line {error.lineno}, column {error.colno})") from error
 
 
 def make_example(row: Mapping, where: str, index: int, *, instruction: str = BEST_OPTION, icl: str = "") -> Example:

@@ -129,7 +129,7 @@ def parse_choice(output: str, choices: Mapping[str, str]) -> str | None:
     of a choice. A key counts only where it stands alone: the A of "An apple" is no answer.
     """
     alone = rf"(?<!\w)({'|'.join(re.escape(key) for key in choices)})(?!\w)"
-    if explicit := re.search(rf"(?i:answer is):?\W{{0,2}}{alone}", output):
+    if explicit := re.search(rf"(?i:answer is):?\W{{0,4}}{alone}", output):
         return explicit[1]
     found = list(re.finditer(alone, output))
     if found and found[0].end() <= 5:

@@ -69,6 +69,8 @@ class Task:
             raise ValueError(f"task {self.name!r}: max_new_tokens must be at least 1, found {self.max_new_tokens}")
         needs_choices = self.rule in ("choice_likelihood", "multiple_choice_generation")
         for example in self.examples:
+            if not example.target.strip():
+                raise ValueError(f"task {self.name!r}, example {example.id!r}: expected an answer, found an empty text")
             keys = [key for key, _ in example.choices]
             if (needs_choices or keys) and example.target not in keys:
                 raise ValueError(
