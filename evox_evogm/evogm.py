@@ -99,22 +99,22 @@ class EvoGM(Algorithm):
         self.sizes = [self.dim, *hidden_dims, self.dim]
         self.networks = 2 if dual else 1
         self.dtype = lb.dtype
-        self.center = ((lb + ub) / 2).to(device)  # (n,)
-        self.half_width = ((ub - lb) / 2).to(device)  # (n,)
 
         self.lr = Parameter(lr, self.dtype, device)
         self.winner_ratio = Parameter(winner_ratio, self.dtype, device)
         self.cycle_weight = Parameter(cycle_weight, self.dtype, device)
         self.opt_weight = Parameter(opt_weight, self.dtype, device)
 
+        self.center = Mutable((lb + ub) / 2, device=device)  # (n,) never changed, but it moves with the state
+        self.half_width = Mutable((ub - lb) / 2, device=device)  # (n,)
         history = empty(self.dim + pop_size * (n_iters + 1), self.dim, self.dtype, device)
         self.points = Mutable(history.points)  # (C, n) in the axes of the round
         self.fitness = Mutable(history.fitness)  # (C,)
         self.count = Mutable(history.count)
         self.basis = Mutable(torch.eye(self.dim, dtype=self.dtype, device=device))  # (n, n), row = axis of the round
         self.steps = Mutable(torch.zeros((), dtype=torch.int64, device=device))
-        self.parameters_ = Mutable(self._fresh_generators())  # (G, N)
-        self.moments = Mutable(torch.zeros(2, *self.parameters_.shape, dtype=self.dtype, device=device))
+        self.generators = Mutable(self._fresh_generators())  # (G, N)
+        self.moments = Mutable(torch.zeros(2, *self.generators.shape, dtype=self.dtype, device=device))
         self.losses = Mutable(torch.zeros(2, dtype=self.dtype, device=device))
 
     def init_step(self) -> None:
@@ -126,7 +126,7 @@ class EvoGM(Algorithm):
         new_round = self._round_starts()
         self._shift_basis(new_round)
         self._train_generators(new_round)
-        proposals = generate(self.parameters_[0], self.sizes, self.points[: self.pop_size])  # (P, n)
+        proposals = generate(self.generators[0], self.sizes, self.points[: self.pop_size])  # (P, n)
         self._evaluate(torch.where(new_round, self._fresh_points(), proposals))
 
     def record_step(self) -> dict[str, torch.Tensor]:
@@ -174,7 +174,7 @@ class EvoGM(Algorithm):
 
     def _evaluate(self, points: torch.Tensor) -> None:
         fitness = self.evaluate(self._to_box(self._effective(points)))  # (P,)
-        self._remember(append(self._history(), points, fitness.to(self.dtype)))
+        self._remember(append(self._history(), points, fitness.to(self.points)))
         self.steps = self.steps + 1
 
     def _uniform(self, rows: int) -> torch.Tensor:
@@ -198,7 +198,7 @@ class EvoGM(Algorithm):
         self.basis = torch.where(new_round & replaced[:, None], top, self.basis)
         carried = carry(self._history(), self.dim)
         self._remember(Archive(*map(lambda new, old: torch.where(new_round, new, old), carried, self._history())))
-        self.parameters_ = torch.where(new_round, self._fresh_generators(), self.parameters_)
+        self.generators = torch.where(new_round, self._fresh_generators(), self.generators)
         self.moments = torch.where(new_round, 0.0, self.moments)
 
     def _train_generators(self, new_round: torch.Tensor) -> None:
@@ -206,6 +206,6 @@ class EvoGM(Algorithm):
         draws = torch.rand(self.epochs, len(self.fitness), dtype=self.dtype, device=self.fitness.device)  # (E, C)
         settings = torch.stack([self.lr, self.winner_ratio, self.cycle_weight, self.opt_weight])
         adam_steps = torch.where(new_round, -1, (iteration - 1) * self.epochs)  # -1: there is nothing to learn from yet
-        self.parameters_, self.moments, self.losses = train(
-            self.parameters_, self.moments, adam_steps, self.points, self.count, draws, settings, self.sizes
+        self.generators, self.moments, self.losses = train(
+            self.generators, self.moments, adam_steps, self.points, self.count, draws, settings, self.sizes
         )

@@ -68,7 +68,7 @@ class LoRAMergeProblem(Problem):
         check_fit(self.experts, model, tokenizer)
         # Not a submodule: a workflow's state is the search, not the weights of a frozen base.
         object.__setattr__(self, "language_model", LanguageModel(model.eval(), tokenizer, batch_tokens=batch_tokens))
-        self.modules_ = stack_experts(self.experts, model.dtype, model.device)
+        self.stacked = stack_experts(self.experts, model.dtype, model.device)
         self.tasks = list(tasks)
         self.on_evaluation = on_evaluation
 
@@ -85,7 +85,7 @@ class LoRAMergeProblem(Problem):
         :return: per task name an `(S,)` tensor on the CPU, higher is better.
         """
         tasks = self.tasks if tasks is None else tasks
-        with merged(self.language_model.model, self.modules_, coefficients):
+        with merged(self.language_model.model, self.stacked, coefficients):
             return {task.name: score_task(task, self.language_model) for task in tasks}
 
     @torch.compiler.disable

@@ -80,6 +80,13 @@ def _expert_hook(module: StackedModule, weights: torch.Tensor):
     return add_experts
 
 
+def _stack_used(experts: Sequence[Expert], coefficients: torch.Tensor) -> tuple[dict[str, StackedModule], torch.Tensor]:
+    """The experts whose coefficient is not 0, stacked in float32 on the CPU, with their coefficients."""
+    coefficients = coefficients.detach().to("cpu", torch.float32)
+    used = coefficients.nonzero().flatten()
+    return stack_experts([experts[index] for index in used], torch.float32, torch.device("cpu")), coefficients[used]
+
+
 def export_adapter(experts: Sequence[Expert], coefficients: torch.Tensor, folder, *, base: str) -> None:
     """Write the merge as one LoRA adapter in PEFT format, exact in float32.
 
@@ -93,17 +100,15 @@ def export_adapter(experts: Sequence[Expert], coefficients: torch.Tensor, folder
     """
     from safetensors.torch import save_file
 
-    coefficients = coefficients.detach().to("cpu", torch.float32)
-    kept = [index for index, value in enumerate(coefficients.tolist()) if value != 0]
-    if not kept:
+    modules, coefficients = _stack_used(experts, coefficients)
+    if not modules:
         raise ValueError("coefficients: expected at least one other than 0, found all 0; the merge is the base model itself")
-    modules = stack_experts([experts[index] for index in kept], torch.float32, torch.device("cpu"))
     tensors, ranks = {}, {}
     for name, module in modules.items():
         prefix = f"base_model.model.{name}.lora_{'embedding_' if module.embedding else ''}"
         suffix = "" if module.embedding else ".weight"
         tensors[f"{prefix}A{suffix}"] = module.a.contiguous()
-        tensors[f"{prefix}B{suffix}"] = (module.b * module.channel_weights(coefficients[kept])).contiguous()
+        tensors[f"{prefix}B{suffix}"] = (module.b * module.channel_weights(coefficients)).contiguous()
         ranks[name] = len(module.a)
     rank = max(ranks.values())
     patterns = {name: own for name, own in ranks.items() if own != rank}
@@ -136,8 +141,7 @@ def reload_difference(model: torch.nn.Module, experts: Sequence[Expert], coeffic
     """
     from peft import PeftModel
 
-    coefficients = coefficients.detach().to("cpu", torch.float32)
-    expected = stack_experts(experts, torch.float32, torch.device("cpu"))
+    expected, coefficients = _stack_used(experts, coefficients)
     reloaded = PeftModel.from_pretrained(model, folder)
     try:
         layers = dict(reloaded.base_model.model.named_modules())

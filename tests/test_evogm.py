@@ -59,7 +59,7 @@ def test_three_points_go_through_a_round_and_into_the_next():
     first_population = algorithm.points[:3].clone()
 
     workflow.step()  # the generator, trained with one winner and two losers, moves all three
-    proposals = generate(algorithm.parameters_[0], algorithm.sizes, first_population)
+    proposals = generate(algorithm.generators[0], algorithm.sizes, first_population)
     assert torch.equal(problem.seen[1], proposals)
     together = torch.cat([*problem.seen])
     order = distance(together).argsort()
@@ -183,9 +183,9 @@ def test_the_ablations_change_what_is_trained():
         torch.manual_seed(0)
         workflow = start(Recorder(distance), 6, 2, epochs=30, lr=1e-2, **settings)
         workflow.init_step()
-        before = workflow.algorithm.parameters_.clone()
+        before = workflow.algorithm.generators.clone()
         workflow.step()
-        changed = (workflow.algorithm.parameters_ - before).abs().amax(1) > 0
+        changed = (workflow.algorithm.generators - before).abs().amax(1) > 0
         return changed.tolist(), float(workflow.algorithm.losses[0])
 
     full, cycle_loss = one_step()

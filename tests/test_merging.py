@@ -147,6 +147,14 @@ def test_the_comparison_after_a_reload_notices_a_wrong_adapter(model, make_adapt
     assert not any("lora" in name for name, _ in model.named_modules())
 
 
+def test_experts_that_a_merge_leaves_out_are_left_out_of_the_comparison(model, make_adapter, tmp_path):
+    experts = [read_expert(folder) for folder in mixed_adapters(make_adapter)]
+    alone = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    export_adapter(experts, alone, tmp_path / "merge", base="")
+    assert {path for path in load_file(tmp_path / "merge" / "adapter_model.safetensors") if "q_proj" not in path} == set()
+    assert reload_difference(model, experts, alone, tmp_path / "merge") < 1e-6
+
+
 def test_a_merge_with_nothing_in_it_is_not_exported(make_adapter, tmp_path):
     with pytest.raises(ValueError, match="all 0; the merge is the base model itself"):
         export_adapter([read_expert(make_adapter("a"))], torch.zeros(1), tmp_path / "merge", base="")
