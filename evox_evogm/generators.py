@@ -2,7 +2,8 @@
 
 The weights of a generator are one flat vector, so that Adam is a few operations on one tensor, and M generators are the
 rows of an (M, N) tensor, so that a pair of them, or the pairs of many runs, go through one batched matrix product.
-The backward pass is written out: the training loop then needs no autograd graph and can be compiled and vmapped.
+The backward pass is written out: no autograd graph is built, and two passes through a generator share one product for the
+gradient of its weights.
 
 Source: Jiang et al., "EvoGM", ICML 2026, arXiv 2605.29295, section 2.2 and appendix B.
 """
@@ -42,34 +43,60 @@ def unpack(parameters: torch.Tensor, sizes: Sequence[int]) -> Layers:
     return layers
 
 
-def forward(layers: Layers, inputs: torch.Tensor) -> list[torch.Tensor]:
-    """All activations, the (M, B, n) inputs first and the tanh output last."""
-    activations = [inputs]
-    for weight, bias in layers[:-1]:
-        activations.append(torch.baddbmm(bias, activations[-1], weight).relu_())
+def layer_by_layer(parameters: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, Layers]:
+    """Copy (M, N) parameters so that every layer is one tensor without gaps: matrix products are fastest on these.
+
+    :return: all numbers as one (M N,) vector, and the layers as views of it.
+    """
+    layers = unpack(parameters, sizes)
+    vector = torch.cat([tensor.flatten() for layer in layers for tensor in layer])  # (M N,)
+    pieces = iter(vector.split([tensor.numel() for layer in layers for tensor in layer]))
+    return vector, [(next(pieces).view(weight.shape), next(pieces).view(bias.shape)) for weight, bias in layers]
+
+
+def pack(layers: Layers) -> torch.Tensor:
+    """The (M, N) parameters of layers: `unpack` undone."""
+    return torch.cat([tensor.flatten(1) for layer in layers for tensor in layer], 1)
+
+
+def forward(layers: Layers, inputs: list[torch.Tensor]) -> torch.Tensor:
+    """Send rows through M generators.
+
+    :param inputs: per layer an (M, B, d_in) tensor. The first holds the rows; the others are overwritten.
+    :return: the (M, B, n) output.
+    """
+    for index, (weight, bias) in enumerate(layers[:-1]):
+        torch.clamp_min(torch.baddbmm(bias, inputs[index], weight), 0, out=inputs[index + 1])  # ReLU
     weight, bias = layers[-1]
-    activations.append(torch.baddbmm(bias, activations[-1], weight).tanh_())
-    return activations
+    return torch.baddbmm(bias, inputs[-1], weight).tanh_()
 
 
 def backward(
-    layers: Layers, gradients: Layers, activations: list[torch.Tensor], output_gradient: torch.Tensor
-) -> torch.Tensor:
-    """Add the gradient of the parameters to `gradients` (views of the same form as `layers`).
+    layers: Layers, inputs: list[torch.Tensor], output: torch.Tensor, output_gradient: torch.Tensor, deltas: list[torch.Tensor]
+) -> None:
+    """Carry the gradient of the output back through the layers.
 
-    :param activations: what `forward` returned.
-    :param output_gradient: the (M, B, n) gradient with respect to the output.
-    :return: the (M, B, n) gradient with respect to the inputs.
+    :param inputs: what `forward` left.
+    :param output: what `forward` returned.
+    :param output_gradient: an (M, B, n) tensor.
+    :param deltas: per layer an (M, B, d_out) tensor, overwritten by the gradient with respect to what weight and bias give.
     """
-    delta = output_gradient * (1 - activations[-1] ** 2)  # tanh' = 1 - tanh^2
-    for index in reversed(range(len(layers))):
-        weight_gradient, bias_gradient = gradients[index]
-        weight_gradient += activations[index].mT @ delta
-        bias_gradient += delta.sum(1, keepdim=True)
-        delta = delta @ layers[index][0].mT
-        if index > 0:
-            delta = delta * (activations[index] > 0)  # ReLU'
-    return delta
+    torch.ops.aten.tanh_backward(output_gradient, output, grad_input=deltas[-1])
+    for index in range(len(layers) - 1, 0, -1):
+        delta = torch.bmm(deltas[index], layers[index][0].mT)
+        torch.ops.aten.threshold_backward(delta, inputs[index], 0, grad_input=deltas[index - 1])  # ReLU'
+
+
+def parameter_gradients(gradients: Layers, inputs: list[torch.Tensor], deltas: list[torch.Tensor]) -> None:
+    """Write the gradients of weights and biases.
+
+    :param gradients: contiguous tensors of the form of `layers`, overwritten.
+    :param inputs: per layer its (M, B, d_in) inputs.
+    :param deltas: per layer what `backward` wrote.
+    """
+    for (weight, bias), layer_inputs, delta in zip(gradients, inputs, deltas, strict=True):
+        torch.bmm(layer_inputs.mT, delta, out=weight)
+        torch.sum(delta, 1, keepdim=True, out=bias)
 
 
 def generate(parameters: torch.Tensor, sizes: Sequence[int], points: torch.Tensor) -> torch.Tensor:
@@ -79,4 +106,8 @@ def generate(parameters: torch.Tensor, sizes: Sequence[int], points: torch.Tenso
     :param points: a `(P, n)` tensor.
     :return: a `(P, n)` tensor inside [-1, 1].
     """
-    return forward(unpack(parameters[None], sizes), points[None])[-1][0]
+    *hidden, (weight, bias) = unpack(parameters[None], sizes)
+    rows = points[None]
+    for hidden_weight, hidden_bias in hidden:
+        rows = torch.baddbmm(hidden_bias, rows, hidden_weight).relu()
+    return torch.baddbmm(bias, rows, weight).tanh()[0]

@@ -8,85 +8,161 @@ one full-batch step on all winners and as many losers, drawn independently. The 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from evox.utils import register_vmap_op
+from torch.optim.adam import adam
 
 from evox_evogm.archive import draw_losers, winner_count
-from evox_evogm.generators import Layers, backward, forward, unpack
+from evox_evogm.generators import Layers, backward, forward, layer_by_layer, pack, parameter_gradients
 
 SCHEMA = (
     "(Tensor parameters, Tensor moments, Tensor steps, Tensor points, Tensor count, Tensor draws, Tensor settings, "
     "int[] sizes) -> (Tensor, Tensor, Tensor)"
 )
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's published values, torch.optim.Adam's defaults
+RUNS_AT_ONCE_ON_CPU = 4  # so few that their weights, gradients and moments stay in the cache (benchmarks/step_speed.py)
+
+
+class Rows(NamedTuple):
+    """What B rows of data leave in the layers of M generators, kept for the gradient of the weights."""
+
+    inputs: list[torch.Tensor]  # per layer (M, B, d_in)
+    deltas: list[torch.Tensor]  # per layer (M, B, d_out), the gradient with respect to what weight and bias give
+
+    @classmethod
+    def room(cls, layers: Layers, count: int) -> "Rows":
+        """Room for `count` rows."""
+        weights = [weight for weight, _ in layers]
+        return cls(*([weight.new_empty(len(weight), count, weight.shape[side]) for weight in weights] for side in (1, 2)))
+
+    def part(self, start: int, end: int) -> "Rows":
+        """A view of some of the rows."""
+        return Rows(*([tensor[:, start:end] for tensor in tensors] for tensors in self))
 
 
 def loss_gradient(
     layers: Layers,
     gradients: Layers,
-    losers: torch.Tensor,
-    winners: torch.Tensor,
-    row_weights: torch.Tensor,
+    points: torch.Tensor,
     target: torch.Tensor,
-    cycle_weight: torch.Tensor,
-    opt_weight: torch.Tensor,
-) -> torch.Tensor:
-    """Add the gradient of the loss of K runs to `gradients`, and return the two parts of the loss.
+    cycle_scale: torch.Tensor,
+    opt_scale: torch.Tensor,
+    rows: Rows,
+    there: Rows,
+    back: Rows,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write the gradient of the loss of K runs to `gradients`.
 
     :param layers: of M = 2 K generators G, Gb, G, Gb, ..., or of M = K generators G (no cycle loss).
-    :param gradients: of the same form, to be added to.
-    :param losers: a `(K, B, n)` tensor.
-    :param winners: a `(K, B, n)` tensor.
-    :param row_weights: a `(K, B)` tensor that sums to 1 per run; 0 leaves a row out.
-    :param target: a `(K, n)` tensor, the mean of the winners.
-    :param cycle_weight: a_c, a `(K,)` tensor.
-    :param opt_weight: a_o, a `(K,)` tensor.
-    :return: a `(K, 2)` tensor of the cycle loss and the optimisation loss, both before weighting.
+    :param gradients: of the same form, overwritten.
+    :param points: a `(K, 2, B, n)` tensor of losers and winners, or a `(K, 1, B, n)` tensor of losers.
+    :param target: a `(K, 1, 1, n)` tensor, the mean of the winners.
+    :param cycle_scale: a `(K, 1, B, 1)` tensor, what the square of an error of one coordinate counts in the cycle loss.
+    :param opt_scale: the same for the optimisation loss.
+    :param rows: room that is overwritten, and its parts: `there`, B rows through the generators, and `back`, B rows through
+        the other generators (none with a single generator).
+    :return: the `(K, 2, B, n)` errors of the cycles (zeros without Gb), and the `(K, 1, B, n)` distances from the target.
     """
-    runs, _, dim = losers.shape
-    per_run = layers[0][0].shape[0] // runs
-    row_weights, target = row_weights[:, None, :, None], target[:, None, None]
-    cycle_weight, opt_weight = cycle_weight[:, None, None, None], opt_weight[:, None, None, None]
-    inputs = torch.stack([losers, winners][:per_run], 1)  # (K, per_run, B, n)
-    there = forward(layers, inputs.flatten(0, 1))
-    moved = there[-1].unflatten(0, (runs, per_run))  # G(l), Gb(w)
-    miss = moved[:, :1] - target
-    opt_loss = (row_weights * miss**2).sum((1, 2, 3)) / dim
-    cycle_loss = torch.zeros_like(opt_loss)
-    moved_gradient = torch.zeros_like(moved)
-    if per_run == 2:
-        back = forward(layers, moved.flip(1).flatten(0, 1))
-        error = back[-1].unflatten(0, (runs, 2)) - inputs.flip(1)  # G(Gb(w)) - w, Gb(G(l)) - l
-        cycle_loss = (row_weights * error**2).sum((1, 2, 3)) / dim
-        error_gradient = (cycle_weight * row_weights * error * (2 / dim)).flatten(0, 1)
-        moved_gradient = backward(layers, gradients, back, error_gradient).unflatten(0, (runs, 2)).flip(1)
-    moved_gradient = torch.cat([moved_gradient[:, :1] + opt_weight * row_weights * miss * (2 / dim), moved_gradient[:, 1:]], 1)
-    backward(layers, gradients, there, moved_gradient.flatten(0, 1))
-    return torch.stack([cycle_loss, opt_loss], 1)
+    by_network = (-1, *points.shape[2:])  # (M, B, n)
+    there.inputs[0].copy_(points.view(by_network))
+    moved = forward(layers, there.inputs)  # G(l), Gb(w)
+    miss = moved.view(points.shape)[:, :1] - target
+    if points.shape[1] == 1:
+        backward(layers, there.inputs, moved, (2 * opt_scale * miss).view(by_network), there.deltas)
+        parameter_gradients(gradients, rows.inputs, rows.deltas)
+        return torch.zeros_like(miss), miss
+    back.inputs[0].copy_(moved.view(points.shape).flip(1).view(by_network))
+    returned = forward(layers, back.inputs)  # G(Gb(w)), Gb(G(l))
+    error = returned.view(points.shape) - points.flip(1)
+    backward(layers, back.inputs, returned, (2 * cycle_scale * error).view(by_network), back.deltas)
+    moved_gradient = torch.bmm(back.deltas[0], layers[0][0].mT).view(points.shape).flip(1)
+    moved_gradient[:, :1].addcmul_(opt_scale, miss, value=2)
+    backward(layers, there.inputs, moved, moved_gradient.view(by_network), there.deltas)
+    parameter_gradients(gradients, rows.inputs, rows.deltas)
+    return error, miss
 
 
-def adam_step(
+class Adam:
+    """torch's fused Adam (Kingma and Ba, 2015; its defaults) for the generators of K runs.
+
+    One call serves all runs where they have the same learning rate and step, else there is one for each.
+    """
+
+    def __init__(self, tensors: Sequence[tuple[torch.Tensor, Layers]], lr: torch.Tensor, steps: torch.Tensor):
+        """Prepare the calls.
+
+        :param tensors: parameters, gradients, first and second moments, each with its layers.
+        :param lr: a `(K,)` tensor.
+        :param steps: a `(K,)` tensor, steps taken before.
+        """
+        settings = list(zip(lr.tolist(), steps.tolist(), strict=True))
+        if len(set(settings)) == 1:
+            settings, parts = settings[:1], [[[whole] for whole, _ in tensors]]
+        else:
+            by_run = [[[part.chunk(len(settings)) for part in layer] for layer in layers] for _, layers in tensors]
+            parts = [[[part[run] for layer in layers for part in layer] for layers in by_run] for run in range(len(settings))]
+        self.calls = [
+            (part, [torch.full((), float(step), device=lr.device) for _ in part[0]], rate)
+            for part, (rate, step) in zip(parts, settings, strict=True)
+        ]
+
+    def step(self) -> None:
+        """Change parameters and moments by one step."""
+        for part, steps, rate in self.calls:
+            adam(
+                *part,
+                [],
+                steps,
+                fused=True,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=rate,
+                weight_decay=0.0,
+                eps=1e-8,
+                maximize=False,
+            )
+
+
+def train_together(
     parameters: torch.Tensor,
-    gradient: torch.Tensor,
     moments: torch.Tensor,
-    step: torch.Tensor,
-    lr: torch.Tensor,
-) -> None:
-    """One step of Adam in place (Kingma and Ba, 2015), for M vectors at once.
+    steps: torch.Tensor,
+    points: torch.Tensor,
+    count: torch.Tensor,
+    draws: torch.Tensor,
+    settings: torch.Tensor,
+    sizes: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`train_runs` for runs that are all trained, in one batch."""
+    runs, networks, _ = parameters.shape
+    dim = points.shape[2]
+    lr, winner_ratio, cycle_weight, opt_weight = settings.unbind(1)
+    winners = winner_count(count, winner_ratio).minimum(count)  # (K,)
+    rows = torch.arange(int(winners.max()), device=points.device)  # (B,)
+    row_weights = (rows < winners[:, None]) / winners[:, None].to(points.dtype)  # (K, B), 0 beyond a run's own winners
+    winner_points = points[:, : len(rows)]  # (K, B, n)
+    target = (row_weights[..., None] * winner_points).sum(1)[:, None, None]  # (K, 1, 1, n)
+    loser_rows = draw_losers(draws[:, :, : len(rows)], winners[:, None, None], count[:, None, None])  # (K, E, B)
+    mean = row_weights[:, None, :, None] / dim  # (K, 1, B, 1), weighs squares of errors so that their sum is the mean
+    cycle_scale, opt_scale = (weight[:, None, None, None] * mean for weight in (cycle_weight, opt_weight))
 
-    :param parameters: an `(M, N)` tensor, changed.
-    :param gradient: an `(M, N)` tensor.
-    :param moments: a `(2, M, N)` tensor of the first and second moments, changed.
-    :param step: an `(M, 1)` tensor, 1 at the first step.
-    :param lr: an `(M, 1)` tensor.
-    """
-    first, second = moments
-    first.lerp_(gradient, 1 - BETAS[0])
-    second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-    scale = (1 - BETAS[1] ** step).sqrt()
-    denominator = (second.sqrt() / scale).add_(EPSILON)
-    parameters.sub_(lr / (1 - BETAS[0] ** step) * first / denominator)
+    flat, layers = layer_by_layer(parameters.flatten(0, 1), sizes)
+    first, second = (layer_by_layer(moment.flatten(0, 1), sizes) for moment in moments.unbind(1))
+    gradient, gradients = layer_by_layer(torch.empty_like(parameters).flatten(0, 1), sizes)
+    optimizer = Adam([(flat, layers), (gradient, gradients), first, second], lr, steps)
+    inputs = winner_points[:, None].repeat(1, networks, 1, 1)  # (K, G, B, n)
+    batch = len(rows)
+    both = Rows.room(layers, networks * batch)
+    there, back = both.part(0, batch), both.part(batch, 2 * batch)
+    for epoch in range(draws.shape[1]):
+        inputs[:, 0] = points.gather(1, loser_rows[:, epoch, :, None].expand(-1, -1, dim))
+        error, miss = loss_gradient(layers, gradients, inputs, target, cycle_scale, opt_scale, both, there, back)
+        optimizer.step()
+    losses = torch.stack([(mean * difference**2).sum((1, 2, 3)) for difference in (error, miss)], 1)
+    parameters, *moments = (pack(tensors).unflatten(0, (runs, networks)) for tensors in (layers, first[1], second[1]))
+    return parameters, torch.stack(moments, 1), losses
 
 
 def train_runs(
@@ -109,40 +185,17 @@ def train_runs(
     :param draws: a `(K, E, C)` tensor of uniform numbers that choose the losers.
     :param settings: a `(K, 4)` tensor: learning rate, winner ratio, a_c, a_o.
     :param sizes: layer sizes of a generator.
-    :return: new parameters, new moments, and the `(K, 2)` cycle and optimisation losses of the last epoch.
+    :return: new parameters, new moments, and the `(K, 2)` cycle and optimisation losses of the last epoch, before weighting.
     """
-    kept_parameters, kept_moments = parameters, moments
-    active = steps >= 0
-    losses = settings.new_zeros(len(parameters), 2)
-    if not active.any():
-        return parameters.clone(), moments.clone(), losses
-    runs, per_run, width = parameters.shape
-    lr, winner_ratio, cycle_weight, opt_weight = settings.unbind(1)
-    winners = winner_count(count, winner_ratio).minimum(count)  # (K,)
-    rows = torch.arange(int(winners.max()), device=points.device)  # (B,)
-    row_weights = (rows < winners[:, None]) / winners[:, None].to(points.dtype)  # (K, B)
-    winner_points = points[:, : len(rows)]  # (K, B, n)
-    target = (row_weights[..., None] * winner_points).sum(1)  # (K, n)
-    loser_rows = draw_losers(draws[:, :, : len(rows)], winners[:, None, None], count[:, None, None])  # (K, E, B)
-
-    parameters = parameters.flatten(0, 1).clone()  # (M, N)
-    moments = moments.transpose(0, 1).flatten(1, 2).clone()  # (2, M, N)
-    gradient = torch.zeros_like(parameters)
-    layers, gradients = unpack(parameters, sizes), unpack(gradient, sizes)
-    lr, first_step = (x.repeat_interleave(per_run)[:, None] for x in (lr, steps.to(points.dtype) + 1))  # (M, 1)
-    for epoch in range(draws.shape[1]):
-        losers = points.gather(1, loser_rows[:, epoch, :, None].expand(-1, -1, points.shape[2]))  # (K, B, n)
-        gradient.zero_()
-        losses = loss_gradient(layers, gradients, losers, winner_points, row_weights, target, cycle_weight, opt_weight)
-        adam_step(parameters, gradient, moments, first_step + epoch, lr)
-    parameters = parameters.view(runs, per_run, width)
-    moments = moments.view(2, runs, per_run, width).transpose(0, 1)
-    trained = active[:, None, None]
-    return (
-        torch.where(trained, parameters, kept_parameters),
-        torch.where(trained[..., None], moments, kept_moments),
-        torch.where(active[:, None], losses, 0.0),
-    )
+    parameters, moments, losses = parameters.clone(), moments.clone(), settings.new_zeros(len(settings), 2)
+    active = (steps >= 0).nonzero().flatten()
+    at_once = RUNS_AT_ONCE_ON_CPU if parameters.device.type == "cpu" else max(1, len(active))
+    for chosen in active.split(at_once) if len(active) else ():
+        tensors = (parameters, moments, steps, points, count, draws, settings)
+        trained = train_together(*(tensor[chosen] for tensor in tensors), sizes)
+        for result, values in zip((parameters, moments, losses), trained, strict=True):
+            result[chosen] = values
+    return parameters, moments, losses
 
 
 def _shapes(parameters, moments, steps, points, count, draws, settings, sizes):

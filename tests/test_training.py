@@ -5,7 +5,7 @@ import torch
 from plain_evogm import as_module, plain_training
 
 from evox_evogm.archive import winner_count
-from evox_evogm.generators import forward, generate, initial_parameters, parameter_count, unpack
+from evox_evogm.generators import forward, generate, initial_parameters, layer_by_layer, pack, parameter_count, unpack
 from evox_evogm.training import train, train_runs
 
 SIZES = [3, 8, 5, 3]
@@ -89,8 +89,17 @@ def test_a_generator_is_the_network_that_torch_builds():
     points = torch.randn(6, 3, dtype=torch.float64)
     assert parameters.shape == (2, parameter_count(SIZES)) == (2, 3 * 8 + 8 + 8 * 5 + 5 + 5 * 3 + 3)
     torch.testing.assert_close(generate(parameters[1], SIZES, points), as_module(parameters[1], SIZES)(points).detach())
-    both = forward(unpack(parameters, SIZES), points.expand(2, 6, 3))[-1]
+    _, layers = layer_by_layer(parameters, SIZES)
+    rows = [points.expand(2, 6, 3), *(points.new_empty(2, 6, width) for width in SIZES[1:-1])]
+    both = forward(layers, rows)
     torch.testing.assert_close(both[0], as_module(parameters[0], SIZES)(points).detach())
+
+
+def test_parameters_laid_out_layer_by_layer_pack_to_what_they_were():
+    parameters = initial_parameters(SIZES, 2, torch.float64, torch.device("cpu"))
+    vector, layers = layer_by_layer(parameters, SIZES)
+    assert torch.equal(pack(layers), parameters) and vector.numel() == parameters.numel()
+    assert all(part.is_contiguous() and part.data_ptr() >= vector.data_ptr() for layer in layers for part in layer)
 
 
 def test_initial_numbers_fill_the_bounds_of_torch_linear():
