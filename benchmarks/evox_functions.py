@@ -1,0 +1,185 @@
+"""EvoGM beside EvoX's own algorithms and CMA-ES on test functions.
+
+Every algorithm gets the same number of evaluations on seven functions of EvoX and on CEC2022, in 2, 10 and 20 dimensions,
+15 seeds each; seeds run in one vmap where the algorithm allows. All work in the unit box [-1, 1]^n, which is mapped to the
+domain of the function; outside it a point counts as the nearest one inside plus the squared distance. The optimum of a
+function of EvoX is moved away from the middle of the box, where EvoGM's fresh generators and the evolution strategies start.
+
+    python benchmarks/evox_functions.py run       # curves to runs/evox_functions/*.csv, one file per case; can be resumed
+    python benchmarks/evox_functions.py report    # tables and plots from these files
+"""
+
+import argparse
+import csv
+import itertools
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from evox import use_state, vmap
+from evox.algorithms import CLPSO, CSO, DE, PSO, SHADE, SNES, JaDE, OpenES
+from evox.core import Monitor, Mutable, Problem
+from evox.problems.numerical import CEC2022, Ackley, Ellipsoid, Griewank, Rastrigin, Rosenbrock, Schwefel, Sphere
+from evox.workflows import StdWorkflow
+
+from evox_evogm import EvoGM
+from evox_evogm.baselines import CMAES
+
+SEEDS = 15
+BUDGETS = (160, 2000)
+DIMENSIONS = (2, 10, 20)
+FUNCTIONS = {  # EvoX's function and half the width of its usual domain
+    "Sphere": (Sphere, 100.0),
+    "Ackley": (Ackley, 32.0),
+    "Rastrigin": (Rastrigin, 5.12),
+    "Griewank": (Griewank, 600.0),
+    "Rosenbrock": (Rosenbrock, 30.0),
+    "Schwefel": (Schwefel, 500.0),
+    "Ellipsoid": (Ellipsoid, 100.0),
+}
+CEC_FUNCTIONS = {f"CEC2022-F{number}": number for number in range(1, 13)}
+
+
+EVOGM = {160: {"pop_size": 20, "n_rounds": 2}, 2000: {"pop_size": 100, "n_rounds": 5}}  # by budget, otherwise the defaults
+
+
+def algorithms(n: int, budget: int) -> dict:
+    """A function per algorithm that makes a fresh instance.
+
+    Every algorithm is at its defaults with a population of 20, except EvoGM (above) and CMA-ES (its own default). What has no
+    default: the evolution strategies start in the middle of the box with a standard deviation of .3, OpenES of .1.
+    """
+    upper, middle = torch.ones(n), torch.zeros(n)
+    return {
+        "EvoGM": lambda: EvoGM(lb=-upper, ub=upper, **EVOGM[budget]),
+        "PSO": lambda: PSO(20, -upper, upper),
+        "CSO": lambda: CSO(20, -upper, upper),
+        "CLPSO": lambda: CLPSO(20, -upper, upper),
+        "DE": lambda: DE(20, -upper, upper),
+        "SHADE": lambda: SHADE(20, -upper, upper),
+        "JaDE": lambda: JaDE(20, -upper, upper),
+        "OpenES": lambda: OpenES(20, middle.clone(), learning_rate=0.05, noise_stdev=0.1, optimizer="adam"),
+        "SNES": lambda: SNES(20, middle.clone(), sigma=0.3),
+        "CMA-ES (cmaes)": lambda: CMAES(middle, 0.3),
+    }
+
+
+class UnitBox(Problem):
+    """A problem seen from the box [-1, 1]^n; outside, the nearest point inside plus the squared distance to it."""
+
+    def __init__(self, problem: Problem, half_width: float, shift: torch.Tensor):
+        super().__init__()
+        self.problem, self.half_width, self.shift = problem, half_width, shift
+
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        inside = pop.clamp(-1, 1)
+        penalty = ((self.half_width * (pop - inside)) ** 2).sum(1)
+        return self.problem.evaluate(self.half_width * (inside - self.shift)) + penalty
+
+
+def make_problem(function: str, n: int) -> Problem:
+    """EvoX's function with its optimum moved by up to .4 of the half width in every coordinate, or CEC2022's own shifts."""
+    if function in CEC_FUNCTIONS:
+        return UnitBox(CEC2022(CEC_FUNCTIONS[function], n), 100.0, torch.zeros(n))
+    cls, half_width = FUNCTIONS[function]
+    generator = torch.Generator().manual_seed(len(function) * 1000 + n)
+    return UnitBox(cls(), half_width, 0.8 * torch.rand(n, generator=generator) - 0.4)
+
+
+class BestMonitor(Monitor):
+    """Evaluations so far, and the best fitness among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.best = Mutable(torch.tensor(torch.inf))
+        self.evaluations = Mutable(torch.tensor(0))
+
+    def pre_tell(self, fitness):
+        self.best = torch.minimum(self.best, fitness.min())
+        self.evaluations = self.evaluations + fitness.shape[0]
+
+
+def curve(algorithm: str, function: str, n: int, budget: int, seeds: int) -> list[tuple[int, list[float]]]:
+    """Best fitness of every seed after each step within the budget."""
+    torch.manual_seed(0)
+    workflows = [
+        StdWorkflow(algorithms(n, budget)[algorithm](), make_problem(function, n), BestMonitor()) for _ in range(seeds)
+    ]
+    points = []
+    if algorithm.startswith("CMA-ES"):  # its state is not in tensors: one seed after another
+        while int(workflows[0].monitor.evaluations) + workflows[0].algorithm.pop_size <= budget:
+            for workflow in workflows:
+                workflow.step()
+            points.append((int(workflows[0].monitor.evaluations), [float(w.monitor.best) for w in workflows]))
+        return points
+    parameters, buffers = torch.func.stack_module_state(workflows)
+    state = {**parameters, **buffers}
+    init_step, step = (vmap(use_state(f), randomness="different") for f in (workflows[0].init_step, workflows[0].step))
+    state = init_step(state)
+    while int(state["monitor.evaluations"][0]) <= budget:
+        points.append((int(state["monitor.evaluations"][0]), state["monitor.best"].tolist()))
+        if points[-1][0] == budget:
+            break
+        state = step(state)
+    return points
+
+
+def run_case(case: tuple[str, str, int, int], folder: Path, seeds: int) -> str:
+    """Run one case and write its curves, unless the file is there."""
+    algorithm, function, n, budget = case
+    path = folder / f"{algorithm.split()[0]}_{function}_{n}_{budget}.csv"
+    if path.exists():
+        return f"{path.name} is there"
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    points = curve(algorithm, function, n, budget, seeds)
+    seconds = time.perf_counter() - start
+    rows = [
+        (algorithm, function, n, budget, seed, evaluations, f"{best:.6g}", f"{seconds:.1f}")
+        for evaluations, bests in points
+        for seed, best in enumerate(bests)
+    ]
+    partial = path.with_suffix(".part")
+    with partial.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    partial.rename(path)
+    return f"{path.name} {seconds:.0f} s"
+
+
+def cases() -> list[tuple[str, str, int, int]]:
+    """Algorithm, function, dimension and budget of every case; CEC2022's F6, F7 and F8 do not exist in 2 dimensions."""
+    return [
+        (algorithm, function, n, budget)
+        for budget, n, function in itertools.product(BUDGETS, DIMENSIONS, [*FUNCTIONS, *CEC_FUNCTIONS])
+        if not (n == 2 and CEC_FUNCTIONS.get(function) in (6, 7, 8))
+        for algorithm in algorithms(n, budget)
+    ]
+
+
+def run(folder: Path, seeds: int, processes: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = cases()
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        tasks = pool.map(run_case, todo, itertools.repeat(folder), itertools.repeat(seeds))
+        for index, line in enumerate(tasks, 1):
+            print(f"{index}/{len(todo)} {line}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["run", "report"])
+    parser.add_argument("--folder", type=Path, default=Path("runs/evox_functions"))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments.folder, arguments.seeds, arguments.processes)
+    else:
+        report(arguments.folder)
+
+
+if __name__ == "__main__":
+    main()

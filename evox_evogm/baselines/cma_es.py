@@ -1,0 +1,58 @@
+"""CMA-ES by the package `cmaes`, as an EvoX `Algorithm`.
+
+N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772; M. Nomura and M. Shibata, "cmaes: A Simple yet Practical
+Python Library for CMA-ES", arXiv 2402.01373. mergekit-evolve searches merges with the average as first mean and sigma 1/6.
+"""
+
+import numpy as np
+import torch
+from evox.core import Algorithm
+
+from evox_evogm.archive import failed_as_worst
+
+
+class CMAES(Algorithm):
+    """CMA-ES in its own NumPy state: for expensive problems, not for `torch.compile`, `vmap` or `state_dict`."""
+
+    def __init__(
+        self,
+        mean: torch.Tensor,
+        sigma: float,
+        pop_size: int | None = None,
+        *,
+        bounds: torch.Tensor | None = None,
+        device: torch.device | None = None,
+    ):
+        """Set up the search; its seed is drawn from torch's generator.
+
+        :param mean: an `(n,)` tensor, the first mean, n of at least 2.
+        :param sigma: the first step size, in units of the coordinates.
+        :param pop_size: evaluations per step. Defaults to 4 + floor(3 ln n).
+        :param bounds: an `(n, 2)` tensor of least and largest values, or None.
+        :param device: where candidates are evaluated. Defaults to torch's default device.
+        :raises ModuleNotFoundError: without the package `cmaes`.
+        """
+        super().__init__()
+        from cmaes import CMA
+
+        self.device = torch.get_default_device() if device is None else torch.device(device)
+        self.dtype = mean.dtype
+        self.cma = CMA(
+            mean.cpu().double().numpy(),
+            sigma,
+            population_size=pop_size,
+            bounds=None if bounds is None else bounds.cpu().double().numpy(),
+            seed=int(torch.randint(2**31, ())),
+        )
+        self.pop_size = self.cma.population_size
+
+    @torch.compiler.disable
+    def step(self) -> None:
+        """Ask for `pop_size` candidates, evaluate them together, tell their fitness."""
+        candidates = [self.cma.ask() for _ in range(self.pop_size)]
+        fitness = self.evaluate(torch.tensor(np.stack(candidates), dtype=self.dtype, device=self.device))  # (P,)
+        self.cma.tell(list(zip(candidates, failed_as_worst(fitness).tolist(), strict=True)))
+
+    def record_step(self) -> dict[str, torch.Tensor]:
+        """The `mean` (n,) of the search distribution and its step size `sigma` ()."""
+        return {"mean": torch.tensor(self.cma.mean), "sigma": torch.tensor(self.cma._sigma)}
