@@ -1,7 +1,16 @@
 """EvoX problems that merge and score language models."""
 
+from evox_evogm.problems.distributed import DistributedProblem
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.readers import read_json_lines, read_reasoning_gym, read_swarm_eval
 from evox_evogm.problems.tasks import Example, Task
 
-__all__ = ["Example", "LoRAMergeProblem", "Task", "read_json_lines", "read_reasoning_gym", "read_swarm_eval"]
+__all__ = [
+    "DistributedProblem",
+    "Example",
+    "LoRAMergeProblem",
+    "Task",
+    "read_json_lines",
+    "read_reasoning_gym",
+    "read_swarm_eval",
+]

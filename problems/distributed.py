@@ -42,12 +42,14 @@ class DistributedProblem(Problem):
             return self._evaluate_share(pop)
         rank, ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
         points = self._points_of_rank_0(pop)
-        share, error = torch.arange(len(pop)).tensor_split(ranks)[rank], None
+        share, fitness, error = torch.arange(len(points)).tensor_split(ranks)[rank], None, None
         try:
-            fitness = self._evaluate_share(points[share.to(points.device)]) if len(share) else None
+            self._check_same(pop, points)
+            if len(share):
+                fitness = self._evaluate_share(points[share].to(pop.device)).cpu()
         except Exception as exception:
             # The others wait for this rank: they must hear of it before it ends.
-            fitness, error = None, exception
+            error = exception
         outcomes = self._gather(fitness if error is None else f"{type(error).__name__}: {error}", ranks)
         if error is not None:
             raise error
@@ -62,18 +64,20 @@ class DistributedProblem(Problem):
             return self.problem.evaluate(points)
 
     def _points_of_rank_0(self, pop: torch.Tensor) -> torch.Tensor:
-        points = pop.contiguous().clone()
-        self._together(lambda: dist.broadcast(points, group=self.group, group_src=0))
+        points = [pop.detach().cpu()]
+        self._together(lambda: dist.broadcast_object_list(points, group=self.group, group_src=0))
+        return points[0]
+
+    def _check_same(self, pop: torch.Tensor, points: torch.Tensor) -> None:
         # Rounding differs between processors; another seed differs by much more.
-        if not torch.allclose(points, pop, rtol=1e-2, atol=1e-2 * float(points.abs().max())):
+        near = {"rtol": 1e-2, "atol": 1e-2 * float(points.abs().max())}
+        if pop.shape != points.shape or not torch.allclose(pop.cpu(), points, **near):
             raise RuntimeError(
                 f"rank {dist.get_rank(self.group)} has other points than rank 0: expected the same seed on every rank "
                 "(torch.manual_seed) and a workflow with enable_distributed left off"
             )
-        return points
 
     def _gather(self, outcome: torch.Tensor | str | None, ranks: int) -> list[torch.Tensor | str | None]:
-        outcome = outcome.detach().cpu() if isinstance(outcome, torch.Tensor) else outcome
         outcomes = [None] * ranks
         self._together(lambda: dist.all_gather_object(outcomes, outcome, group=self.group))
         return outcomes

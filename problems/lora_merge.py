@@ -1,6 +1,7 @@
 """Merging LoRA experts as an EvoX `Problem`: coefficients in, scores of the merged language model out."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from evox.core import Problem
@@ -18,7 +19,8 @@ class LoRAMergeProblem(Problem):
     """Score merges of LoRA experts on tasks. The score is maximised: use `StdWorkflow(..., opt_direction="max")`.
 
     A point is a vector of effective coefficients lambda over the n experts, and the merge is exactly
-    theta_pre + sum_k lambda_k s_k B_k A_k. The score is the mean over tasks of the mean over their examples.
+    theta_pre + sum_k lambda_k s_k B_k A_k. The score of a task is the mean over its examples, and the objective the mean over
+    tasks; with `objectives="tasks"` every task is an objective of its own, for EvoX's multi-objective algorithms.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class LoRAMergeProblem(Problem):
         experts: Sequence | Mapping,
         tasks: Sequence[Task],
         *,
+        objectives: Literal["mean", "tasks"] = "mean",
         tokenizer=None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
@@ -40,6 +43,7 @@ class LoRAMergeProblem(Problem):
             transformers causal LM, which stays as it is.
         :param experts: PEFT adapter folders, named after their last part, or a mapping of names to folders.
         :param tasks: at least one, with different names.
+        :param objectives: `"mean"` over tasks, or all `"tasks"`.
         :param tokenizer: needed with a loaded model, otherwise read from `base`.
         :param dtype: of the weights, unless the model is loaded already.
         :param device: of the model. Defaults to torch's default device, or where a loaded model is.
@@ -52,6 +56,8 @@ class LoRAMergeProblem(Problem):
         names = [task.name for task in tasks]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks: expected at least one, with different names, found {names}")
+        if objectives not in ("mean", "tasks"):
+            raise ValueError(f'objectives: expected "mean" or "tasks", found {objectives!r}')
         folders = experts.items() if isinstance(experts, Mapping) else [(None, folder) for folder in experts]
         self.experts: list[Expert] = [read_expert(folder, name=name) for name, folder in folders]
         check_together(self.experts)
@@ -70,6 +76,7 @@ class LoRAMergeProblem(Problem):
         object.__setattr__(self, "language_model", LanguageModel(model.eval(), tokenizer, batch_tokens=batch_tokens))
         self.stacked = stack_experts(self.experts, model.dtype, model.device)
         self.tasks = list(tasks)
+        self.objectives = objectives
         self.on_evaluation = on_evaluation
 
     @property
@@ -93,7 +100,8 @@ class LoRAMergeProblem(Problem):
         """Score a population, one candidate after another.
 
         :param pop: a `(P, n)` tensor of effective coefficients.
-        :return: a `(P,)` tensor of scores, higher is better, on the device and in the dtype of `pop`.
+        :return: scores, higher is better, on the device and in the dtype of `pop`: a `(P,)` tensor, or with
+            `objectives="tasks"` a `(P, M)` tensor with a column per task.
         :raises ValueError: if `pop` has another number of columns.
         """
         if pop.ndim != 2 or pop.shape[1] != self.n_experts:
@@ -101,7 +109,8 @@ class LoRAMergeProblem(Problem):
         scores = []
         for coefficients in pop:
             by_task = {name: float(values.mean()) for name, values in self.score_tasks(coefficients).items()}
-            scores.append(sum(by_task.values()) / len(by_task))
+            values = list(by_task.values())
+            scores.append(values if self.objectives == "tasks" else sum(values) / len(values))
             if self.on_evaluation is not None:
                 self.on_evaluation(coefficients.detach().cpu(), by_task)
         return torch.tensor(scores, dtype=pop.dtype, device=pop.device)

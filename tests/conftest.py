@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
+def build_tokenizer():
     """One token per byte, and an end-of-text token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -22,6 +21,11 @@ def tokenizer():
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
 
 
 def build_model(architecture: str = "llama", **changes):

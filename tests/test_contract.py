@@ -22,8 +22,7 @@ ABLATIONS = {
 SHAPES = [(3, 5), (1, 2), (64, 7), (2, 8), (10, 21)]  # n and P: odd and even, under and over n + 1
 DTYPES = [torch.float32, torch.float64]
 MIXED = [  # every ablation and every shape once, in turn in float32 and float64
-    (ablation, *shape, DTYPES[index % 2])
-    for index, (ablation, shape) in enumerate(zip(ABLATIONS, SHAPES, strict=True))
+    (ablation, *shape, DTYPES[index % 2]) for index, (ablation, shape) in enumerate(zip(ABLATIONS, SHAPES, strict=True))
 ]
 EVERY = list(itertools.product(ABLATIONS, [1, 2, 3, 64], [2, 7, 8, 65], DTYPES))
 

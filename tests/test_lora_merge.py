@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import build_model
+from evox.algorithms import NSGA2, RVEA
 from evox.workflows import EvalMonitor, StdWorkflow
 
 from evox_evogm import EvoGM
@@ -56,6 +57,33 @@ def test_scores_do_not_depend_on_the_rest_of_the_population(problem):
     pop = torch.randn(4, 2)
     together = problem.evaluate(pop)
     assert torch.equal(together, torch.cat([problem.evaluate(row[None]) for row in pop]))
+
+
+def test_tasks_as_objectives_are_columns_whose_mean_is_the_single_score(model, tokenizer, folders, problem):
+    by_task = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, objectives="tasks")
+    pop = torch.tensor([[0.3, -0.9], [1.0, 0.0], [-2.0, 0.5]])
+    columns = by_task.evaluate(pop)
+    assert columns.shape == (3, 2)
+    torch.testing.assert_close(columns.mean(1), problem.evaluate(pop))
+    torch.testing.assert_close(columns[0, 1], problem.score_tasks(pop[0])["pick"].mean())
+    with pytest.raises(ValueError, match='objectives: expected "mean" or "tasks", found \'every\''):
+        LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, objectives="every")
+
+
+@pytest.mark.parametrize("multi_objective", [NSGA2, RVEA])
+def test_evox_finds_a_pareto_front_of_merges(model, tokenizer, folders, multi_objective):
+    torch.manual_seed(0)
+    problem = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, objectives="tasks")
+    algorithm = multi_objective(6, 2, -torch.ones(2), torch.ones(2))
+    monitor = EvalMonitor(multi_obj=True, full_sol_history=True)
+    workflow = StdWorkflow(algorithm, problem, monitor, opt_direction=["max", "max"])
+    workflow.init_step()
+    for _ in range(3):
+        workflow.step()
+    solutions, fitness = monitor.get_pf()
+    torch.testing.assert_close(problem.evaluate(solutions), fitness)
+    better = (fitness[None] >= fitness[:, None]).all(2) & (fitness[None] > fitness[:, None]).any(2)
+    assert not better.any()  # none is at least as good everywhere and better somewhere than one on the front
 
 
 def test_every_candidate_is_reported_with_the_score_of_each_task(problem):

@@ -1,0 +1,78 @@
+"""The same search on 1, 2 and 3 ranks as in one process, and a clear end when a rank dies."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from evox.problems.numerical import Ackley
+from search_on_ranks import histories, search
+
+from evox_evogm.problems import DistributedProblem
+
+SCRIPT = Path(__file__).with_name("search_on_ranks.py")
+
+
+@pytest.fixture
+def experts(make_adapter):
+    make_adapter("first", seed=1)
+    return make_adapter("second", seed=2).parent
+
+
+def environment(**more):
+    return {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": "1", **more}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_rank_has_the_history_of_one_process(ranks, tmp_path, experts):
+    out = tmp_path / "out.json"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    result = subprocess.run([*torchrun, SCRIPT, out, experts], env=environment(), capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = {**histories(experts, DistributedProblem), "plain workflow": search(Ackley(), 6)}
+    torch.set_num_threads(threads)
+    for rank in range(ranks):
+        found = json.loads(Path(f"{out}.{rank}").read_text())
+        for case, history in expected.items():
+            assert found[case] == history, case
+        assert "the first coordinate is too large" in found["failing"]
+        if ranks > 1:
+            culprit = found["failing"].startswith("ValueError")
+            assert culprit or found["failing"].startswith(f"RuntimeError: rank 0 of {ranks} could not evaluate its share")
+            assert culprit == (rank == 0)
+            assert "expected the same seed on every rank" in found["other seed"]
+            assert "enable_distributed left off" in found["split twice"]
+
+
+def test_the_ranks_that_are_left_say_that_one_has_died(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    out = tmp_path / "out.json"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, out, "die"],
+            env=environment(RANK=str(rank), WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(3)
+    ]
+    processes[1].wait(timeout=120)
+    died = time.monotonic()
+    for process in processes:
+        process.communicate(timeout=60)
+    assert time.monotonic() - died < 60
+    for rank in (0, 2):
+        assert f"rank {rank} lost the other ranks: one has died" in Path(f"{out}.{rank}").read_text()
+
+
+def test_without_ranks_the_problem_is_evaluated_here():
+    points = torch.rand(5, 3)
+    assert torch.equal(DistributedProblem(Ackley()).evaluate(points), Ackley().evaluate(points))
