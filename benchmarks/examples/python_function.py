@@ -1,0 +1,53 @@
+"""EvoGM on a plain Python function: tune a PID controller against a simulation that torch knows nothing about.
+
+python benchmarks/examples/python_function.py
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from evox.core import Problem
+from evox.workflows import EvalMonitor, StdWorkflow
+
+from evox_evogm import EvoGM
+
+
+def overshoot_and_delay(gains: list[float]) -> float:
+    """Mean distance from the target of a heavy cart that a controller moves for ten seconds."""
+    proportional, integral, derivative = gains
+    position = speed = total = cost = 0.0
+    before = 1.0
+    for _ in range(500):
+        error = 1.0 - position
+        total += 0.02 * error
+        force = proportional * error + integral * total + derivative * (error - before) / 0.02
+        speed += 0.02 * (max(-5.0, min(5.0, force)) - 0.3 * speed)
+        position, before = position + 0.02 * speed, error
+        cost += abs(error) / 500
+    return cost
+
+
+class PythonFunction(Problem):
+    """Any function of a list of floats, be it a simulator, a program or a server. It cannot be compiled or vmapped."""
+
+    def __init__(self, function, workers: int = 4):
+        super().__init__()
+        self.function, self.workers = function, workers
+
+    @torch.compiler.disable
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        with ThreadPoolExecutor(self.workers) as pool:
+            return torch.tensor(list(pool.map(self.function, pop.tolist())), dtype=pop.dtype, device=pop.device)
+
+
+torch.manual_seed(0)
+monitor = EvalMonitor(topk=3)
+algorithm = EvoGM(pop_size=10, lb=torch.zeros(3), ub=torch.tensor([20.0, 5.0, 10.0]), lr=1e-3)
+workflow = StdWorkflow(algorithm, PythonFunction(overshoot_and_delay), monitor)
+workflow.init_step()
+for _ in range(7):
+    workflow.step()
+
+print("| proportional | integral | derivative | mean distance |\n| ---: | ---: | ---: | ---: |")
+for gains, cost in zip(monitor.get_topk_solutions().tolist(), monitor.get_topk_fitness().tolist(), strict=True):
+    print(f"| {gains[0]:.2f} | {gains[1]:.2f} | {gains[2]:.2f} | {cost:.4f} |")
