@@ -11,7 +11,7 @@ from conftest import build_model, build_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "benchmarks" / "examples"
 ON_LANGUAGE_MODELS = ["distributed_merge", "pareto_front", "pso_and_cma_es"]
-ELSEWHERE = ["own_problem", "python_function", "tune_evogm"]
+ELSEWHERE = ["many_seeds", "own_problem", "python_function", "tune_evogm"]
 
 
 def run(name, *arguments, launcher=()):
@@ -48,6 +48,13 @@ def test_a_plain_python_function():
 def test_tuning():
     found = re.search(r"best of 8 settings ([\d.]+), best of 80 ([\d.]+)", run("tune_evogm"))
     assert float(found[2]) <= float(found[1])
+
+
+def test_many_seeds_at_once():
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", run("many_seeds", 3), re.MULTILINE)
+    assert [int(row[0]) for row in rows] == list(range(20, 161, 20))
+    medians = [float(row[2]) for row in rows]
+    assert medians == sorted(medians, reverse=True) and medians[-1] < medians[0]
 
 
 def test_other_algorithms_merge(tiny):
