@@ -15,6 +15,10 @@ import torch
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
+# Named by their overloads: choosing one takes longer than the operation.
+tanh_backward = torch.ops.aten.tanh_backward.grad_input
+relu_backward = torch.ops.aten.threshold_backward.grad_input
+
 
 def parameter_count(sizes: Sequence[int]) -> int:
     """N, the number of weights and biases of one generator with these layer sizes."""
@@ -72,30 +76,35 @@ def forward(layers: Layers, inputs: list[torch.Tensor]) -> torch.Tensor:
 
 
 def backward(
-    layers: Layers, inputs: list[torch.Tensor], output: torch.Tensor, output_gradient: torch.Tensor, deltas: list[torch.Tensor]
+    transposed: list[torch.Tensor],
+    inputs: list[torch.Tensor],
+    output: torch.Tensor,
+    output_gradient: torch.Tensor,
+    deltas: list[torch.Tensor],
 ) -> None:
     """Carry the gradient of the output back through the layers.
 
+    :param transposed: per layer the (M, d_out, d_in) view of its weight.
     :param inputs: what `forward` left.
     :param output: what `forward` returned.
     :param output_gradient: an (M, B, n) tensor.
     :param deltas: per layer an (M, B, d_out) tensor, overwritten by the gradient with respect to what weight and bias give.
     """
-    torch.ops.aten.tanh_backward(output_gradient, output, grad_input=deltas[-1])
-    for index in range(len(layers) - 1, 0, -1):
-        delta = torch.bmm(deltas[index], layers[index][0].mT)
-        torch.ops.aten.threshold_backward(delta, inputs[index], 0, grad_input=deltas[index - 1])  # ReLU'
+    tanh_backward(output_gradient, output, grad_input=deltas[-1])
+    for index in range(len(transposed) - 1, 0, -1):
+        delta = torch.bmm(deltas[index], transposed[index])
+        relu_backward(delta, inputs[index], 0, grad_input=deltas[index - 1])
 
 
-def parameter_gradients(gradients: Layers, inputs: list[torch.Tensor], deltas: list[torch.Tensor]) -> None:
+def parameter_gradients(gradients: Layers, transposed: list[torch.Tensor], deltas: list[torch.Tensor]) -> None:
     """Write the gradients of weights and biases.
 
     :param gradients: contiguous tensors of the form of `layers`, overwritten.
-    :param inputs: per layer its (M, B, d_in) inputs.
+    :param transposed: per layer the (M, d_in, B) view of its inputs.
     :param deltas: per layer what `backward` wrote.
     """
-    for (weight, bias), layer_inputs, delta in zip(gradients, inputs, deltas, strict=True):
-        torch.bmm(layer_inputs.mT, delta, out=weight)
+    for (weight, bias), inputs, delta in zip(gradients, transposed, deltas, strict=True):
+        torch.bmm(inputs, delta, out=weight)
         torch.sum(delta, 1, keepdim=True, out=bias)
 
 

@@ -21,66 +21,81 @@ SCHEMA = (
     "(Tensor parameters, Tensor moments, Tensor steps, Tensor points, Tensor count, Tensor draws, Tensor settings, "
     "int[] sizes) -> (Tensor, Tensor, Tensor)"
 )
-RUNS_AT_ONCE_ON_CPU = 4  # so few that their weights, gradients and moments stay in the cache (benchmarks/step_speed.py)
+RUNS_AT_ONCE_ON_CPU = 2  # so few that their weights, gradients and moments stay in the cache (benchmarks/step_speed.py)
 
 
-class Rows(NamedTuple):
-    """What B rows of data leave in the layers of M generators, kept for the gradient of the weights."""
+class Pass(NamedTuple):
+    """What B rows leave in the layers on their way through the generators."""
 
     inputs: list[torch.Tensor]  # per layer (M, B, d_in)
     deltas: list[torch.Tensor]  # per layer (M, B, d_out), the gradient with respect to what weight and bias give
 
-    @classmethod
-    def room(cls, layers: Layers, count: int) -> "Rows":
-        """Room for `count` rows."""
-        weights = [weight for weight, _ in layers]
-        return cls(*([weight.new_empty(len(weight), count, weight.shape[side]) for weight in weights] for side in (1, 2)))
 
-    def part(self, start: int, end: int) -> "Rows":
-        """A view of some of the rows."""
-        return Rows(*([tensor[:, start:end] for tensor in tensors] for tensors in self))
+class LossGradient:
+    """The gradient of the loss of K runs, whose generators are G, Gb, G, Gb, ... (M = 2 K) or G, G, ... (M = K, no cycles).
 
-
-def loss_gradient(
-    layers: Layers,
-    gradients: Layers,
-    points: torch.Tensor,
-    target: torch.Tensor,
-    cycle_scale: torch.Tensor,
-    opt_scale: torch.Tensor,
-    rows: Rows,
-    there: Rows,
-    back: Rows,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write the gradient of the loss of K runs to `gradients`.
-
-    :param layers: of M = 2 K generators G, Gb, G, Gb, ..., or of M = K generators G (no cycle loss).
-    :param gradients: of the same form, overwritten.
-    :param points: a `(K, 2, B, n)` tensor of losers and winners, or a `(K, 1, B, n)` tensor of losers.
-    :param target: a `(K, 1, 1, n)` tensor, the mean of the winners.
-    :param cycle_scale: a `(K, 1, B, 1)` tensor, what the square of an error of one coordinate counts in the cycle loss.
-    :param opt_scale: the same for the optimisation loss.
-    :param rows: room that is overwritten, and its parts: `there`, B rows through the generators, and `back`, B rows through
-        the other generators (none with a single generator).
-    :return: the `(K, 2, B, n)` errors of the cycles (zeros without Gb), and the `(K, 1, B, n)` distances from the target.
+    Rows go there through every generator and back through the other one. What both ways leave in a layer stands in one
+    tensor, so that one product gives the gradient of its weight.
     """
-    by_network = (-1, *points.shape[2:])  # (M, B, n)
-    there.inputs[0].copy_(points.view(by_network))
-    moved = forward(layers, there.inputs)  # G(l), Gb(w)
-    miss = moved.view(points.shape)[:, :1] - target
-    if points.shape[1] == 1:
-        backward(layers, there.inputs, moved, (2 * opt_scale * miss).view(by_network), there.deltas)
-        parameter_gradients(gradients, rows.inputs, rows.deltas)
-        return torch.zeros_like(miss), miss
-    back.inputs[0].copy_(moved.view(points.shape).flip(1).view(by_network))
-    returned = forward(layers, back.inputs)  # G(Gb(w)), Gb(G(l))
-    error = returned.view(points.shape) - points.flip(1)
-    backward(layers, back.inputs, returned, (2 * cycle_scale * error).view(by_network), back.deltas)
-    moved_gradient = torch.bmm(back.deltas[0], layers[0][0].mT).view(points.shape).flip(1)
-    moved_gradient[:, :1].addcmul_(opt_scale, miss, value=2)
-    backward(layers, there.inputs, moved, moved_gradient.view(by_network), there.deltas)
-    parameter_gradients(gradients, rows.inputs, rows.deltas)
-    return error, miss
+
+    def __init__(
+        self,
+        layers: Layers,
+        gradients: Layers,
+        target: torch.Tensor,
+        cycle_scale: torch.Tensor,
+        opt_scale: torch.Tensor,
+        *,
+        batch: int,
+        dual: bool,
+    ):
+        """Make room for the passes.
+
+        :param layers: of the M generators.
+        :param gradients: of the same form; every call overwrites them.
+        :param target: a `(K, 1, 1, n)` tensor, the mean of the winners.
+        :param cycle_scale: a `(K, 1, B, 1)` tensor, what the square of an error of one coordinate counts in the cycle loss.
+        :param opt_scale: the same for the optimisation loss.
+        :param batch: B, rows of a generator.
+        :param dual: whether the generators come in pairs.
+        """
+        self.layers, self.gradients, self.dual = layers, gradients, dual
+        self.target, self.twice_cycle_scale, self.twice_opt_scale = target, 2 * cycle_scale, 2 * opt_scale
+        weights = [weight for weight, _ in layers]
+        rows = 2 * batch if dual else batch
+        inputs, self.deltas = ([w.new_empty(len(w), rows, w.shape[side]) for w in weights] for side in (1, 2))
+        self.there, self.back = (
+            Pass(*([tensor[:, start : start + batch] for tensor in tensors] for tensors in (inputs, self.deltas)))
+            for start in (0, batch)
+        )
+        self.transposed_weights = [weight.mT for weight in weights]
+        self.transposed_inputs = [tensor.mT for tensor in inputs]
+
+    def __call__(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the gradient.
+
+        :param points: a `(K, 2, B, n)` tensor of losers and winners, or without pairs a `(K, 1, B, n)` tensor of losers.
+        :return: the `(K, 2, B, n)` errors of the cycles (zeros without pairs), and the `(K, 1, B, n)` distances from the
+            target.
+        """
+        by_network = (-1, *points.shape[2:])  # (M, B, n)
+        there, back = self.there, self.back
+        there.inputs[0].copy_(points.view(by_network))
+        moved = forward(self.layers, there.inputs)  # G(l), Gb(w)
+        miss = moved.view(points.shape)[:, :1] - self.target
+        if not self.dual:
+            error, moved_gradient = torch.zeros_like(miss), self.twice_opt_scale * miss
+        else:
+            back.inputs[0].copy_(moved.view(points.shape).flip(1).view(by_network))
+            returned = forward(self.layers, back.inputs)  # G(Gb(w)), Gb(G(l))
+            error = returned.view(points.shape) - points.flip(1)
+            error_gradient = (self.twice_cycle_scale * error).view(by_network)
+            backward(self.transposed_weights, back.inputs, returned, error_gradient, back.deltas)
+            moved_gradient = torch.bmm(back.deltas[0], self.transposed_weights[0]).view(points.shape).flip(1)
+            moved_gradient[:, :1].addcmul_(self.twice_opt_scale, miss)
+        backward(self.transposed_weights, there.inputs, moved, moved_gradient.view(by_network), there.deltas)
+        parameter_gradients(self.gradients, self.transposed_inputs, self.deltas)
+        return error, miss
 
 
 class Adam:
@@ -152,13 +167,11 @@ def train_together(
     first, second = (layer_by_layer(moment.flatten(0, 1), sizes) for moment in moments.unbind(1))
     gradient, gradients = layer_by_layer(torch.empty_like(parameters).flatten(0, 1), sizes)
     optimizer = Adam([(flat, layers), (gradient, gradients), first, second], lr, steps)
-    inputs = winner_points[:, None].repeat(1, networks, 1, 1)  # (K, G, B, n)
-    batch = len(rows)
-    both = Rows.room(layers, networks * batch)
-    there, back = both.part(0, batch), both.part(batch, 2 * batch)
+    write_gradient = LossGradient(layers, gradients, target, cycle_scale, opt_scale, batch=len(rows), dual=networks == 2)
+    batch = winner_points[:, None].repeat(1, networks, 1, 1)  # (K, G, B, n)
     for epoch in range(draws.shape[1]):
-        inputs[:, 0] = points.gather(1, loser_rows[:, epoch, :, None].expand(-1, -1, dim))
-        error, miss = loss_gradient(layers, gradients, inputs, target, cycle_scale, opt_scale, both, there, back)
+        batch[:, 0] = points.gather(1, loser_rows[:, epoch, :, None].expand(-1, -1, dim))
+        error, miss = write_gradient(batch)
         optimizer.step()
     losses = torch.stack([(mean * difference**2).sum((1, 2, 3)) for difference in (error, miss)], 1)
     parameters, *moments = (pack(tensors).unflatten(0, (runs, networks)) for tensors in (layers, first[1], second[1]))

@@ -25,6 +25,7 @@ MIXED = [  # every ablation and every shape once, in turn in float32 and float64
     (ablation, *shape, DTYPES[index % 2]) for index, (ablation, shape) in enumerate(zip(ABLATIONS, SHAPES, strict=True))
 ]
 EVERY = list(itertools.product(ABLATIONS, [1, 2, 3, 64], [2, 7, 8, 65], DTYPES))
+CORNERS = [case for case in EVERY if case[1:3] in ((1, 2), (1, 7), (3, 8), (64, 2), (64, 65))]
 
 
 def make_workflow(n=3, pop_size=5, dtype=torch.float32, **changes):
@@ -83,8 +84,8 @@ def test_steps_run_vmapped_and_compiled_and_differ_between_runs(ablation, n, pop
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ablation", "n", "pop_size", "dtype"), EVERY)
-def test_steps_run_compiled_and_vmapped_in_every_ablation_and_shape(ablation, n, pop_size, dtype):
+@pytest.mark.parametrize(("ablation", "n", "pop_size", "dtype"), CORNERS)
+def test_steps_run_compiled_and_vmapped_in_every_ablation(ablation, n, pop_size, dtype):
     torch.compiler.reset()
     workflow = make_workflow(n, pop_size, dtype, **ABLATIONS[ablation])
     check_record(run_algorithm(workflow, compile(workflow.step)), n, pop_size, dtype)
