@@ -4,7 +4,7 @@ One object holds a transformers causal LM and its tokenizer. Batches are sorted 
 that the scored tokens stand at the end and the output layer runs on those positions only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,6 +31,9 @@ class LanguageModel:
     :param tokenizer: its tokenizer.
     :param batch_tokens: the most tokens, padding included, in one forward pass.
     :raises ValueError: if the tokenizer has no end-of-text token.
+
+    Inside `with language_model.candidates(population)` every request may name the candidate that is to answer it; requests to
+    different candidates share batches.
     """
 
     def __init__(self, model, tokenizer, *, batch_tokens: int = 2048):
@@ -42,6 +45,16 @@ class LanguageModel:
         # A padding token is never attended to, so any will do where the tokenizer has none.
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._prompt_tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
+        self._select: Callable[[Sequence[int]], None] | None = None
+
+    @contextmanager
+    def candidates(self, select: Callable[[Sequence[int]], None]) -> Iterator[None]:
+        """Inside the block, `select` hears before each forward pass which candidate every row of the batch asks."""
+        self._select = select
+        try:
+            yield
+        finally:
+            self._select = None
 
     @property
     def device(self) -> torch.device:
@@ -103,45 +116,58 @@ class LanguageModel:
         finally:
             handle.remove()
 
-    def last_logits(self, rows: Sequence[Sequence[int]], keep: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens of N rows padded on the left to (N, C), and the logits (N, keep, V) at their last `keep` positions."""
-        tokens, mask = self._pad_left(rows)
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
+    def _forward(
+        self, candidates: Sequence[int], tokens: torch.Tensor, mask: torch.Tensor, keep: int, **cache
+    ) -> torch.Tensor:
+        """Logits (N, keep, V) at the last positions of a batch (N, C); with a cache, the mask covers what is in it too."""
+        if self._select is not None:
+            self._select(candidates)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
         with self._contiguous_output_layer():
-            output = self.model(
-                input_ids=tokens, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
-            )
-        return tokens, output.logits
+            return self.model(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                logits_to_keep=keep,
+                **(cache or {"use_cache": False}),
+            ).logits
 
     @torch.no_grad()
-    def next_token_log_probabilities(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> list:
+    def next_token_log_probabilities(
+        self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], candidates: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
         """Log-probabilities in nats of single tokens after their prompt, one forward pass per prompt.
 
         :param prompts: N prompts.
         :param tokens: for each prompt the tokens asked for.
+        :param candidates: for each prompt the candidate it asks; all the first if not given.
         :return: N tensors on the CPU, one number per token asked for.
         """
+        candidates = candidates or [0] * len(prompts)
         results = [torch.empty(0)] * len(prompts)
         for batch in self._batches([len(prompt) for prompt in prompts]):
-            _, logits = self.last_logits([prompts[row] for row in batch], 1)
+            logits = self._forward([candidates[row] for row in batch], *self._pad_left([prompts[row] for row in batch]), 1)
             scores = logits[:, 0].float().log_softmax(-1).cpu()  # (N, V)
             for index, row in enumerate(batch):
                 results[row] = scores[index, list(tokens[row])]
         return results
 
     @torch.no_grad()
-    def likelihoods(self, requests: Sequence[Request]) -> Likelihoods:
+    def likelihoods(self, requests: Sequence[Request], candidates: Sequence[int] | None = None) -> Likelihoods:
         """Score N continuations after their prompts.
 
         :param requests: pairs of prompt and continuation tokens, both non-empty.
+        :param candidates: for each request the candidate it asks; all the first if not given.
         :return: `Likelihoods` of N rows on the CPU, in the order of the requests.
         """
+        candidates = candidates or [0] * len(requests)
         log_probability = torch.zeros(len(requests))
         first_miss = torch.zeros(len(requests), dtype=torch.long)
         missed_token = torch.full((len(requests),), -1)
         for batch in self._batches([len(prompt) + len(continuation) for prompt, continuation in requests]):
             longest = max(len(requests[row][1]) for row in batch)
-            tokens, logits = self.last_logits([sum(requests[row], ()) for row in batch], longest + 1)
+            tokens, mask = self._pad_left([sum(requests[row], ()) for row in batch])
+            logits = self._forward([candidates[row] for row in batch], tokens, mask, longest + 1)
             logits = logits[:, :-1]  # (N, longest, V): position i predicts token i of the last `longest`
             targets = tokens[:, -longest:]
             scores = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0].cpu()
@@ -156,26 +182,43 @@ class LanguageModel:
         return Likelihoods(log_probability, first_miss, missed_token)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
-        """Greedy continuations of N prompts as text without special tokens, stopped at the end-of-text token."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: Sequence[int] | None = None
+    ) -> list[str]:
+        """Greedy continuations of N prompts as text without special tokens, stopped at the end-of-text token.
+
+        :param candidates: for each prompt the candidate it asks; all the first if not given.
+        """
+        candidates = candidates or [0] * len(prompts)
         texts = [""] * len(prompts)
         for batch in self._batches([len(prompt) + max_new_tokens for prompt in prompts]):
-            tokens, mask = self._pad_left([prompts[row] for row in batch])
-            with self._contiguous_output_layer():
-                output = self.model.generate(
-                    input_ids=tokens,
-                    attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    num_beams=1,
-                    temperature=None,
-                    top_p=None,
-                    top_k=None,
-                    repetition_penalty=None,
-                    pad_token_id=self.pad_id,
-                    eos_token_id=self.end_token,
-                )[:, tokens.shape[1] :]
-            for row, reply in zip(batch, output.tolist(), strict=True):
-                end = reply.index(self.end_token) if self.end_token in reply else len(reply)
-                texts[row] = self.decode(reply[:end])
+            asked = [candidates[row] for row in batch]
+            replies = self._greedy([prompts[row] for row in batch], max_new_tokens, asked)
+            for row, reply in zip(batch, replies, strict=True):
+                texts[row] = self.decode(reply)
         return texts
+
+    def _greedy(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: Sequence[int]) -> list[list[int]]:
+        """Greedy tokens of one batch, without the end of text. Rows that have ended leave the batch and its cache."""
+        from transformers import DynamicCache
+
+        replies: list[list[int]] = [[] for _ in prompts]
+        running = list(range(len(prompts)))  # the row of the batch as it was
+        cache = DynamicCache(config=self.model.config)
+        tokens, mask = self._pad_left(prompts)
+        while True:
+            asked = [candidates[row] for row in running]
+            chosen = self._forward(asked, tokens, mask, 1, past_key_values=cache, use_cache=True)[:, -1].argmax(-1)  # (N,)
+            stay = []
+            for index, token in enumerate(chosen.tolist()):
+                if token != self.end_token:
+                    replies[running[index]].append(token)
+                    if len(replies[running[index]]) < max_new_tokens:
+                        stay.append(index)
+            if not stay:
+                return replies
+            if len(stay) < len(running):
+                rows = torch.tensor(stay, device=self.device)
+                cache.batch_select_indices(rows)
+                chosen, mask, running = chosen[rows], mask[rows], [running[index] for index in stay]
+            tokens, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(running), 1)], 1)

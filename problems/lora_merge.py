@@ -9,9 +9,10 @@ from evox.core import Problem
 from evox_evogm.problems.experts import Expert, check_fit, check_together, read_expert
 from evox_evogm.problems.language_model import LanguageModel
 from evox_evogm.problems.merging import export_adapter, merged, reload_difference, stack_experts
-from evox_evogm.problems.scoring import score_task
+from evox_evogm.problems.scoring import score_population
 from evox_evogm.problems.tasks import Task
 
+TOKENS_AT_ONCE = 16_384
 Report = Callable[[torch.Tensor, dict[str, float]], None]
 
 
@@ -34,6 +35,7 @@ class LoRAMergeProblem(Problem):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         batch_tokens: int = 2048,
+        candidates_at_once: int | None = None,
         trust_remote_code: bool = False,
         on_evaluation: Report | None = None,
     ):
@@ -48,6 +50,8 @@ class LoRAMergeProblem(Problem):
         :param dtype: of the weights, unless the model is loaded already.
         :param device: of the model. Defaults to torch's default device, or where a loaded model is.
         :param batch_tokens: the most tokens, padding included, in one forward pass.
+        :param candidates_at_once: how many merges are scored together before their results are reported. Defaults to as many
+            as fill 16,384 tokens with their prompts.
         :param trust_remote_code: passed to transformers.
         :param on_evaluation: called after each candidate with its `(n,)` coefficients and the score of each task.
         :raises ValueError: if something cannot be read or does not fit, in one sentence.
@@ -56,6 +60,8 @@ class LoRAMergeProblem(Problem):
         names = [task.name for task in tasks]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks: expected at least one, with different names, found {names}")
+        if candidates_at_once is not None and (not isinstance(candidates_at_once, int) or candidates_at_once < 1):
+            raise ValueError(f"candidates_at_once: expected a whole number of at least 1, found {candidates_at_once!r}")
         if objectives not in ("mean", "tasks"):
             raise ValueError(f'objectives: expected "mean" or "tasks", found {objectives!r}')
         folders = experts.items() if isinstance(experts, Mapping) else [(None, folder) for folder in experts]
@@ -75,8 +81,17 @@ class LoRAMergeProblem(Problem):
         # Not a submodule: a workflow's state is the search, not the weights of a frozen base.
         object.__setattr__(self, "language_model", LanguageModel(model.eval(), tokenizer, batch_tokens=batch_tokens))
         self.stacked = stack_experts(self.experts, model.dtype, model.device)
+        pairs = {
+            (expert, scale)
+            for module in self.stacked.values()
+            for expert, scale in zip(module.expert.tolist(), module.scale.tolist(), strict=True)
+        }
+        self._experts_of_scales = torch.tensor([expert for expert, _ in sorted(pairs)])
+        self._scales = torch.tensor([scale for _, scale in sorted(pairs)])
+        self._known: dict[tuple[float, ...], dict[str, float]] = {}
         self.tasks = list(tasks)
         self.objectives = objectives
+        self.candidates_at_once = candidates_at_once
         self.on_evaluation = on_evaluation
 
     @property
@@ -91,13 +106,22 @@ class LoRAMergeProblem(Problem):
         :param tasks: by default those of the problem.
         :return: per task name an `(S,)` tensor on the CPU, higher is better.
         """
-        tasks = self.tasks if tasks is None else tasks
-        with merged(self.language_model.model, self.stacked, coefficients):
-            return {task.name: score_task(task, self.language_model) for task in tasks}
+        return {name: scores[0] for name, scores in self.score_together(coefficients[None], tasks).items()}
+
+    def score_together(self, pop: torch.Tensor, tasks: Sequence[Task] | None = None) -> dict[str, torch.Tensor]:
+        """Scores of several merges by task and example. Their examples go through the one frozen base in shared batches.
+
+        :param pop: a `(P, n)` tensor of effective coefficients.
+        :param tasks: by default those of the problem.
+        :return: per task name a `(P, S)` tensor on the CPU, higher is better.
+        """
+        tasks, model = self.tasks if tasks is None else tasks, self.language_model
+        with merged(model.model, self.stacked, pop) as population, model.candidates(population.select):
+            return {task.name: score_population(task, model, len(pop)) for task in tasks}
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
-        """Score a population, one candidate after another.
+        """Score a population. Candidates whose weights are the same in the model's dtype are scored once, across all calls.
 
         :param pop: a `(P, n)` tensor of effective coefficients.
         :return: scores, higher is better, on the device and in the dtype of `pop`: a `(P,)` tensor, or with
@@ -107,13 +131,32 @@ class LoRAMergeProblem(Problem):
         if pop.ndim != 2 or pop.shape[1] != self.n_experts:
             raise ValueError(f"pop: expected (P, {self.n_experts}), one column per expert, found {tuple(pop.shape)}")
         scores = []
-        for coefficients in pop:
-            by_task = {name: float(values.mean()) for name, values in self.score_tasks(coefficients).items()}
-            values = list(by_task.values())
-            scores.append(values if self.objectives == "tasks" else sum(values) / len(values))
-            if self.on_evaluation is not None:
-                self.on_evaluation(coefficients.detach().cpu(), by_task)
+        for block in pop.detach().split(self._candidates_at_once()):
+            keys = [self._weights_key(coefficients) for coefficients in block]
+            new = {key: row for row, key in enumerate(keys) if key not in self._known}
+            if new:
+                by_task = self.score_together(block[list(new.values())])
+                for index, key in enumerate(new):
+                    self._known[key] = {name: float(values[index].mean()) for name, values in by_task.items()}
+            for coefficients, key in zip(block, keys, strict=True):
+                values = self._known[key].values()
+                scores.append(list(values) if self.objectives == "tasks" else sum(values) / len(values))
+                if self.on_evaluation is not None:
+                    self.on_evaluation(coefficients.cpu(), dict(self._known[key]))
         return torch.tensor(scores, dtype=pop.dtype, device=pop.device)
+
+    def _candidates_at_once(self) -> int:
+        """Candidates that are scored together: enough to fill batches, so few that results keep coming."""
+        if self.candidates_at_once is None:
+            prompts = (self.language_model.prompt_tokens(e.prompt, chat=t.chat) for t in self.tasks for e in t.examples)
+            self.candidates_at_once = max(1, TOKENS_AT_ONCE // sum(map(len, prompts)))
+        return self.candidates_at_once
+
+    def _weights_key(self, coefficients: torch.Tensor) -> tuple[float, ...]:
+        """What the coefficients come to in the model: lambda_k s_k in its dtype, for every expert and scale that occurs."""
+        coefficients = coefficients.to("cpu", torch.float32)
+        weights = coefficients[self._experts_of_scales] * self._scales
+        return tuple(weights.to(self.language_model.model.dtype).tolist())
 
     def export(self, coefficients: torch.Tensor, folder) -> float:
         """Write a merge as one LoRA adapter in PEFT format, load it with plain peft, and compare.

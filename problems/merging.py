@@ -1,13 +1,14 @@
 """The exact merge: theta(lambda) = theta_pre + sum_k lambda_k s_k B_k A_k, without dense task vectors.
 
 Per module the factors of all experts are stacked once, A = [A_1; ...; A_n] and B = [B_1, ..., B_n]. A candidate only
-scales the middle channels: y = x W^T + ((x A^T) * c) B^T, with c = repeat(lambda_k s_k, r_k). The base is never changed.
+scales the middle channels: y = x W^T + ((x A^T) * c) B^T, with c = repeat(lambda_k s_k, r_k). The base is never changed, and
+the rows of one batch may belong to different candidates.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,9 +27,14 @@ class StackedModule:
     scale: torch.Tensor
     embedding: bool
 
+    def only(self, used: torch.Tensor) -> "StackedModule":
+        """The module with the channels of the experts that `used`, an `(n,)` tensor of booleans, names."""
+        keep = used[self.expert]
+        return replace(self, a=self.a[keep], b=self.b[:, keep], expert=self.expert[keep], scale=self.scale[keep])
+
     def channel_weights(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """c `(R,)` of a candidate `(n,)`, in the dtype of the coefficients."""
-        return coefficients[self.expert] * self.scale.to(coefficients.dtype)
+        """c `(..., R)` of candidates `(..., n)`, in the dtype of the coefficients."""
+        return coefficients[..., self.expert] * self.scale.to(coefficients.dtype)
 
 
 def stack_experts(experts: Sequence[Expert], dtype: torch.dtype, device: torch.device) -> dict[str, StackedModule]:
@@ -47,35 +53,71 @@ def stack_experts(experts: Sequence[Expert], dtype: torch.dtype, device: torch.d
     return stacked
 
 
+class Population:
+    """P candidates whose merges share the base and the stacked factors; each row of a batch belongs to one of them."""
+
+    def __init__(self, modules: dict[str, StackedModule], coefficients: torch.Tensor):
+        """Weigh the channels of every module; experts that no candidate uses are left out.
+
+        :param modules: what `stack_experts` made of the experts.
+        :param coefficients: a `(P, n)` tensor of effective coefficients.
+        """
+        used = (coefficients != 0).any(0)
+        if not used.all():
+            modules = {name: module.only(used.to(module.expert.device)) for name, module in modules.items()}
+        self.modules = {name: module for name, module in modules.items() if len(module.a)}
+        self.weights = {
+            name: module.channel_weights(coefficients.to(module.a.device, torch.float32)).to(module.a.dtype)
+            for name, module in self.modules.items()
+        }  # per module (P, R)
+        self.rows: int | torch.Tensor = 0
+
+    def select(self, candidates: Sequence[int]) -> None:
+        """Say which candidate each row of the next batch belongs to."""
+        first = candidates[0]
+        alone = all(candidate == first for candidate in candidates)
+        self.rows = first if alone else torch.tensor(candidates)
+
+    def weights_of_rows(self, name: str, rows: int, dims: int) -> torch.Tensor:
+        """The channel weights of a module for a batch whose tensors have `rows` rows and `dims` dimensions."""
+        weights = self.weights[name]
+        if isinstance(self.rows, int):
+            return weights[self.rows]  # (R,)
+        # A module may see the batch as (N C, D) instead of (N, C, D).
+        owners = self.rows.to(weights.device).repeat_interleave(rows // len(self.rows))
+        return weights[owners].view(-1, *[1] * (dims - 2), weights.shape[1])
+
+
 @contextmanager
-def merged(model: torch.nn.Module, modules: dict[str, StackedModule], coefficients: torch.Tensor) -> Iterator[None]:
-    """Inside the block the model computes as if merged with the (n,) coefficients; afterwards it is as it was.
+def merged(model: torch.nn.Module, modules: dict[str, StackedModule], coefficients: torch.Tensor) -> Iterator[Population]:
+    """Inside the block the model computes as if merged; afterwards it is as it was.
 
     :param model: the base model, which is not changed: the experts are added to the outputs of their modules.
     :param modules: what `stack_experts` made of the experts.
-    :param coefficients: an `(n,)` tensor of effective coefficients.
+    :param coefficients: an `(n,)` tensor of effective coefficients, or a `(P, n)` tensor of several candidates.
+    :return: the candidates, of which the first answers until `select` says otherwise.
     """
-    handles = []
+    population, handles = Population(modules, torch.atleast_2d(coefficients)), []
     try:
-        for name, module in modules.items():
-            hook = _expert_hook(module, module.channel_weights(coefficients.to(module.a.device, torch.float32)))
-            handles.append(model.get_submodule(name).register_forward_hook(hook))
-        yield
+        for name in population.modules:
+            handles.append(model.get_submodule(name).register_forward_hook(_expert_hook(population, name)))
+        yield population
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _expert_hook(module: StackedModule, weights: torch.Tensor):
-    weights = weights.to(module.a.dtype)
+def _expert_hook(population: Population, name: str):
+    module = population.modules[name]
 
     def add_experts(layer, inputs, output):
         if module.embedding:
             middle = torch.nn.functional.embedding(inputs[0], module.a.mT)  # (..., R)
-            weight = weights * getattr(layer, "embed_scale", 1.0)  # Gemma scales what it looks up
+            middle = middle * getattr(layer, "embed_scale", 1.0)  # Gemma scales what it looks up
         else:
-            middle, weight = inputs[0] @ module.a.mT, weights  # (..., R)
-        return output + (middle * weight) @ module.b.mT
+            middle = inputs[0] @ module.a.mT  # (..., R)
+        weights = population.weights_of_rows(name, len(middle), middle.ndim)
+        return output + (middle * weights) @ module.b.mT
 
     return add_experts
 

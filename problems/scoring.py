@@ -7,14 +7,14 @@
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from evox_evogm.problems.language_model import LanguageModel
 from evox_evogm.problems.tasks import RULES, Example, Task
 
+Case = tuple[int, Example]  # the candidate that is asked, and what
 SHORT_OUTPUT = 100  # characters; ten new tokens stay below this
 
 
@@ -28,31 +28,53 @@ def score_task(task: Task, model: LanguageModel) -> torch.Tensor:
     return SCORERS[task.rule](task, model)
 
 
-def _prompts(task: Task, model: LanguageModel) -> list[tuple[int, ...]]:
-    return [model.prompt_tokens(example.prompt, chat=task.chat) for example in task.examples]
+def score_population(task: Task, model: LanguageModel, count: int) -> torch.Tensor:
+    """Score every example of a task for several candidates, whose requests share batches.
+
+    :param model: the language model, inside `model.candidates(...)`.
+    :param count: P, the number of candidates.
+    :return: a `(P, S)` float32 tensor on the CPU, higher is better.
+    """
+    cases = [(candidate, example) for candidate in range(count) for example in task.examples]
+    return SCORERS[task.rule](task, model, cases).view(count, len(task.examples))
+
+
+def _cases(task: Task, cases: Sequence[Case] | None) -> Sequence[Case]:
+    return [(0, example) for example in task.examples] if cases is None else cases
+
+
+def _prompts(task: Task, model: LanguageModel, cases: Sequence[Case]) -> list[tuple[int, ...]]:
+    return [model.prompt_tokens(example.prompt, chat=task.chat) for _, example in cases]
+
+
+def _candidates(cases: Sequence[Case]) -> list[int]:
+    return [candidate for candidate, _ in cases]
 
 
 def _continuation(task: Task, key: str, text: str) -> str:
     return key if task.continuation == "key" else text
 
 
-def choice_log_probabilities(task: Task, model: LanguageModel) -> list[torch.Tensor]:
-    """Per example the summed log-probability in nats of each choice."""
-    prompts = _prompts(task, model)
+def choice_log_probabilities(task: Task, model: LanguageModel, cases: Sequence[Case] | None = None) -> list[torch.Tensor]:
+    """Per case the summed log-probability in nats of each choice."""
+    cases = _cases(task, cases)
+    prompts, candidates = _prompts(task, model, cases), _candidates(cases)
     choices = [
         [model.continuation_tokens(_continuation(task, *choice), chat=task.chat) for choice in example.choices]
-        for example in task.examples
+        for _, example in cases
     ]
     if all(len(tokens) == 1 for row in choices for tokens in row):  # one pass over a prompt scores all its choices
-        return model.next_token_log_probabilities(prompts, [[tokens[0] for tokens in row] for row in choices])
+        return model.next_token_log_probabilities(prompts, [[tokens[0] for tokens in row] for row in choices], candidates)
     requests = [(prompt, tokens) for prompt, row in zip(prompts, choices, strict=True) for tokens in row]
-    return list(model.likelihoods(requests).log_probability.split([len(row) for row in choices]))
+    asked = [candidate for candidate, row in zip(candidates, choices, strict=True) for _ in row]
+    return list(model.likelihoods(requests, asked).log_probability.split([len(row) for row in choices]))
 
 
-def choice_likelihood(task: Task, model: LanguageModel) -> torch.Tensor:
+def choice_likelihood(task: Task, model: LanguageModel, cases: Sequence[Case] | None = None) -> torch.Tensor:
+    cases = _cases(task, cases)
     right = [
         example.choices[int(scores.argmax())][0] == example.target
-        for scores, example in zip(choice_log_probabilities(task, model), task.examples, strict=True)
+        for scores, (_, example) in zip(choice_log_probabilities(task, model, cases), cases, strict=True)
     ]
     return torch.tensor(right, dtype=torch.float32)
 
@@ -63,13 +85,14 @@ def gold_text(task: Task, example: Example) -> str:
     return _continuation(task, example.target, texts[example.target]) if texts else example.target
 
 
-def gold_log_probability(task: Task, model: LanguageModel) -> torch.Tensor:
+def gold_log_probability(task: Task, model: LanguageModel, cases: Sequence[Case] | None = None) -> torch.Tensor:
+    cases = _cases(task, cases)
     requests = [
         (prompt, model.continuation_tokens(gold_text(task, example), chat=task.chat))
-        for prompt, example in zip(_prompts(task, model), task.examples, strict=True)
+        for prompt, (_, example) in zip(_prompts(task, model, cases), cases, strict=True)
     ]
     lengths = torch.tensor([len(continuation) for _, continuation in requests])
-    return model.likelihoods(requests).log_probability / lengths
+    return model.likelihoods(requests, _candidates(cases)).log_probability / lengths
 
 
 def agrees(output: str, target: str, match: str) -> bool:
@@ -79,32 +102,32 @@ def agrees(output: str, target: str, match: str) -> bool:
     return target in (output if match == "contains" else " ".join(output.split(" ")[-10:]))
 
 
-def generated_match(task: Task, model: LanguageModel) -> torch.Tensor:
+def generated_match(task: Task, model: LanguageModel, cases: Sequence[Case] | None = None) -> torch.Tensor:
     """`exact_match` the plain way: decode every answer and compare the texts."""
-    outputs = model.generate(_prompts(task, model), task.max_new_tokens)
-    right = [
-        agrees(output, gold_text(task, example), task.match) for output, example in zip(outputs, task.examples, strict=True)
-    ]
+    cases = _cases(task, cases)
+    outputs = model.generate(_prompts(task, model, cases), task.max_new_tokens, _candidates(cases))
+    right = [agrees(output, gold_text(task, example), task.match) for output, (_, example) in zip(outputs, cases, strict=True)]
     return torch.tensor(right, dtype=torch.float32)
 
 
-def exact_match(task: Task, model: LanguageModel) -> torch.Tensor:
+def exact_match(task: Task, model: LanguageModel, cases: Sequence[Case] | None = None) -> torch.Tensor:
     """`exact_match` with one forward pass where that decides it.
 
     Greedy decoding yields the target's tokens and then stops if and only if each of them is the arg-max after the
     prompt and the ones before it. Where a different token comes first, the answer can still read the same only if the
     text so far is a beginning of the target (another way to cut it into tokens); those few are decoded.
     """
+    cases = _cases(task, cases)
     if task.match != "equal":
-        return generated_match(task, model)
+        return generated_match(task, model, cases)
     requests = [
         (prompt, (*model.continuation_tokens(gold_text(task, example), chat=task.chat), model.end_token))
-        for prompt, example in zip(_prompts(task, model), task.examples, strict=True)
+        for prompt, (_, example) in zip(_prompts(task, model, cases), cases, strict=True)
     ]
-    result = model.likelihoods(requests)
+    result = model.likelihoods(requests, _candidates(cases))
     right = torch.zeros(len(requests))
     open_rows = []
-    for row, ((_, gold), example) in enumerate(zip(requests, task.examples, strict=True)):
+    for row, ((_, gold), (_, example)) in enumerate(zip(requests, cases, strict=True)):
         miss = int(result.first_miss[row])
         if len(gold) > task.max_new_tokens:
             open_rows.append(row)  # the forward pass looks further than the decoding may go
@@ -117,8 +140,7 @@ def exact_match(task: Task, model: LanguageModel) -> torch.Tensor:
             if "\ufffd" in text or gold_text(task, example).strip().startswith(text):
                 open_rows.append(row)
     if open_rows:
-        rest = replace(task, examples=tuple(task.examples[row] for row in open_rows))
-        right[open_rows] = generated_match(rest, model)
+        right[open_rows] = generated_match(task, model, [cases[row] for row in open_rows])
     return right
 
 
@@ -143,16 +165,17 @@ def parse_choice(output: str, choices: Mapping[str, str]) -> str | None:
     return None
 
 
-def multiple_choice_generation(task: Task, model: LanguageModel) -> torch.Tensor:
-    outputs = model.generate(_prompts(task, model), task.max_new_tokens)
+def multiple_choice_generation(task: Task, model: LanguageModel, cases: Sequence[Case] | None = None) -> torch.Tensor:
+    cases = _cases(task, cases)
+    outputs = model.generate(_prompts(task, model, cases), task.max_new_tokens, _candidates(cases))
     right = [
         parse_choice(output, dict(example.choices)) == example.target
-        for output, example in zip(outputs, task.examples, strict=True)
+        for output, (_, example) in zip(outputs, cases, strict=True)
     ]
     return torch.tensor(right, dtype=torch.float32)
 
 
-SCORERS: dict[str, Callable[[Task, LanguageModel], torch.Tensor]] = {
+SCORERS: dict[str, Callable[..., torch.Tensor]] = {
     "choice_likelihood": choice_likelihood,
     "gold_log_probability": gold_log_probability,
     "exact_match": exact_match,

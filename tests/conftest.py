@@ -30,28 +30,20 @@ def tokenizer():
 
 def build_model(architecture: str = "llama", **changes):
     """A random causal LM with 2 layers of width 16 and a vocabulary of 257, in float32."""
-    from transformers import (
-        GPT2Config,
-        GPT2LMHeadModel,
-        LlamaConfig,
-        LlamaForCausalLM,
-    )
+    import transformers as hf
 
     torch.manual_seed(7)
-    shared = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, **changes}
+    shared = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.3, **changes}
     if architecture == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=256, **shared)).eval()
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            initializer_range=0.3,
-            **shared,
-        )
-    ).eval()
+        shared.pop("initializer_range")
+        return hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=256, **shared)).eval()
+    shared |= {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    shared |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    if architecture == "gemma":
+        return hf.GemmaForCausalLM(hf.GemmaConfig(head_dim=4, **shared)).eval()
+    names = {"llama": "Llama", "qwen2": "Qwen2"}
+    config = getattr(hf, f"{names[architecture]}Config")(**shared)
+    return getattr(hf, f"{names[architecture]}ForCausalLM")(config).eval()
 
 
 @pytest.fixture

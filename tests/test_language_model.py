@@ -53,11 +53,23 @@ def test_generated_texts_equal_generate_one_prompt_at_a_time(architecture, batch
     assert any(expected)
 
 
-def test_nothing_is_read_after_the_end_of_text(tokenizer):
+def test_rows_that_have_ended_leave_the_batch_and_nothing_is_read_after_the_end(tokenizer, monkeypatch):
     model = build_model()
     scorer = LanguageModel(model, tokenizer)
-    model.generate = lambda input_ids, **_: torch.cat([input_ids, torch.tensor([[40, 0, 41]])], 1)
-    assert scorer.generate([(5, 6)], 3) == [tokenizer.decode([40])]
+    prompts = [scorer.prompt_tokens(p) for p in PROMPTS]
+    endless = [
+        model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None)[0, len(prompt) :].tolist()
+        for prompt in prompts
+    ]
+    end = endless[0][2]
+    monkeypatch.setattr(LanguageModel, "end_token", property(lambda self: end))
+    forward, rows = scorer._forward, []
+    scorer._forward = lambda asked, *rest, **cache: rows.append(len(asked)) or forward(asked, *rest, **cache)
+    expected = [reply[: reply.index(end)] if end in reply else reply for reply in endless]
+    assert scorer.generate(prompts, 6) == [tokenizer.decode(reply, skip_special_tokens=True) for reply in expected]
+    lengths = [len(reply) + (len(reply) < 6) for reply in expected]
+    assert rows == [sum(length > step for length in lengths) for step in range(max(lengths))]
+    assert min(lengths) < max(lengths)
 
 
 def test_chat_prompts_go_through_the_template_and_answers_start_the_reply(tokenizer):

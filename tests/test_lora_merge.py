@@ -53,10 +53,31 @@ def test_coefficients_of_zero_are_the_base(problem, model, tokenizer):
     torch.testing.assert_close(problem.score_tasks(torch.zeros(2))["add"], plain)
 
 
-def test_scores_do_not_depend_on_the_rest_of_the_population(problem):
+@pytest.mark.parametrize("candidates_at_once", [None, 1, 3])
+def test_scores_do_not_depend_on_the_rest_of_the_population(model, tokenizer, folders, candidates_at_once):
+    settings = {"tokenizer": tokenizer, "candidates_at_once": candidates_at_once, "batch_tokens": 40}
+    problem = LoRAMergeProblem(model, folders, [ADD, PICK], **settings)
     pop = torch.randn(4, 2)
-    together = problem.evaluate(pop)
-    assert torch.equal(together, torch.cat([problem.evaluate(row[None]) for row in pop]))
+    alone = [problem.score_tasks(row) for row in pop]
+    expected = torch.stack([(scores["add"].mean() + scores["pick"].mean()) / 2 for scores in alone])
+    torch.testing.assert_close(problem.evaluate(pop), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_merges_that_are_the_same_in_the_models_dtype_are_scored_once(tokenizer, folders):
+    problem = LoRAMergeProblem(build_model().to(torch.bfloat16), folders, [ADD], tokenizer=tokenizer)
+    scored, reported, score_together = [], [], problem.score_together
+    problem.score_together = lambda pop, *rest: scored.extend(pop.tolist()) or score_together(pop, *rest)
+    problem.on_evaluation = lambda coefficients, by_task: reported.append(coefficients)
+    pop = torch.tensor([[0.5, 1.0], [0.5, 1.0], [0.5001, 1.0], [0.6, 1.0]])
+    scores = problem.evaluate(pop)
+    again = problem.evaluate(pop[[3, 0]])
+    assert len(scored) == 2 and len(reported) == 6
+    assert scores[0] == scores[1] == scores[2] == again[1] and scores[3] == again[0]
+
+
+def test_a_bad_number_of_candidates_at_once_is_refused(model, tokenizer, folders):
+    with pytest.raises(ValueError, match="candidates_at_once: expected a whole number of at least 1, found 0"):
+        LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, candidates_at_once=0)
 
 
 def test_tasks_as_objectives_are_columns_whose_mean_is_the_single_score(model, tokenizer, folders, problem):

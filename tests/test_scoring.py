@@ -246,7 +246,7 @@ def test_exact_match_is_what_a_reader_of_the_answer_would_say(scripted, prompt, 
 
 def test_exact_match_decodes_only_what_a_forward_pass_leaves_open(scripted):
     generate, decoded = scripted.generate, []
-    scripted.generate = lambda prompts, count: decoded.append(scripted.decode(prompts[0])) or generate(prompts, count)
+    scripted.generate = lambda prompts, *rest: decoded.append(scripted.decode(prompts[0])) or generate(prompts, *rest)
     targets = {"1:": "yes", "2:": "no", "3:": "ye", "4!": "yes", "5:": "maybe", "6>": "yes"}
     examples = tuple(Example(prompt, prompt, target) for prompt, target in targets.items())
     task = Task("match", "1", "exact_match", examples)

@@ -1,0 +1,93 @@
+"""Rows of one batch that belong to different candidates, beside each candidate's own merge."""
+
+import pytest
+import torch
+from conftest import build_model
+
+from evox_evogm.problems import Example, Task
+from evox_evogm.problems.experts import read_expert
+from evox_evogm.problems.language_model import LanguageModel
+from evox_evogm.problems.merging import Population, merged, stack_experts
+from evox_evogm.problems.scoring import score_population, score_task
+
+TARGETS = {
+    "llama": ["q_proj", "v_proj", "down_proj", "embed_tokens"],
+    "qwen2": ["k_proj", "o_proj", "gate_proj", "lm_head"],
+    "gemma": ["q_proj", "up_proj", "embed_tokens"],
+    "gpt2": ["c_attn", "c_proj"],
+}
+COEFFICIENTS = torch.tensor([[0.7, -1.2], [0.0, 0.0], [-0.4, 0.9], [1.5, 0.3]])
+PROMPTS = ["a", "What is it?", "Question: 12\nAnswer:", "zz top", "What"]
+
+
+@pytest.fixture(params=list(TARGETS))
+def base_and_modules(request, make_adapter):
+    model = build_model(request.param)
+    folders = [
+        make_adapter(f"{request.param}{i}", build_model(request.param), seed=i, r=2 + i, target_modules=TARGETS[request.param])
+        for i in range(2)
+    ]
+    experts = [read_expert(folder) for folder in folders]
+    return model, stack_experts(experts, torch.float32, torch.device("cpu"))
+
+
+@torch.no_grad()
+def test_each_row_of_a_batch_sees_its_own_merge(base_and_modules):
+    model, modules = base_and_modules
+    tokens = torch.randint(1, 257, (5, 9))
+    owners = [2, 0, 3, 1, 0]
+    with merged(model, modules, COEFFICIENTS) as population:
+        population.select(owners)
+        together = model(tokens).logits
+    for row, owner in enumerate(owners):
+        with merged(model, modules, COEFFICIENTS[owner]):
+            torch.testing.assert_close(together[row], model(tokens[row : row + 1]).logits[0], rtol=1e-4, atol=1e-4)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_answers_of_mixed_candidates_are_what_each_merged_model_generates(base_and_modules, tokenizer):
+    model, modules = base_and_modules
+    scorer = LanguageModel(model, tokenizer, batch_tokens=90)
+    prompts = [scorer.prompt_tokens(p) for p in PROMPTS]
+    owners = [0, 3, 2, 1, 2]
+    with merged(model, modules, COEFFICIENTS) as population, scorer.candidates(population.select):
+        texts = scorer.generate(prompts, 7, owners)
+    for prompt, owner, text in zip(prompts, owners, texts, strict=True):
+        with merged(model, modules, COEFFICIENTS[owner]):
+            reply = model.generate(torch.tensor([prompt]), max_new_tokens=7, do_sample=False, eos_token_id=scorer.end_token)
+        assert text == tokenizer.decode(reply[0, len(prompt) :], skip_special_tokens=True)
+    assert len(set(texts)) > 1
+
+
+@pytest.mark.parametrize("rule", ["choice_likelihood", "gold_log_probability", "exact_match", "multiple_choice_generation"])
+@pytest.mark.parametrize("continuation", ["key", "text"])
+def test_a_population_scores_as_its_members_do(base_and_modules, tokenizer, rule, continuation):
+    model, modules = base_and_modules
+    scorer = LanguageModel(model, tokenizer, batch_tokens=120)
+    choices = (("A", "yes"), ("B", "not at all"))
+    examples = tuple(Example(str(i), prompt, "AB"[i % 2], choices) for i, prompt in enumerate(PROMPTS))
+    task = Task("any", "1", rule, examples, max_new_tokens=3, continuation=continuation)
+    with merged(model, modules, COEFFICIENTS) as population, scorer.candidates(population.select):
+        together = score_population(task, scorer, len(COEFFICIENTS))
+    assert together.shape == (4, 5)
+    for row, coefficients in zip(together, COEFFICIENTS, strict=True):
+        with merged(model, modules, coefficients):
+            torch.testing.assert_close(row, score_task(task, scorer), rtol=1e-4, atol=1e-4)
+
+
+def test_a_module_that_sees_the_batch_without_its_row_dimension_gets_the_same_weights(base_and_modules):
+    population = Population(base_and_modules[1], COEFFICIENTS)
+    population.select([1, 3])
+    name = next(iter(population.modules))
+    rows, flat = (population.weights_of_rows(name, *shape) for shape in ((2, 3), (8, 2)))  # (2, 4, D) and (8, D)
+    assert torch.equal(rows.expand(2, 4, -1).flatten(0, 1), flat)
+
+
+def test_experts_that_no_candidate_uses_cost_nothing(base_and_modules):
+    model, modules = base_and_modules
+    population = Population(modules, torch.tensor([[0.0, 0.5], [0.0, -1.0]]))
+    assert all(
+        (module.expert == 1).all() and len(module.a) < len(modules[name].a) for name, module in population.modules.items()
+    )
+    with merged(model, modules, torch.zeros(2)):
+        assert not any(module._forward_hooks for module in model.modules())
