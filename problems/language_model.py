@@ -183,38 +183,52 @@ class LanguageModel:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        candidates: Sequence[int] | None = None,
+        enough: Callable[[int, str], bool] | None = None,
     ) -> list[str]:
         """Greedy continuations of N prompts as text without special tokens, stopped at the end-of-text token.
 
         :param candidates: for each prompt the candidate it asks; all the first if not given.
+        :param enough: hears the number of a prompt and its text so far, and says whether the rest does not matter.
         """
         candidates = candidates or [0] * len(prompts)
         texts = [""] * len(prompts)
         for batch in self._batches([len(prompt) + max_new_tokens for prompt in prompts]):
-            asked = [candidates[row] for row in batch]
-            replies = self._greedy([prompts[row] for row in batch], max_new_tokens, asked)
+            replies = self._greedy(batch, prompts, max_new_tokens, candidates, enough)
             for row, reply in zip(batch, replies, strict=True):
                 texts[row] = self.decode(reply)
         return texts
 
-    def _greedy(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: Sequence[int]) -> list[list[int]]:
-        """Greedy tokens of one batch, without the end of text. Rows that have ended leave the batch and its cache."""
+    def _greedy(
+        self,
+        batch: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        candidates: Sequence[int],
+        enough: Callable[[int, str], bool] | None,
+    ) -> list[list[int]]:
+        """Greedy tokens of some prompts, without the end of text. Rows that have ended leave the batch and its cache."""
         from transformers import DynamicCache
 
-        replies: list[list[int]] = [[] for _ in prompts]
-        running = list(range(len(prompts)))  # the row of the batch as it was
+        replies: list[list[int]] = [[] for _ in batch]
+        running = list(range(len(batch)))  # the row of the batch as it was
         cache = DynamicCache(config=self.model.config)
-        tokens, mask = self._pad_left(prompts)
+        tokens, mask = self._pad_left([prompts[row] for row in batch])
         while True:
-            asked = [candidates[row] for row in running]
+            asked = [candidates[batch[row]] for row in running]
             chosen = self._forward(asked, tokens, mask, 1, past_key_values=cache, use_cache=True)[:, -1].argmax(-1)  # (N,)
             stay = []
             for index, token in enumerate(chosen.tolist()):
-                if token != self.end_token:
-                    replies[running[index]].append(token)
-                    if len(replies[running[index]]) < max_new_tokens:
-                        stay.append(index)
+                if token == self.end_token:
+                    continue
+                row = running[index]
+                replies[row].append(token)
+                ended = enough is not None and enough(batch[row], self.decode(replies[row]))
+                if not ended and len(replies[row]) < max_new_tokens:
+                    stay.append(index)
             if not stay:
                 return replies
             if len(stay) < len(running):

@@ -102,11 +102,28 @@ def agrees(output: str, target: str, match: str) -> bool:
     return target in (output if match == "contains" else " ".join(output.split(" ")[-10:]))
 
 
-def generated_match(task: Task, model: LanguageModel, cases: Sequence[Case] | None = None) -> torch.Tensor:
-    """`exact_match` the plain way: decode every answer and compare the texts."""
+def decided(text: str, target: str, match: str) -> bool:
+    """Whether a text that goes on is sure to agree with the target, or sure not to, whatever follows."""
+    if match == "contains":
+        return target in text
+    if match == "equal" and not text.endswith("\ufffd"):  # half a letter may become another one
+        text, target = text.lstrip(), target.strip()
+        return not target.startswith(text) and bool(text.removeprefix(target).strip() or not text.startswith(target))
+    return False
+
+
+def generated_match(
+    task: Task, model: LanguageModel, cases: Sequence[Case] | None = None, *, to_the_end: bool = True
+) -> torch.Tensor:
+    """`exact_match` the plain way: decode every answer and compare the texts.
+
+    :param to_the_end: decode answers to their end even if the score is decided before.
+    """
     cases = _cases(task, cases)
-    outputs = model.generate(_prompts(task, model, cases), task.max_new_tokens, _candidates(cases))
-    right = [agrees(output, gold_text(task, example), task.match) for output, (_, example) in zip(outputs, cases, strict=True)]
+    targets = [gold_text(task, example) for _, example in cases]
+    enough = None if to_the_end else lambda row, text: decided(text, targets[row], task.match)
+    outputs = model.generate(_prompts(task, model, cases), task.max_new_tokens, _candidates(cases), enough)
+    right = [agrees(output, target, task.match) for output, target in zip(outputs, targets, strict=True)]
     return torch.tensor(right, dtype=torch.float32)
 
 
@@ -115,11 +132,11 @@ def exact_match(task: Task, model: LanguageModel, cases: Sequence[Case] | None =
 
     Greedy decoding yields the target's tokens and then stops if and only if each of them is the arg-max after the
     prompt and the ones before it. Where a different token comes first, the answer can still read the same only if the
-    text so far is a beginning of the target (another way to cut it into tokens); those few are decoded.
+    text so far is a beginning of the target (another way to cut it into tokens); those few are decoded, as far as needed.
     """
     cases = _cases(task, cases)
     if task.match != "equal":
-        return generated_match(task, model, cases)
+        return generated_match(task, model, cases, to_the_end=False)
     requests = [
         (prompt, (*model.continuation_tokens(gold_text(task, example), chat=task.chat), model.end_token))
         for prompt, (_, example) in zip(_prompts(task, model, cases), cases, strict=True)
@@ -140,7 +157,7 @@ def exact_match(task: Task, model: LanguageModel, cases: Sequence[Case] | None =
             if "\ufffd" in text or gold_text(task, example).strip().startswith(text):
                 open_rows.append(row)
     if open_rows:
-        right[open_rows] = generated_match(task, model, [cases[row] for row in open_rows])
+        right[open_rows] = generated_match(task, model, [cases[row] for row in open_rows], to_the_end=False)
     return right
 
 

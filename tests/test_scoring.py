@@ -9,7 +9,7 @@ import torch
 from conftest import build_model
 
 from evox_evogm.problems.language_model import LanguageModel
-from evox_evogm.problems.scoring import agrees, exact_match, generated_match, parse_choice, score_task
+from evox_evogm.problems.scoring import agrees, decided, exact_match, generated_match, parse_choice, score_task
 from evox_evogm.problems.tasks import Example, Task
 
 BIRDS = {"A": "a bird", "B": "not a bird", "C": "Paris", "D": ""}
@@ -252,6 +252,45 @@ def test_exact_match_decodes_only_what_a_forward_pass_leaves_open(scripted):
     task = Task("match", "1", "exact_match", examples)
     assert score_task(task, scripted).tolist() == [1, 0, 0, 1, 0, 0]
     assert decoded == ["4!"]
+
+
+@pytest.mark.parametrize(
+    ("text", "match", "expected"),
+    [
+        ("", "equal", False),
+        (" \n", "equal", False),
+        (" ye", "equal", False),
+        ("yes", "equal", False),  # " yes" may still become "yesterday"
+        ("yes \n", "equal", False),
+        ("yes ma", "equal", True),
+        ("yesm", "equal", True),
+        ("no", "equal", True),
+        (" \n n", "equal", True),
+        ("y\ufffd", "equal", False),
+        ("so yes", "contains", True),
+        ("so ye", "contains", False),
+        ("so yes", "last_10_words", False),
+    ],
+)
+def test_a_text_is_decided_when_nothing_that_follows_can_change_its_score(text, match, expected):
+    assert decided(text, " yes", match) == expected
+    endings = ["", " ", "s", "es", "yes", " yes", "\n", "m"]
+    if expected and match != "contains":
+        assert not any(agrees(text + ending, " yes", match) for ending in endings)
+    elif expected:
+        assert all(agrees(text + ending, "yes", match) for ending in endings)
+
+
+def test_decoding_stops_where_the_score_is_decided(scripted):
+    steps, forward = [], scripted._forward
+    scripted._forward = lambda asked, *rest, **cache: steps.append(len(asked)) or forward(asked, *rest, **cache)
+    task = Task("match", "1", "exact_match", (Example("0", "ask?", "no"), Example("1", "ask?", "yes")))
+    assert generated_match(task, scripted).tolist() == [0, 1]
+    # A line end, a blank, "y": there "no" is out of reach; "yes" goes on over "e" and "s" to the end of the text.
+    assert steps == [2] * 6
+    steps.clear()
+    assert generated_match(task, scripted, to_the_end=False).tolist() == [0, 1]
+    assert steps == [2, 2, 2, 1, 1, 1]
 
 
 def test_a_target_is_looked_for_where_the_match_says(scripted):
