@@ -74,7 +74,8 @@ def largest_difference() -> float:
     draws = torch.rand(EPOCHS, POP_SIZE)
     settings = torch.tensor([LR, WINNER_RATIO, CYCLE_WEIGHT, OPT_WEIGHT])
     zero = torch.zeros(2, *parameters.shape)
-    ours, _, _ = train(parameters, zero, torch.tensor(0), plain.points, torch.tensor(POP_SIZE), draws, settings, SIZES)
+    counts = torch.tensor(0), torch.tensor(POP_SIZE), torch.tensor(0)  # Adam steps before, rows of the history, seed
+    ours, _, _ = train(parameters, zero, counts[0], plain.points, counts[1], draws, settings, counts[2], SIZES)
     plain_training(plain.forth, plain.back, plain.optimizer, plain.points, WINNERS[0], draws)
     theirs = torch.stack([flat(plain.forth), flat(plain.back)])
     moved = float((theirs - parameters).abs().max())

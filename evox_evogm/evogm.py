@@ -113,7 +113,7 @@ class EvoGM(Algorithm):
         self.count = Mutable(history.count)
         self.basis = Mutable(torch.eye(self.dim, dtype=self.dtype, device=device))  # (n, n), row = axis of the round
         self.steps = Mutable(torch.zeros((), dtype=torch.int64, device=device))
-        self.generators = Mutable(self._fresh_generators())  # (G, N)
+        self.generators = Mutable(initial_parameters(self.sizes, self.networks, self.dtype, device))  # (G, N)
         self.moments = Mutable(torch.zeros(2, *self.generators.shape, dtype=self.dtype, device=device))
         self.losses = Mutable(torch.zeros(2, dtype=self.dtype, device=device))
 
@@ -161,9 +161,6 @@ class EvoGM(Algorithm):
     def _round_starts(self) -> torch.Tensor:
         return self.round_and_iteration(self.steps)[1] == 0
 
-    def _fresh_generators(self) -> torch.Tensor:
-        return initial_parameters(self.sizes, self.networks, self.dtype, self.half_width.device)
-
     def _effective(self, points: torch.Tensor) -> torch.Tensor:
         """Points of the round over the original axes, still in units of the box: lambda B_r."""
         effective = points @ self.basis
@@ -192,20 +189,21 @@ class EvoGM(Algorithm):
         return torch.cat([average, self._uniform(self.pop_size - 1)])
 
     def _shift_basis(self, new_round: torch.Tensor) -> None:
-        """B_{r+1} = Lambda_top B_r, fresh generators, and a history of the one-hots whose fitness is known."""
+        """B_{r+1} = Lambda_top B_r, and a history of the one-hots whose fitness is known."""
         top = self._effective(self.points[: self.dim])  # (n, n)
         replaced = torch.arange(self.dim, device=top.device) < self.count
         self.basis = torch.where(new_round & replaced[:, None], top, self.basis)
         carried = carry(self._history(), self.dim)
         self._remember(Archive(*map(lambda new, old: torch.where(new_round, new, old), carried, self._history())))
-        self.generators = torch.where(new_round, self._fresh_generators(), self.generators)
-        self.moments = torch.where(new_round, 0.0, self.moments)
 
     def _train_generators(self, new_round: torch.Tensor) -> None:
+        """Train on the history of the round; a new round gets fresh generators instead."""
+        device = self.fitness.device
+        seed = torch.randint(2**62, (), device=device)
         _, iteration = self.round_and_iteration(self.steps)
-        draws = torch.rand(self.epochs, len(self.fitness), dtype=self.dtype, device=self.fitness.device)  # (E, C)
+        draws = torch.rand(self.epochs, len(self.fitness), dtype=self.dtype, device=device)  # (E, C)
         settings = torch.stack([self.lr, self.winner_ratio, self.cycle_weight, self.opt_weight])
         adam_steps = torch.where(new_round, -1, (iteration - 1) * self.epochs)  # -1: there is nothing to learn from yet
         self.generators, self.moments, self.losses = train(
-            self.generators, self.moments, adam_steps, self.points, self.count, draws, settings, self.sizes
+            self.generators, self.moments, adam_steps, self.points, self.count, draws, settings, seed, self.sizes
         )

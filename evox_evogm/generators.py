@@ -25,15 +25,20 @@ def parameter_count(sizes: Sequence[int]) -> int:
     return sum((d_in + 1) * d_out for d_in, d_out in pairwise(sizes))
 
 
-def initial_parameters(sizes: Sequence[int], count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def initial_parameters(
+    sizes: Sequence[int], count: int, dtype: torch.dtype, device: torch.device, seed: int | None = None
+) -> torch.Tensor:
     """Fresh generators, every number uniform within 1/sqrt(inputs of its layer) as in `torch.nn.Linear`.
 
     :param sizes: layer sizes (n, hidden..., n).
     :param count: M, how many generators.
+    :param seed: of the random numbers; from torch's own generator if not given.
     :return: an `(M, N)` tensor.
     """
+    source = None if seed is None else torch.Generator(device).manual_seed(seed)
     bounds = torch.cat([torch.full(((d_in + 1) * d_out,), d_in**-0.5) for d_in, d_out in pairwise(sizes)])  # (N,)
-    return (2 * torch.rand(count, len(bounds), dtype=dtype, device=device) - 1) * bounds.to(device, dtype)
+    uniform = torch.rand(count, len(bounds), dtype=dtype, device=device, generator=source)
+    return (2 * uniform - 1) * bounds.to(device, dtype)
 
 
 def unpack(parameters: torch.Tensor, sizes: Sequence[int]) -> Layers:

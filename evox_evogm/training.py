@@ -15,11 +15,11 @@ from evox.utils import register_vmap_op
 from torch.optim.adam import adam
 
 from evox_evogm.archive import draw_losers, winner_count
-from evox_evogm.generators import Layers, backward, forward, layer_by_layer, pack, parameter_gradients
+from evox_evogm.generators import Layers, backward, forward, initial_parameters, layer_by_layer, pack, parameter_gradients
 
 SCHEMA = (
     "(Tensor parameters, Tensor moments, Tensor steps, Tensor points, Tensor count, Tensor draws, Tensor settings, "
-    "int[] sizes) -> (Tensor, Tensor, Tensor)"
+    "Tensor seed, int[] sizes) -> (Tensor, Tensor, Tensor)"
 )
 RUNS_AT_ONCE_ON_CPU = 2  # so few that their weights, gradients and moments stay in the cache (benchmarks/step_speed.py)
 
@@ -150,7 +150,7 @@ def train_together(
     settings: torch.Tensor,
     sizes: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`train_runs` for runs that are all trained, in one batch."""
+    """`train_runs` for runs that are all trained, and in one batch."""
     runs, networks, _ = parameters.shape
     dim = points.shape[2]
     lr, winner_ratio, cycle_weight, opt_weight = settings.unbind(1)
@@ -186,40 +186,46 @@ def train_runs(
     count: torch.Tensor,
     draws: torch.Tensor,
     settings: torch.Tensor,
+    seed: torch.Tensor,
     sizes: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Train the generators of K runs for E epochs.
+    """Train the generators of K runs for E epochs, or make fresh ones.
 
     :param parameters: a `(K, G, N)` tensor; G is 2 (G and Gb) or 1 (G alone).
     :param moments: a `(K, 2, G, N)` tensor, Adam's moments.
-    :param steps: a `(K,)` tensor, Adam steps taken before; negative means that this run is not trained now.
+    :param steps: a `(K,)` tensor, Adam steps taken before; negative asks for fresh generators, which are not trained.
     :param points: a `(K, C, n)` tensor, the history with the best first.
     :param count: a `(K,)` tensor, rows in use.
     :param draws: a `(K, E, C)` tensor of uniform numbers that choose the losers.
     :param settings: a `(K, 4)` tensor: learning rate, winner ratio, a_c, a_o.
+    :param seed: a `(K,)` tensor of whole numbers, of the fresh generators.
     :param sizes: layer sizes of a generator.
     :return: new parameters, new moments, and the `(K, 2)` cycle and optimisation losses of the last epoch, before weighting.
     """
-    parameters, moments, losses = parameters.clone(), moments.clone(), settings.new_zeros(len(settings), 2)
+    networks, dtype, device = parameters.shape[1], parameters.dtype, parameters.device
+    results = torch.empty_like(parameters), torch.empty_like(moments), torch.empty_like(settings[:, :2])
+    for run in (steps < 0).nonzero().flatten().tolist():
+        results[0][run] = initial_parameters(sizes, networks, dtype, device, int(seed[run]))
+        results[1][run], results[2][run] = 0, 0
     active = (steps >= 0).nonzero().flatten()
-    at_once = RUNS_AT_ONCE_ON_CPU if parameters.device.type == "cpu" else max(1, len(active))
+    at_once = RUNS_AT_ONCE_ON_CPU if device.type == "cpu" else max(1, len(active))
     for chosen in active.split(at_once) if len(active) else ():
         tensors = (parameters, moments, steps, points, count, draws, settings)
         trained = train_together(*(tensor[chosen] for tensor in tensors), sizes)
-        for result, values in zip((parameters, moments, losses), trained, strict=True):
+        for result, values in zip(results, trained, strict=True):
             result[chosen] = values
-    return parameters, moments, losses
+    return results
 
 
-def _shapes(parameters, moments, steps, points, count, draws, settings, sizes):
+def _shapes(parameters, moments, steps, points, count, draws, settings, seed, sizes):
     losses = settings.new_empty((*settings.shape[:-1], 2))
     return torch.empty_like(parameters), torch.empty_like(moments), losses
 
 
-def _batched(parameters, moments, steps, points, count, draws, settings, sizes):
+def _batched(*arguments):
     """`train_runs` over all leading dimensions that vmap has added."""
-    tensors = (parameters, moments, steps, points, count, draws, settings)
-    own_dims = (2, 3, 0, 2, 0, 2, 1)
+    *tensors, sizes = arguments
+    own_dims = (2, 3, 0, 2, 0, 2, 1, 0)
     lead = torch.broadcast_shapes(*(t.shape[: t.ndim - own] for t, own in zip(tensors, own_dims, strict=True)))
     flat = (
         t.expand(*lead, *t.shape[t.ndim - own :]).reshape(-1, *t.shape[t.ndim - own :])
@@ -228,8 +234,8 @@ def _batched(parameters, moments, steps, points, count, draws, settings, sizes):
     return tuple(result.unflatten(0, lead) for result in train_runs(*flat, sizes))
 
 
-def _batched_shapes(parameters, moments, steps, points, count, draws, settings, sizes):
-    lead = torch.broadcast_shapes(parameters.shape[:-2], settings.shape[:-1], steps.shape, draws.shape[:-2])
+def _batched_shapes(parameters, moments, steps, points, count, draws, settings, seed, sizes):
+    lead = torch.broadcast_shapes(parameters.shape[:-2], settings.shape[:-1], steps.shape, draws.shape[:-2], seed.shape)
     return (
         parameters.new_empty(*lead, *parameters.shape[-2:]),
         moments.new_empty(*lead, *moments.shape[-3:]),
@@ -254,8 +260,9 @@ def train(
     count: torch.Tensor,
     draws: torch.Tensor,
     settings: torch.Tensor,
+    seed: torch.Tensor,
     sizes: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`train_runs` for one run: the same arguments without their first dimension."""
-    tensors = (parameters, moments, steps, points, count, draws, settings)
+    tensors = (parameters, moments, steps, points, count, draws, settings, seed)
     return tuple(result[0] for result in train_runs(*(tensor[None] for tensor in tensors), sizes))

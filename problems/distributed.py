@@ -60,7 +60,7 @@ class DistributedProblem(Problem):
 
     def _evaluate_share(self, points: torch.Tensor) -> torch.Tensor:
         # A problem that draws random numbers must not put the ranks out of step.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([points.device] if points.is_cuda else []):
             return self.problem.evaluate(points)
 
     def _points_of_rank_0(self, pop: torch.Tensor) -> torch.Tensor:

@@ -74,17 +74,18 @@ class Population:
 
     def select(self, candidates: Sequence[int]) -> None:
         """Say which candidate each row of the next batch belongs to."""
-        first = candidates[0]
+        first, device = candidates[0], next((weights.device for weights in self.weights.values()), None)
         alone = all(candidate == first for candidate in candidates)
-        self.rows = first if alone else torch.tensor(candidates)
+        self.rows = first if alone else torch.tensor(candidates, device=device)
 
     def weights_of_rows(self, name: str, rows: int, dims: int) -> torch.Tensor:
         """The channel weights of a module for a batch whose tensors have `rows` rows and `dims` dimensions."""
         weights = self.weights[name]
         if isinstance(self.rows, int):
             return weights[self.rows]  # (R,)
-        # A module may see the batch as (N C, D) instead of (N, C, D).
-        owners = self.rows.to(weights.device).repeat_interleave(rows // len(self.rows))
+        owners = self.rows.to(weights.device)
+        if rows > len(owners):  # a module may see the batch as (N C, D) instead of (N, C, D)
+            owners = owners.repeat_interleave(rows // len(owners))
         return weights[owners].view(-1, *[1] * (dims - 2), weights.shape[1])
 
 

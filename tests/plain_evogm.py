@@ -109,10 +109,10 @@ def plain_algorithm_1(
             history = [
                 (fitness, one_hot) for (fitness, _), one_hot in zip(best, torch.eye(dim, dtype=torch.float64), strict=True)
             ]
-        fresh = initial_parameters(sizes, networks, torch.float64, cpu)
+        seed = int(torch.randint(2**62, ()))
         draws = torch.rand(epochs, capacity, dtype=torch.float64)
         if starts:
-            generators, optimizer_state = fresh, None
+            generators, optimizer_state = initial_parameters(sizes, networks, torch.float64, cpu, seed), None
         else:
             points = torch.stack([point for _, point in history])
             generators, _, optimizer_state = plain_training(

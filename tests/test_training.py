@@ -25,6 +25,7 @@ def a_run(networks=2, *, seed=0, count=11, dtype=torch.float64, epochs=15):
         "count": torch.tensor(count),
         "draws": torch.rand(epochs, 16, dtype=dtype),
         "settings": torch.tensor([3e-3, 0.3, 100.0, 1.0], dtype=dtype),
+        "seed": torch.tensor(seed + 100),
     }
 
 
@@ -72,16 +73,17 @@ def test_many_runs_at_once_equal_each_run_alone():
             torch.testing.assert_close(mapped[index], alone, rtol=1e-9, atol=1e-12)
 
 
-def test_a_run_that_is_not_to_be_trained_stays_as_it_is_beside_one_that_is():
+def test_a_run_whose_round_begins_gets_fresh_generators_beside_one_that_is_trained():
     runs = [a_run(seed=0), a_run(seed=1)]
-    runs[0]["steps"] = torch.tensor(-1)
+    runs[0]["steps"], runs[0]["moments"] = torch.tensor(-1), torch.ones_like(runs[0]["moments"])
     stacked = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
     parameters, moments, losses = train_runs(*stacked.values(), SIZES)
-    assert torch.equal(parameters[0], runs[0]["parameters"])
+    fresh = initial_parameters(SIZES, 2, torch.float64, torch.device("cpu"), seed=100)
+    assert torch.equal(parameters[0], fresh) and not torch.equal(fresh, runs[0]["parameters"])
     assert not moments[0].any() and not losses[0].any()
     assert not torch.equal(parameters[1], runs[1]["parameters"]) and losses[1].all()
     alone, _, _ = train(*runs[0].values(), SIZES)
-    assert torch.equal(alone, runs[0]["parameters"])
+    assert torch.equal(alone, fresh)
 
 
 def test_a_generator_is_the_network_that_torch_builds():

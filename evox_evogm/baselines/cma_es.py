@@ -54,5 +54,5 @@ class CMAES(Algorithm):
         self.cma.tell(list(zip(candidates, failed_as_worst(fitness).tolist(), strict=True)))
 
     def record_step(self) -> dict[str, torch.Tensor]:
-        """The `mean` (n,) of the search distribution and its step size `sigma` ()."""
-        return {"mean": torch.tensor(self.cma.mean), "sigma": torch.tensor(self.cma._sigma)}
+        """The `mean` (n,) of the search distribution."""
+        return {"mean": torch.tensor(self.cma.mean)}
