@@ -8,8 +8,8 @@ from evox.core import Problem
 
 from evox_evogm.problems.experts import Expert, check_fit, check_together, read_expert
 from evox_evogm.problems.language_model import LanguageModel
-from evox_evogm.problems.merging import export_adapter, merged, reload_difference, stack_experts
-from evox_evogm.problems.scoring import score_population
+from evox_evogm.problems.merging import export_adapter, merged, merged_in_place, reload_difference, stack_experts
+from evox_evogm.problems.scoring import score_population, score_task
 from evox_evogm.problems.tasks import Task
 
 TOKENS_AT_ONCE = 16_384
@@ -35,6 +35,7 @@ class LoRAMergeProblem(Problem):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         batch_tokens: int = 2048,
+        path: Literal["factored", "merged"] = "factored",
         candidates_at_once: int | None = None,
         trust_remote_code: bool = False,
         on_evaluation: Report | None = None,
@@ -50,6 +51,8 @@ class LoRAMergeProblem(Problem):
         :param dtype: of the weights, unless the model is loaded already.
         :param device: of the model. Defaults to torch's default device, or where a loaded model is.
         :param batch_tokens: the most tokens, padding included, in one forward pass.
+        :param path: `"factored"`: candidates share the frozen base and scale the channels of the stacked experts, in shared
+            batches. `"merged"`: one candidate after another goes into the weights, with a copy of those that change.
         :param candidates_at_once: how many merges are scored together before their results are reported. Defaults to as many
             as fill 16,384 tokens with their prompts.
         :param trust_remote_code: passed to transformers.
@@ -60,6 +63,8 @@ class LoRAMergeProblem(Problem):
         names = [task.name for task in tasks]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks: expected at least one, with different names, found {names}")
+        if path not in ("factored", "merged"):
+            raise ValueError(f'path: expected "factored" or "merged", found {path!r}')
         if candidates_at_once is not None and (not isinstance(candidates_at_once, int) or candidates_at_once < 1):
             raise ValueError(f"candidates_at_once: expected a whole number of at least 1, found {candidates_at_once!r}")
         if objectives not in ("mean", "tasks"):
@@ -91,6 +96,7 @@ class LoRAMergeProblem(Problem):
         self._known: dict[tuple[float, ...], dict[str, float]] = {}
         self.tasks = list(tasks)
         self.objectives = objectives
+        self.path = path
         self.candidates_at_once = candidates_at_once
         self.on_evaluation = on_evaluation
 
@@ -116,6 +122,10 @@ class LoRAMergeProblem(Problem):
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
         """
         tasks, model = self.tasks if tasks is None else tasks, self.language_model
+        if self.path == "merged":
+            with merged_in_place(model.model, self.stacked, pop) as candidates:
+                scores = [[score_task(task, model) for task in tasks] for _ in candidates]
+            return {task.name: torch.stack(rows) for task, rows in zip(tasks, zip(*scores, strict=True), strict=True)}
         with merged(model.model, self.stacked, pop) as population, model.candidates(population.select):
             return {task.name: score_population(task, model, len(pop)) for task in tasks}
 

@@ -63,6 +63,14 @@ def test_scores_do_not_depend_on_the_rest_of_the_population(model, tokenizer, fo
     torch.testing.assert_close(problem.evaluate(pop), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_the_path_through_merged_weights_gives_the_same_scores(model, tokenizer, folders, problem):
+    in_weights = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, path="merged")
+    pop = torch.randn(4, 2)
+    torch.testing.assert_close(in_weights.evaluate(pop), problem.evaluate(pop), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match='path: expected "factored" or "merged", found \'dense\''):
+        LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, path="dense")
+
+
 def test_merges_that_are_the_same_in_the_models_dtype_are_scored_once(tokenizer, folders):
     problem = LoRAMergeProblem(build_model().to(torch.bfloat16), folders, [ADD], tokenizer=tokenizer)
     scored, reported, score_together = [], [], problem.score_together

@@ -7,7 +7,7 @@ from conftest import build_model
 from evox_evogm.problems import Example, Task
 from evox_evogm.problems.experts import read_expert
 from evox_evogm.problems.language_model import LanguageModel
-from evox_evogm.problems.merging import Population, merged, stack_experts
+from evox_evogm.problems.merging import Population, merged, merged_in_place, stack_experts
 from evox_evogm.problems.scoring import score_population, score_task
 
 TARGETS = {
@@ -91,3 +91,48 @@ def test_experts_that_no_candidate_uses_cost_nothing(base_and_modules):
     )
     with merged(model, modules, torch.zeros(2)):
         assert not any(module._forward_hooks for module in model.modules())
+
+
+@torch.no_grad()
+def test_merges_in_the_weights_equal_the_factored_ones_and_leave_the_base_as_it_was(base_and_modules):
+    model, modules = base_and_modules
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tokens = torch.randint(1, 257, (2, 9))
+    seen = []
+    with merged_in_place(model, modules, COEFFICIENTS) as candidates:
+        for _ in candidates:
+            seen.append(model(tokens).logits)
+    assert len(seen) == len(COEFFICIENTS)
+    for logits, coefficients in zip(seen, COEFFICIENTS, strict=True):
+        with merged(model, modules, coefficients):
+            torch.testing.assert_close(logits, model(tokens).logits, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_error_between_merges_leaves_the_base_as_it_was_bit_for_bit(make_adapter, dtype):
+    model = build_model().to(dtype)
+    expert = read_expert(make_adapter("a"))
+    modules = stack_experts([expert], dtype, torch.device("cpu"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(KeyError), merged_in_place(model, modules, torch.tensor([[3.0], [1.0]])) as candidates:
+        next(candidates)
+        assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        raise KeyError("stop")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@torch.no_grad()
+def test_a_weight_that_two_layers_share_is_not_changed_for_both(make_adapter):
+    model = build_model(tie_word_embeddings=True)
+    folder = make_adapter("tied", build_model(tie_word_embeddings=True), target_modules=["embed_tokens", "q_proj"])
+    modules = stack_experts([read_expert(folder)], torch.float32, torch.device("cpu"))
+    tokens = torch.randint(1, 257, (2, 9))
+    with merged_in_place(model, modules, torch.tensor([[0.8]])) as candidates:
+        next(candidates)
+        found = model(tokens).logits
+    with merged(model, modules, torch.tensor([0.8])):
+        torch.testing.assert_close(found, model(tokens).logits, rtol=1e-4, atol=1e-4)
