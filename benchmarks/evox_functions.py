@@ -1,9 +1,13 @@
 """EvoGM beside EvoX's own algorithms and CMA-ES on test functions.
 
-Every algorithm gets the same number of evaluations on seven functions of EvoX and on CEC2022, in 2, 10 and 20 dimensions,
-15 seeds each; seeds run in one vmap where the algorithm allows. All work in the unit box [-1, 1]^n, which is mapped to the
-domain of the function; outside it a point counts as the nearest one inside plus the squared distance. The optimum of a
-function of EvoX is moved away from the middle of the box, where EvoGM's fresh generators and the evolution strategies start.
+Every algorithm gets the same number of evaluations (CMA-ES as many as its own population divides) on seven functions of EvoX
+and on CEC2022, in 2, 10 and 20 dimensions, 15 seeds each; seeds run in one vmap where the algorithm allows. All work in the unit
+box [-1, 1]^n, which is mapped to the domain of the function; outside it a point counts as the nearest one inside plus the squared
+distance. The optimum of a function of EvoX is moved away from the middle of the box, where EvoGM's fresh generators and the
+evolution strategies start (Schwefel's lies near an edge by itself).
+
+A file has the columns algorithm, function, n, budget, seed, evaluations, best fitness so far, seconds of the case. Fitness has
+six digits; what agrees in them counts as a tie.
 
     python benchmarks/evox_functions.py run       # curves to runs/evox_functions/*.csv, one file per case; can be resumed
     python benchmarks/evox_functions.py report    # tables and plots from these files
@@ -89,7 +93,8 @@ def make_problem(function: str, n: int) -> Problem:
         return UnitBox(CEC2022(CEC_FUNCTIONS[function], n), 100.0, torch.zeros(n))
     cls, half_width = FUNCTIONS[function]
     generator = torch.Generator().manual_seed(len(function) * 1000 + n)
-    return UnitBox(cls(), half_width, 0.8 * torch.rand(n, generator=generator) - 0.4)
+    shift = 0.8 * torch.rand(n, generator=generator) - 0.4
+    return UnitBox(cls(), half_width, torch.zeros(n) if function == "Schwefel" else shift)
 
 
 class BestMonitor(Monitor):
@@ -184,6 +189,9 @@ def read_curves(folder: Path) -> dict[tuple, dict[str, np.ndarray]]:
             for evaluations in np.unique(values[:, 1])
         ]
         curves.setdefault((int(budget), int(n), function), {})[algorithm] = np.stack(by_step)
+    seeds = {steps.shape[1] - 1 for by_algorithm in curves.values() for steps in by_algorithm.values()}
+    if len(seeds) != 1:
+        raise ValueError(f"{folder}: expected files of one number of seeds, found {sorted(seeds)}")
     return curves
 
 
@@ -218,7 +226,7 @@ def print_ranks(budget: int, complete: dict, names: list[str]) -> None:
     statistic, p = friedmanchisquare(*medians.T)
     k, cases = len(names), len(keys)
     distance = studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * cases))
-    # On ranks' scale, since the functions' values differ by many orders of magnitude.
+    # Wilcoxon compares sizes of differences, and the functions' values differ by many orders of magnitude: logarithms.
     logs = np.log10(medians - medians.min(1, keepdims=True) + 1e-12 + 1e-6 * np.abs(medians))
     tests = {name: wilcoxon(logs[:, 0], logs[:, index]).pvalue for index, name in enumerate(names) if index}
     ordered = sorted(tests, key=tests.get)

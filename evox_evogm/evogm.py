@@ -14,7 +14,7 @@ import torch
 from evox.core import Algorithm, Mutable, Parameter
 
 from evox_evogm.archive import Archive, append, carry, empty
-from evox_evogm.generators import generate, initial_parameters
+from evox_evogm.generators import generate, initial_parameters, parameter_count
 from evox_evogm.training import train
 
 
@@ -72,6 +72,9 @@ class EvoGM(Algorithm):
         """
         super().__init__()
         device = torch.get_default_device() if device is None else torch.device(device)
+        for name, value in {"lb": lb, "ub": ub}.items():
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"{name}: expected a tensor, found {value!r}")
         if lb.ndim != 1 or lb.shape != ub.shape or lb.dtype != ub.dtype or not lb.dtype.is_floating_point or len(lb) < 1:
             raise ValueError(
                 "lb and ub: expected two floating-point vectors of one length and dtype, "
@@ -79,6 +82,8 @@ class EvoGM(Algorithm):
             )
         if not bool((lb < ub).all()):
             raise ValueError(f"lb and ub: expected lb < ub in every coordinate, found lb {lb.tolist()}, ub {ub.tolist()}")
+        if not isinstance(hidden_dims, Sequence):
+            raise ValueError(f"hidden_dims: expected a sequence of widths, found {hidden_dims!r}")
         whole = {"pop_size": (pop_size, 2), "n_rounds": (n_rounds, 1), "n_iters": (n_iters, 1), "epochs": (epochs, 1)}
         whole |= {f"hidden_dims[{index}]": (width, 1) for index, width in enumerate(hidden_dims)}
         for name, (value, least) in whole.items():
@@ -97,7 +102,6 @@ class EvoGM(Algorithm):
         self.epochs = epochs
         self.clamp = clamp
         self.sizes = [self.dim, *hidden_dims, self.dim]
-        self.networks = 2 if dual else 1
         self.dtype = lb.dtype
 
         self.lr = Parameter(lr, self.dtype, device)
@@ -113,12 +117,16 @@ class EvoGM(Algorithm):
         self.count = Mutable(history.count)
         self.basis = Mutable(torch.eye(self.dim, dtype=self.dtype, device=device))  # (n, n), row = axis of the round
         self.steps = Mutable(torch.zeros((), dtype=torch.int64, device=device))
-        self.generators = Mutable(initial_parameters(self.sizes, self.networks, self.dtype, device))  # (G, N)
+        networks = 2 if dual else 1
+        self.generators = Mutable(
+            torch.zeros(networks, parameter_count(self.sizes), dtype=self.dtype, device=device)
+        )  # (G, N)
         self.moments = Mutable(torch.zeros(2, *self.generators.shape, dtype=self.dtype, device=device))
         self.losses = Mutable(torch.zeros(2, dtype=self.dtype, device=device))
 
     def init_step(self) -> None:
-        """Evaluate the first points of the first round."""
+        """Draw the first generators, and evaluate the first points of the first round."""
+        self.generators = initial_parameters(self.sizes, len(self.generators), self.dtype, self.generators.device)
         self._evaluate(self._first_points())
 
     def step(self) -> None:
@@ -171,6 +179,10 @@ class EvoGM(Algorithm):
 
     def _evaluate(self, points: torch.Tensor) -> None:
         fitness = self.evaluate(self._to_box(self._effective(points)))  # (P,)
+        if fitness.shape != (self.pop_size,):
+            raise ValueError(
+                f"evaluate: expected fitness ({self.pop_size},), a number per point, found {tuple(fitness.shape)}"
+            )
         self._remember(append(self._history(), points, fitness.to(self.points)))
         self.steps = self.steps + 1
 

@@ -118,7 +118,7 @@ class Adam:
             by_run = [[[part.chunk(len(settings)) for part in layer] for layer in layers] for _, layers in tensors]
             parts = [[[part[run] for layer in layers for part in layer] for layers in by_run] for run in range(len(settings))]
         self.calls = [
-            (part, [torch.full((), float(step), device=lr.device) for _ in part[0]], rate)
+            (part, [torch.full((), step, dtype=torch.float32, device=lr.device) for _ in part[0]], rate)
             for part, (rate, step) in zip(parts, settings, strict=True)
         ]
 
@@ -222,20 +222,27 @@ def _shapes(parameters, moments, steps, points, count, draws, settings, seed, si
     return torch.empty_like(parameters), torch.empty_like(moments), losses
 
 
+OWN_DIMS = (2, 3, 0, 2, 0, 2, 1, 0)  # dimensions of the tensors of `train`; vmap adds others before them
+
+
+def _lead(tensors: Sequence[torch.Tensor]) -> torch.Size:
+    return torch.broadcast_shapes(*(t.shape[: t.ndim - own] for t, own in zip(tensors, OWN_DIMS, strict=True)))
+
+
 def _batched(*arguments):
     """`train_runs` over all leading dimensions that vmap has added."""
     *tensors, sizes = arguments
-    own_dims = (2, 3, 0, 2, 0, 2, 1, 0)
-    lead = torch.broadcast_shapes(*(t.shape[: t.ndim - own] for t, own in zip(tensors, own_dims, strict=True)))
+    lead = _lead(tensors)
     flat = (
         t.expand(*lead, *t.shape[t.ndim - own :]).reshape(-1, *t.shape[t.ndim - own :])
-        for t, own in zip(tensors, own_dims, strict=True)
+        for t, own in zip(tensors, OWN_DIMS, strict=True)
     )
     return tuple(result.unflatten(0, lead) for result in train_runs(*flat, sizes))
 
 
-def _batched_shapes(parameters, moments, steps, points, count, draws, settings, seed, sizes):
-    lead = torch.broadcast_shapes(parameters.shape[:-2], settings.shape[:-1], steps.shape, draws.shape[:-2], seed.shape)
+def _batched_shapes(*arguments):
+    *tensors, _ = arguments
+    (parameters, moments, *_, settings, _), lead = tensors, _lead(tensors)
     return (
         parameters.new_empty(*lead, *parameters.shape[-2:]),
         moments.new_empty(*lead, *moments.shape[-3:]),

@@ -2,7 +2,7 @@
 
 EvoX 1.4.0's own way, `StdWorkflow(enable_distributed=True)`, needs a population that the number of ranks divides (otherwise
 "invalid tensor size": its gather wants equal shares), and trusts every rank to draw the same population. A problem around the
-problem has neither limit, and works in any workflow.
+problem has neither limit, and leaves the workflow as it is.
 """
 
 import torch
@@ -17,7 +17,8 @@ class DistributedProblem(Problem):
     0's (P, n) points go to all, and the (P,) or (P, M) fitness comes back to all; everything else stays where it is. Without
     a process group, or with one rank, the problem is evaluated here.
 
-    Use it in a workflow with `enable_distributed` left off.
+    Use it in a workflow with `enable_distributed` left off. With several ranks it cannot be vmapped, and so not be tuned by
+    `HPOProblemWrapper`. A problem that draws random numbers draws the same ones for every share, as with `enable_distributed`.
     """
 
     def __init__(self, problem: Problem, group: dist.ProcessGroup | None = None):
@@ -42,7 +43,7 @@ class DistributedProblem(Problem):
             return self._evaluate_share(pop)
         rank, ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
         points = self._points_of_rank_0(pop)
-        share, fitness, error = torch.arange(len(points)).tensor_split(ranks)[rank], None, None
+        share, fitness, error = torch.arange(len(points), device="cpu").tensor_split(ranks)[rank], None, None
         try:
             self._check_same(pop, points)
             if len(share):
@@ -70,7 +71,7 @@ class DistributedProblem(Problem):
 
     def _check_same(self, pop: torch.Tensor, points: torch.Tensor) -> None:
         # Rounding differs between processors; another seed differs by much more.
-        near = {"rtol": 1e-2, "atol": 1e-2 * float(points.abs().max())}
+        near = {"rtol": 1e-2, "atol": 1e-2 * float(points.nan_to_num().abs().max()), "equal_nan": True}
         if pop.shape != points.shape or not torch.allclose(pop.cpu(), points, **near):
             raise RuntimeError(
                 f"rank {dist.get_rank(self.group)} has other points than rank 0: expected the same seed on every rank "

@@ -21,8 +21,8 @@ from evox_evogm.problems import DistributedProblem, Example, LoRAMergeProblem, T
 TASK = Task("add", "1", "gold_log_probability", (Example("0", "1+1=", "2"), Example("1", "2+5=", "7")))
 
 
-class NoisyAckley(Ackley):
-    """Draws random numbers in every evaluation, as many as it has rows."""
+class DrawingAckley(Ackley):
+    """Draws random numbers in every evaluation, as many as it has rows: the ranks must not get out of step."""
 
     def evaluate(self, pop):
         torch.rand(len(pop))
@@ -68,13 +68,14 @@ def search(problem, pop_size, n=3, steps=4, **workflow_settings):
 
 def merge_problem(experts):
     folders = sorted(Path(experts).iterdir())
-    return LoRAMergeProblem(build_model(), folders, [TASK], tokenizer=build_tokenizer())
+    # One candidate after another, so that the arithmetic does not depend on the size of a share.
+    return LoRAMergeProblem(build_model(), folders, [TASK], tokenizer=build_tokenizer(), candidates_at_once=1)
 
 
 def histories(experts, spread=lambda problem: problem, **workflow_settings):
     """A search per case: 7 points that 2 and 3 ranks do not divide, fewer points than 3 ranks, and merges."""
     return {
-        "seven": search(spread(NoisyAckley()), 7),
+        "seven": search(spread(Ackley()), 7),
         "two": search(spread(Ackley()), 2),
         "merges": search(spread(merge_problem(experts)), 5, n=2, opt_direction="max", **workflow_settings),
     }
@@ -98,9 +99,11 @@ def main():
     dist.init_process_group("gloo")
     out = f"{sys.argv[1]}.{dist.get_rank()}"
     if sys.argv[2] == "die":
-        Path(out).write_text(json.dumps(message(lambda: search(DistributedProblem(Dying()), 7))))
-        return
+        said = message(lambda: search(DistributedProblem(Dying()), 7))
+        Path(out).write_text(json.dumps(said))
+        sys.exit(said)
     results = histories(sys.argv[2], DistributedProblem)
+    results["drawing"] = search(DistributedProblem(DrawingAckley()), 7)
     results["plain workflow"] = search(Ackley(), 6, enable_distributed=True)
     results["failing"] = message(lambda: search(DistributedProblem(Failing()), 7))
     if dist.get_world_size() > 1:

@@ -120,22 +120,27 @@ def test_epochs_are_not_unrolled_into_the_compiled_graph():
     assert nodes_of_a_step(2) == nodes_of_a_step(50)
 
 
-def test_a_state_taken_in_the_middle_of_a_run_goes_on_to_the_same_points():
+@pytest.mark.parametrize("before", [0, 1, 2])  # in the middle of a round, and before the next one
+def test_a_state_taken_in_the_middle_of_a_run_goes_on_to_the_same_points(before):
     torch.manual_seed(0)
-    workflow = make_workflow()
-    workflow.init_step()
-    workflow.step()
+    workflow = make_workflow(n_iters=3)
+    run_algorithm(workflow, workflow.step, steps=1 + before)
     state = {name: value.clone() for name, value in workflow.algorithm.state_dict().items()}
     random_state = torch.get_rng_state()
-    for _ in range(3):
+    for _ in range(4):
         workflow.step()
-    resumed = make_workflow()
+    resumed = make_workflow(n_iters=3)
     resumed.algorithm.load_state_dict(state)
     torch.set_rng_state(random_state)
-    for _ in range(3):
+    for _ in range(4):
         resumed.step()
     for name, value in workflow.algorithm.state_dict().items():
         assert torch.equal(value, resumed.algorithm.state_dict()[name]), name
+
+
+def test_stacked_copies_of_one_workflow_start_with_generators_of_their_own():
+    state = run_vmap_algorithm(make_workflow(), steps=0, compiled=False)
+    assert len(state["algorithm.generators"].unique(dim=0)) == 3
 
 
 def make_tuning(instances, iterations, **changes):

@@ -36,12 +36,13 @@ def test_every_rank_has_the_history_of_one_process(ranks, tmp_path, experts):
     assert result.returncode == 0, result.stderr[-3000:]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    expected = {**histories(experts, DistributedProblem), "plain workflow": search(Ackley(), 6)}
+    expected = {**histories(experts), "plain workflow": search(Ackley(), 6)}
     torch.set_num_threads(threads)
     for rank in range(ranks):
         found = json.loads(Path(f"{out}.{rank}").read_text())
         for case, history in expected.items():
             assert found[case] == history, case
+        assert found["drawing"] == expected["seven"]
         assert "the first coordinate is too large" in found["failing"]
         if ranks > 1:
             culprit = found["failing"].startswith("ValueError")
@@ -69,8 +70,23 @@ def test_the_ranks_that_are_left_say_that_one_has_died(tmp_path):
     for process in processes:
         process.communicate(timeout=60)
     assert time.monotonic() - died < 60
+    assert all(process.returncode != 0 for process in processes)
     for rank in (0, 2):
         assert f"rank {rank} lost the other ranks: one has died" in Path(f"{out}.{rank}").read_text()
+
+
+def test_torchrun_ends_the_others_and_names_the_rank_that_died(tmp_path):
+    started = time.monotonic()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, SCRIPT, tmp_path / "out.json", "die"]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0 and time.monotonic() - started < 60
+    assert "Signal 9 (SIGKILL)" in result.stderr and "rank      : 1" in result.stderr
+
+
+def test_a_population_with_missing_numbers_is_not_taken_for_another_one():
+    points = torch.tensor([[1.0, torch.nan], [0.5, 2.0]])
+    DistributedProblem(Ackley())._check_same(points, points.clone())
 
 
 def test_without_ranks_the_problem_is_evaluated_here():

@@ -219,8 +219,36 @@ def test_two_rounds_come_closer_to_the_optimum_of_sphere_than_the_first_points()
         ({"lb": torch.zeros(2), "ub": torch.zeros(2)}, "lb < ub"),
         ({"lb": torch.zeros(3)}, r"found \(3,\) torch.float32 and \(2,\) torch.float32"),
         ({"lb": torch.zeros(2, dtype=torch.int64)}, "floating-point"),
+        ({"ub": [1.0, 1.0]}, r"ub: expected a tensor, found \[1.0, 1.0\]"),
+        ({"hidden_dims": 8}, "hidden_dims: expected a sequence of widths, found 8"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         EvoGM(**{"pop_size": 4, "lb": -torch.ones(2), "ub": torch.ones(2), **change})
+
+
+class Shaped(torch.nn.Module):
+    """A fitness transform that gives fitness another shape."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, fitness):
+        return self.change(fitness)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda fitness: fitness[:3], r"\(3,\)"),
+        (lambda fitness: fitness[:, None], r"\(5, 1\)"),
+        (lambda fitness: fitness.sum(), r"\(\)"),
+    ],
+)
+def test_fitness_of_another_shape_is_refused(change, found):
+    bounds = torch.ones(2)
+    workflow = StdWorkflow(EvoGM(5, -bounds, bounds), Sphere(), fitness_transform=Shaped(change))
+    with pytest.raises(ValueError, match=rf"evaluate: expected fitness \(5,\), a number per point, found {found}"):
+        workflow.init_step()

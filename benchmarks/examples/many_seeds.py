@@ -1,5 +1,7 @@
 """64 seeds of EvoGM as one workflow: stacked states under vmap, compiled together.
 
+Results are read from the state: EvoX's `EvalMonitor` answers for one run. `randomness="different"` makes the runs differ.
+
 python benchmarks/examples/many_seeds.py [SEEDS]
 """
 
@@ -30,3 +32,8 @@ for evaluations in range(20, 161, 20):
     print(f"| {evaluations} | " + " | ".join(f"{value:.2f}" for value in quartiles) + " |")
     if evaluations < 160:
         state = step(state)
+
+# The history of the last round is in units of the box, over the axes of the round.
+leader = best.argmin()
+point = state["algorithm.points"][leader, 0] @ state["algorithm.basis"][leader]  # (n,)
+print("best point of the last round of the best seed:", [f"{x:.1f}" for x in (32.0 * point.clamp(-1, 1)).tolist()])

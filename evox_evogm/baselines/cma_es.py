@@ -25,20 +25,26 @@ class CMAES(Algorithm):
     ):
         """Set up the search; its seed is drawn from torch's generator.
 
-        :param mean: an `(n,)` tensor, the first mean, n of at least 2.
+        :param mean: an `(n,)` tensor, the first mean.
         :param sigma: the first step size, in units of the coordinates.
         :param pop_size: evaluations per step. Defaults to 4 + floor(3 ln n).
         :param bounds: an `(n, 2)` tensor of least and largest values, or None.
         :param device: where candidates are evaluated. Defaults to torch's default device.
+        :raises ValueError: if `mean` is not a vector, or `sigma` not positive.
         :raises ModuleNotFoundError: without the package `cmaes`.
         """
         super().__init__()
+        if mean.ndim != 1 or not mean.dtype.is_floating_point or not sigma > 0:
+            raise ValueError(
+                f"mean and sigma: expected a floating-point vector and a positive number, found {tuple(mean.shape)} "
+                f"{mean.dtype} and {sigma}"
+            )
         from cmaes import CMA
 
         self.device = torch.get_default_device() if device is None else torch.device(device)
         self.dtype = mean.dtype
         self.cma = CMA(
-            mean.cpu().double().numpy(),
+            mean.detach().cpu().double().numpy(),
             sigma,
             population_size=pop_size,
             bounds=None if bounds is None else bounds.cpu().double().numpy(),
@@ -55,4 +61,4 @@ class CMAES(Algorithm):
 
     def record_step(self) -> dict[str, torch.Tensor]:
         """The `mean` (n,) of the search distribution."""
-        return {"mean": torch.tensor(self.cma.mean)}
+        return {"mean": torch.tensor(self.cma.mean, dtype=self.dtype)}
