@@ -1,15 +1,25 @@
 """What scored tasks ask of a language model: log-likelihoods of continuations, and greedy text.
 
 One object holds a transformers causal LM and its tokenizer. Batches are sorted by length and padded on the left, so
-that the scored tokens stand at the end and the output layer runs on those positions only.
+that the scored tokens stand at the end and the output layer runs on those positions only. First tokens that several
+requests of a candidate share run once, and so do layers that all candidates have in common.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 
+from evox_evogm.problems.prefixes import shared_lengths
+from evox_evogm.problems.shared_layers import lower_layers_once
+
+MAX_MEMORY = 2 * 2**30
+# What a pass costs beside its tokens, in tokens: small products run at a lower rate, and operations have to be called. Measured for
+# SmolLM2-135M in bfloat16 on two cores: 88 + 40.
+PASS_TOKENS = 128
+Select = Callable[[Sequence[int], torch.Tensor], None]
 Request = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt and of its continuation
 
 
@@ -30,31 +40,39 @@ class LanguageModel:
     :param model: a transformers causal LM, in evaluation mode.
     :param tokenizer: its tokenizer.
     :param batch_tokens: the most tokens, padding included, in one forward pass.
+    :param max_memory: bytes that a forward pass may take beyond the model, as estimated; a single row may take more.
     :raises ValueError: if the tokenizer has no end-of-text token.
 
     Inside `with language_model.candidates(population)` every request may name the candidate that is to answer it; requests to
     different candidates share batches.
     """
 
-    def __init__(self, model, tokenizer, *, batch_tokens: int = 2048):
+    def __init__(self, model, tokenizer, *, batch_tokens: int = 2048, max_memory: int = MAX_MEMORY):
         if tokenizer.eos_token_id is None:
             raise ValueError("base: expected a tokenizer with an end-of-text token, found none")
         self.model = model
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
+        self.max_memory = max_memory
+        self.bytes_per_token, self.bytes_per_logit_row = memory_per_token(model)
         # A padding token is never attended to, so any will do where the tokenizer has none.
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._prompt_tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
-        self._select: Callable[[Sequence[int]], None] | None = None
+        self._select: Select | None = None
+        self._shared_layers = 0
 
     @contextmanager
-    def candidates(self, select: Callable[[Sequence[int]], None]) -> Iterator[None]:
-        """Inside the block, `select` hears before each forward pass which candidate every row of the batch asks."""
-        self._select = select
+    def candidates(self, select: Select, shared_layers: int = 0) -> Iterator[None]:
+        """Inside the block, `select` hears before each forward pass which candidate every row of the batch asks.
+
+        :param select: takes a candidate per row of the batch, and the rows that the output layer will see.
+        :param shared_layers: how many of the first decoder layers are the same for all candidates.
+        """
+        self._select, self._shared_layers = select, shared_layers
         try:
             yield
         finally:
-            self._select = None
+            self._select, self._shared_layers = None, 0
 
     @property
     def device(self) -> torch.device:
@@ -88,15 +106,23 @@ class LanguageModel:
     def decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Row numbers in batches of similar length, each within `batch_tokens` (or one row)."""
-        batch: list[int] = []
-        for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-            if batch and (len(batch) + 1) * lengths[batch[0]] > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
+    def _batches(self, lengths: Sequence[int], scored: Sequence[int] | int = 1) -> Iterator[list[int]]:
+        """Row numbers in batches of similar length, each within `batch_tokens` and `max_memory` (or one row).
+
+        :param scored: at how many positions of each row logits are needed.
+        """
+        scored = [scored] * len(lengths) if isinstance(scored, int) else scored
+        for rows in similar_lengths(lengths, self.batch_tokens):
+            batch: list[int] = []
+            logits = 0
+            for row in rows:
+                count, width = len(batch) + 1, lengths[rows[0]]
+                logits += scored[row]
+                memory = count * width * self.bytes_per_token + logits * self.bytes_per_logit_row
+                if batch and (count * width > self.batch_tokens or memory > self.max_memory):
+                    yield batch
+                    batch, logits = [], scored[row]
+                batch.append(row)
             yield batch
 
     def _pad_left(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,31 +132,103 @@ class LanguageModel:
         return tokens.to(self.device), mask.to(self.device)
 
     @contextmanager
-    def _contiguous_output_layer(self) -> Iterator[None]:
-        """Without this the last positions reach the output layer as a view, which torch multiplies with one copy of the
-        (V, D) weight per row: half the time of a pass on a CPU."""
+    def _scored_positions_only(self, wanted: torch.Tensor) -> Iterator[None]:
+        """The output layer sees the wanted positions (Q, D) of what the last layer gives (N, C, D)."""
         layer = self.model.get_output_embeddings()
-        handle = layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+        handle = layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[wanted], *inputs[1:]))
         try:
             yield
         finally:
             handle.remove()
 
     def _forward(
-        self, candidates: Sequence[int], tokens: torch.Tensor, mask: torch.Tensor, keep: int, **cache
+        self, candidates: Sequence[int], tokens: torch.Tensor, mask: torch.Tensor, scored: Sequence[int], cache=None, back: int = 0
     ) -> torch.Tensor:
-        """Logits (N, keep, V) at the last positions of a batch (N, C); with a cache, the mask covers what is in it too."""
+        """Logits (Q, V) of the last positions of a batch (N, C), row after row.
+
+        :param scored: at how many positions of each row they are wanted; Q together.
+        :param cache: of earlier positions, which the mask covers too; these are added to it.
+        :param back: how many positions at the end of each row come after those.
+        """
+        rows, width = tokens.shape
+        owners = torch.arange(rows).repeat_interleave(torch.tensor(scored))  # (Q,)
+        ends = [(row + 1) * width - back for row in range(rows)]
+        wanted = torch.cat([torch.arange(end - count, end) for end, count in zip(ends, scored, strict=True)]).to(self.device)
         if self._select is not None:
-            self._select(candidates)
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
-        with self._contiguous_output_layer():
+            self._select(candidates, owners)
+        below = nullcontext()
+        if self._shared_layers and cache is None:
+            together, same = torch.stack([tokens, mask]).unique(dim=1, return_inverse=True)
+            if together.shape[1] < rows:
+                tokens, mask = together
+                below = lower_layers_once(self.model, self._shared_layers, same)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -width:]
+        with self._scored_positions_only(wanted), below:
             return self.model(
                 input_ids=tokens,
                 attention_mask=mask,
                 position_ids=positions,
-                logits_to_keep=keep,
-                **(cache or {"use_cache": False}),
+                past_key_values=cache,
+                use_cache=cache is not None,
             ).logits
+
+    def _may_share_prefixes(self, longest: int) -> bool:
+        """A sliding window counts padding, which stands between a prefix and the rest of a row."""
+        window = getattr(self.model.config, "sliding_window", None)
+        return window is None or 2 * longest <= window
+
+    def _heads(self, rows: Sequence[tuple[int, ...]], limits: Sequence[int], candidates: Sequence[int]) -> list["Head"]:
+        """The rows by the first tokens that they share, with an empty head where they share none."""
+        shared = [0] * len(rows)
+        if self._may_share_prefixes(max(map(len, rows), default=0)):
+            shared = shared_lengths(rows, limits, candidates)
+        heads: dict[tuple[int, tuple[int, ...]], Head] = {}
+        for row, (tokens, length, candidate) in enumerate(zip(rows, shared, candidates, strict=True)):
+            key = (candidate if length else 0, tokens[:length])
+            heads.setdefault(key, Head(*key, rows=[])).rows.append(row)
+        return list(heads.values())
+
+    def _prefill(self, heads: Sequence["Head"]):
+        """The cache and the mask of some heads, a row each; nothing for empty ones."""
+        from transformers import DynamicCache
+
+        if not heads[0].tokens:
+            return None, None
+        cache = DynamicCache(config=self.model.config)
+        tokens, mask = self._pad_left([head.tokens for head in heads])
+        self._forward([head.candidate for head in heads], tokens, mask, [0] * len(heads), cache)
+        return cache, mask
+
+    def _starts(
+        self,
+        rows: Sequence[tuple[int, ...]],
+        limits: Sequence[int],
+        candidates: Sequence[int],
+        scored: Sequence[int] | int = 1,
+        room: int = 0,
+    ) -> Iterator["Start"]:
+        """Batches of rows, ready for a forward pass over the tokens that they do not share.
+
+        :param limits: how many first tokens of each row may be shared.
+        :param scored: at how many positions of each row logits are needed.
+        :param room: how many tokens will follow.
+        """
+        heads = self._heads(rows, limits, candidates)
+        bare = [[index] for index, head in enumerate(heads) if not head.tokens]
+        full = [index for index, head in enumerate(heads) if head.tokens]
+        prefills = [[full[index] for index in batch] for batch in self._batches([len(heads[i].tokens) for i in full])]
+        for group in bare + prefills:
+            cache, head_mask = self._prefill([heads[index] for index in group])
+            members = [(place, row) for place, index in enumerate(group) for row in heads[index].rows]
+            tails = [rows[row][len(heads[group[place]].tokens) :] for place, row in members]
+            counts = scored if isinstance(scored, int) else [scored[row] for _, row in members]
+            for batch in self._batches([len(tail) + room for tail in tails], counts):
+                tokens, mask = self._pad_left([tails[index] for index in batch])
+                part = None
+                if cache is not None:
+                    places = torch.tensor([members[index][0] for index in batch], device=self.device)
+                    part, mask = rows_of_cache(cache, places), torch.cat([head_mask[places], mask], 1)
+                yield Start([members[index][1] for index in batch], tokens, mask, part)
 
     @torch.no_grad()
     def next_token_log_probabilities(
@@ -145,11 +243,12 @@ class LanguageModel:
         """
         candidates = candidates or [0] * len(prompts)
         results = [torch.empty(0)] * len(prompts)
-        for batch in self._batches([len(prompt) for prompt in prompts]):
-            logits = self._forward([candidates[row] for row in batch], *self._pad_left([prompts[row] for row in batch]), 1)
-            scores = logits[:, 0].float().log_softmax(-1).cpu()  # (N, V)
-            for index, row in enumerate(batch):
-                results[row] = scores[index, list(tokens[row])]
+        for start in self._starts(prompts, [len(prompt) - 1 for prompt in prompts], candidates, 1):
+            asked = [candidates[row] for row in start.rows]
+            logits = self._forward(asked, start.tokens, start.mask, [1] * len(asked), start.cache).float()  # (N, V)
+            total = logits.logsumexp(-1)  # (N,)
+            for index, row in enumerate(start.rows):
+                results[row] = (logits[index, list(tokens[row])] - total[index]).cpu()
         return results
 
     @torch.no_grad()
@@ -164,21 +263,22 @@ class LanguageModel:
         log_probability = torch.zeros(len(requests))
         first_miss = torch.zeros(len(requests), dtype=torch.long)
         missed_token = torch.full((len(requests),), -1)
-        for batch in self._batches([len(prompt) + len(continuation) for prompt, continuation in requests]):
-            longest = max(len(requests[row][1]) for row in batch)
-            tokens, mask = self._pad_left([sum(requests[row], ()) for row in batch])
-            logits = self._forward([candidates[row] for row in batch], tokens, mask, longest + 1)
-            logits = logits[:, :-1]  # (N, longest, V): position i predicts token i of the last `longest`
-            targets = tokens[:, -longest:]
-            scores = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0].cpu()
-            choices, targets = logits.argmax(-1).cpu(), targets.cpu()
-            for index, row in enumerate(batch):
-                count = len(requests[row][1])
-                log_probability[row] = scores[index, -count:].sum()
-                missed = (choices[index, -count:] != targets[index, -count:]).nonzero().flatten()
-                first_miss[row] = missed[0] if len(missed) else count
+        scored = [len(continuation) for _, continuation in requests]
+        limits = [len(prompt) - 1 for prompt, _ in requests]
+        for start in self._starts([prompt + answer for prompt, answer in requests], limits, candidates, scored):
+            asked, counts = [candidates[row] for row in start.rows], [scored[row] for row in start.rows]
+            logits = self._forward(asked, start.tokens, start.mask, counts, start.cache, back=1)  # (Q, V)
+            targets = torch.tensor([token for row in start.rows for token in requests[row][1]], device=self.device)  # (Q,)
+            choices = logits.argmax(-1)
+            logits = logits.float()
+            scores = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+            by_row = (values.cpu().split(counts) for values in (scores, choices, targets))
+            for row, score, choice, target in zip(start.rows, *by_row, strict=True):
+                log_probability[row] = score.sum()
+                missed = (choice != target).nonzero().flatten()
+                first_miss[row] = missed[0] if len(missed) else len(target)
                 if len(missed):
-                    missed_token[row] = choices[index, longest - count + missed[0]]
+                    missed_token[row] = choice[missed[0]]
         return Likelihoods(log_probability, first_miss, missed_token)
 
     @torch.no_grad()
@@ -188,51 +288,123 @@ class LanguageModel:
         max_new_tokens: int,
         candidates: Sequence[int] | None = None,
         enough: Callable[[int, str], bool] | None = None,
+        begun: Sequence[Sequence[int]] | None = None,
     ) -> list[str]:
         """Greedy continuations of N prompts as text without special tokens, stopped at the end-of-text token.
 
         :param candidates: for each prompt the candidate it asks; all the first if not given.
         :param enough: hears the number of a prompt and its text so far, and says whether the rest does not matter.
+        :param begun: for each prompt the first tokens of its continuation, where they are known.
         """
         candidates = candidates or [0] * len(prompts)
-        texts = [""] * len(prompts)
-        for batch in self._batches([len(prompt) + max_new_tokens for prompt in prompts]):
-            replies = self._greedy(batch, prompts, max_new_tokens, candidates, enough)
-            for row, reply in zip(batch, replies, strict=True):
-                texts[row] = self.decode(reply)
-        return texts
+        begun = begun or [()] * len(prompts)
+        replies = [list(known) for known in begun]
+        open_rows = [row for row, reply in enumerate(replies) if len(reply) < max_new_tokens]
+        rows = [(*prompts[row], *begun[row]) for row in open_rows]
+        limits = [len(prompts[row]) - 1 for row in open_rows]
+        for start in self._starts(rows, limits, [candidates[row] for row in open_rows], room=max_new_tokens):
+            numbers = [open_rows[row] for row in start.rows]
+            self._decode_greedily(replace(start, rows=numbers), replies, max_new_tokens, candidates, enough)
+        return [self.decode(reply) for reply in replies]
 
-    def _greedy(
+    def _decode_greedily(
         self,
-        batch: Sequence[int],
-        prompts: Sequence[Sequence[int]],
+        start: "Start",
+        replies: list[list[int]],
         max_new_tokens: int,
         candidates: Sequence[int],
         enough: Callable[[int, str], bool] | None,
-    ) -> list[list[int]]:
-        """Greedy tokens of some prompts, without the end of text. Rows that have ended leave the batch and its cache."""
+    ) -> None:
+        """Append greedy tokens to the replies, without the end of text. Rows that have ended leave the batch and its cache."""
         from transformers import DynamicCache
 
-        replies: list[list[int]] = [[] for _ in batch]
-        running = list(range(len(batch)))  # the row of the batch as it was
-        cache = DynamicCache(config=self.model.config)
-        tokens, mask = self._pad_left([prompts[row] for row in batch])
+        running = start.rows
+        cache = DynamicCache(config=self.model.config) if start.cache is None else start.cache
+        tokens, mask = start.tokens, start.mask
         while True:
-            asked = [candidates[batch[row]] for row in running]
-            chosen = self._forward(asked, tokens, mask, 1, past_key_values=cache, use_cache=True)[:, -1].argmax(-1)  # (N,)
+            asked = [candidates[row] for row in running]
+            chosen = self._forward(asked, tokens, mask, [1] * len(asked), cache).argmax(-1)  # (N,)
             stay = []
             for index, token in enumerate(chosen.tolist()):
                 if token == self.end_token:
                     continue
                 row = running[index]
                 replies[row].append(token)
-                ended = enough is not None and enough(batch[row], self.decode(replies[row]))
+                ended = enough is not None and enough(row, self.decode(replies[row]))
                 if not ended and len(replies[row]) < max_new_tokens:
                     stay.append(index)
             if not stay:
-                return replies
+                return
             if len(stay) < len(running):
                 rows = torch.tensor(stay, device=self.device)
                 cache.batch_select_indices(rows)
                 chosen, mask, running = chosen[rows], mask[rows], [running[index] for index in stay]
             tokens, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(running), 1)], 1)
+
+
+@dataclass(frozen=True)
+class Head:
+    """First tokens that some rows of one candidate share, and which rows."""
+
+    candidate: int
+    tokens: tuple[int, ...]
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A batch before its pass: row numbers, tokens (N, C) not run yet, the mask of all (N, cached + C), and the cache of what
+    was run."""
+
+    rows: list[int]
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    cache: object | None
+
+
+def similar_lengths(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Row numbers, longest first, cut into runs so that padding and the fixed cost of passes come to the least.
+
+    A run is padded to its first length, and split further into passes of `batch_tokens`.
+    """
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    starts = [i for i, row in enumerate(rows) if i == 0 or lengths[row] != lengths[rows[i - 1]]]  # of equal lengths
+    ends = [*starts[1:], len(rows)]
+    least, cut = [0.0], [0]  # over the first k lengths: the cost in tokens, and where the last run begins
+    for k in range(1, len(starts) + 1):
+        tokens = [(ends[k - 1] - starts[i]) * lengths[rows[starts[i]]] for i in range(k)]
+        costs = [least[i] + count + PASS_TOKENS * -(-count // batch_tokens) for i, count in enumerate(tokens)]
+        least.append(min(costs))
+        cut.append(costs.index(least[-1]))
+    runs, k = [], len(starts)
+    while k:
+        runs.append(rows[starts[cut[k]] : ends[k - 1]])
+        k = cut[k]
+    return runs[::-1]
+
+
+def rows_of_cache(cache, rows: torch.Tensor):
+    """A cache that holds some rows of another one, which stays as it is."""
+    part = copy.copy(cache)
+    part.layers = [copy.copy(layer) for layer in cache.layers]
+    part.batch_select_indices(rows)  # replaces the tensors of the copied layers
+    return part
+
+
+def memory_per_token(model: torch.nn.Module) -> tuple[int, int]:
+    """An estimate of the bytes that a forward pass takes per token, and per row of logits.
+
+    Of the layers one is alive at a time, with a few tensors of its largest width; keys and values of all may be kept. Logits exist
+    in the model's dtype, in float32, and as log-probabilities.
+    """
+    output = model.get_output_embeddings()
+    widths = [max(module.weight.shape) for module in model.modules() if is_projection(module) and module is not output]
+    size = model.dtype.itemsize
+    layers = getattr(model.config, "num_hidden_layers", 1)
+    hidden = output.weight.shape[1]
+    return size * (8 * max(widths, default=hidden) + 2 * layers * hidden), (size + 8) * output.weight.shape[0]
+
+
+def is_projection(module: torch.nn.Module) -> bool:
+    """Whether a module is a matrix product: Linear, or the Conv1D of GPT-2."""
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"

@@ -10,6 +10,7 @@ from evox_evogm.problems.experts import Expert, check_fit, check_together, read_
 from evox_evogm.problems.language_model import LanguageModel
 from evox_evogm.problems.merging import export_adapter, merged, merged_in_place, reload_difference, stack_experts
 from evox_evogm.problems.scoring import score_population, score_task
+from evox_evogm.problems.shared_layers import count_shared_layers
 from evox_evogm.problems.tasks import Task
 
 TOKENS_AT_ONCE = 16_384
@@ -126,8 +127,10 @@ class LoRAMergeProblem(Problem):
             with merged_in_place(model.model, self.stacked, pop) as candidates:
                 scores = [[score_task(task, model) for task in tasks] for _ in candidates]
             return {task.name: torch.stack(rows) for task, rows in zip(tasks, zip(*scores, strict=True), strict=True)}
-        with merged(model.model, self.stacked, pop) as population, model.candidates(population.select):
-            return {task.name: score_population(task, model, len(pop)) for task in tasks}
+        with merged(model.model, self.stacked, pop) as population:
+            shared_layers = count_shared_layers(model.model, population.modules)
+            with model.candidates(population.select, shared_layers):
+                return {task.name: score_population(task, model, len(pop)) for task in tasks}
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:

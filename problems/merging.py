@@ -70,20 +70,30 @@ class Population:
             name: module.channel_weights(coefficients.to(module.a.device, torch.float32)).to(module.a.dtype)
             for name, module in self.modules.items()
         }  # per module (P, R)
-        self.rows: int | torch.Tensor = 0
+        self.owners: int | torch.Tensor = 0
+        self.output_rows: torch.Tensor | None = None
 
-    def select(self, candidates: Sequence[int]) -> None:
-        """Say which candidate each row of the next batch belongs to."""
+    def select(self, candidates: Sequence[int], output_rows: torch.Tensor | None = None) -> None:
+        """Say which candidate each row of the next batch belongs to.
+
+        :param output_rows: the row of the batch for each row that the output layer sees, if these are not the same.
+        """
         first, device = candidates[0], next((weights.device for weights in self.weights.values()), None)
         alone = all(candidate == first for candidate in candidates)
-        self.rows = first if alone else torch.tensor(candidates, device=device)
+        self.owners = first if alone else torch.tensor(candidates, device=device)
+        self.output_rows = output_rows
 
-    def weights_of_rows(self, name: str, rows: int, dims: int) -> torch.Tensor:
-        """The channel weights of a module for a batch whose tensors have `rows` rows and `dims` dimensions."""
+    def weights_of_rows(self, name: str, rows: int, dims: int, *, output: bool = False) -> torch.Tensor:
+        """The channel weights of a module for a batch whose tensors have `rows` rows and `dims` dimensions.
+
+        :param output: whether the module is the output layer.
+        """
         weights = self.weights[name]
-        if isinstance(self.rows, int):
-            return weights[self.rows]  # (R,)
-        owners = self.rows.to(weights.device)
+        if isinstance(self.owners, int):
+            return weights[self.owners]  # (R,)
+        owners = self.owners.to(weights.device)
+        if output and self.output_rows is not None:
+            owners = owners[self.output_rows.to(owners.device)]
         if rows > len(owners):  # a module may see the batch as (N C, D) instead of (N, C, D)
             owners = owners.repeat_interleave(rows // len(owners))
         return weights[owners].view(-1, *[1] * (dims - 2), weights.shape[1])
@@ -101,24 +111,29 @@ def merged(model: torch.nn.Module, modules: dict[str, StackedModule], coefficien
     population, handles = Population(modules, torch.atleast_2d(coefficients)), []
     try:
         for name in population.modules:
-            handles.append(model.get_submodule(name).register_forward_hook(_expert_hook(population, name)))
+            layer = model.get_submodule(name)
+            hook = _expert_hook(population, name, output=layer is model.get_output_embeddings())
+            handles.append(layer.register_forward_hook(hook))
         yield population
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _expert_hook(population: Population, name: str):
+def _expert_hook(population: Population, name: str, *, output: bool):
     module = population.modules[name]
 
-    def add_experts(layer, inputs, output):
+    def add_experts(layer, inputs, result):
         if module.embedding:
             middle = torch.nn.functional.embedding(inputs[0], module.a.mT)  # (..., R)
             middle = middle * getattr(layer, "embed_scale", 1.0)  # Gemma scales what it looks up
         else:
             middle = inputs[0] @ module.a.mT  # (..., R)
-        weights = population.weights_of_rows(name, len(middle), middle.ndim)
-        return output + (middle * weights) @ module.b.mT
+        middle = middle * population.weights_of_rows(name, len(middle), middle.ndim, output=output)
+        if result.requires_grad or not result.is_contiguous():
+            return result + middle @ module.b.mT
+        result.view(-1, result.shape[-1]).addmm_(middle.flatten(0, -2), module.b.mT)  # without a second pass over the result
+        return result
 
     return add_experts
 

@@ -113,16 +113,22 @@ def decided(text: str, target: str, match: str) -> bool:
 
 
 def generated_match(
-    task: Task, model: LanguageModel, cases: Sequence[Case] | None = None, *, to_the_end: bool = True
+    task: Task,
+    model: LanguageModel,
+    cases: Sequence[Case] | None = None,
+    begun: Sequence[Sequence[int]] | None = None,
+    *,
+    to_the_end: bool = True,
 ) -> torch.Tensor:
     """`exact_match` the plain way: decode every answer and compare the texts.
 
+    :param begun: for each case the first tokens of its answer, where they are known.
     :param to_the_end: decode answers to their end even if the score is decided before.
     """
     cases = _cases(task, cases)
     targets = [gold_text(task, example) for _, example in cases]
     enough = None if to_the_end else lambda row, text: decided(text, targets[row], task.match)
-    outputs = model.generate(_prompts(task, model, cases), task.max_new_tokens, _candidates(cases), enough)
+    outputs = model.generate(_prompts(task, model, cases), task.max_new_tokens, _candidates(cases), enough, begun)
     right = [agrees(output, target, task.match) for output, target in zip(outputs, targets, strict=True)]
     return torch.tensor(right, dtype=torch.float32)
 
@@ -143,11 +149,11 @@ def exact_match(task: Task, model: LanguageModel, cases: Sequence[Case] | None =
     ]
     result = model.likelihoods(requests, _candidates(cases))
     right = torch.zeros(len(requests))
-    open_rows = []
+    begun: dict[int, tuple[int, ...]] = {}  # the rows that are still open, and the tokens that their answers begin with
     for row, ((_, gold), (_, example)) in enumerate(zip(requests, cases, strict=True)):
         miss = int(result.first_miss[row])
         if len(gold) > task.max_new_tokens:
-            open_rows.append(row)  # the forward pass looks further than the decoding may go
+            begun[row] = ()  # the forward pass looks further than the decoding may go
         elif miss == len(gold):
             right[row] = 1.0
         elif (missed := int(result.missed_token[row])) == model.end_token:
@@ -155,9 +161,10 @@ def exact_match(task: Task, model: LanguageModel, cases: Sequence[Case] | None =
         else:
             text = model.decode([*gold[:miss], missed]).strip()
             if "\ufffd" in text or gold_text(task, example).strip().startswith(text):
-                open_rows.append(row)
-    if open_rows:
-        right[open_rows] = generated_match(task, model, [cases[row] for row in open_rows], to_the_end=False)
+                begun[row] = (*gold[:miss], missed)
+    if begun:
+        rows = list(begun)
+        right[rows] = generated_match(task, model, [cases[row] for row in rows], list(begun.values()), to_the_end=False)
     return right
 
 

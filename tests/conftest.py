@@ -33,12 +33,13 @@ def build_model(architecture: str = "llama", **changes):
     import transformers as hf
 
     torch.manual_seed(7)
-    shared = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.3, **changes}
+    shared = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.3}
     if architecture == "gpt2":
         shared.pop("initializer_range")
-        return hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=256, **shared)).eval()
+        shared |= {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256, **changes}
+        return hf.GPT2LMHeadModel(hf.GPT2Config(**shared)).eval()
     shared |= {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    shared |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    shared |= {"num_attention_heads": 4, "num_key_value_heads": 2, **changes}
     if architecture == "gemma":
         return hf.GemmaForCausalLM(hf.GemmaConfig(head_dim=4, **shared)).eval()
     names = {"llama": "Llama", "qwen2": "Qwen2"}

@@ -64,7 +64,7 @@ def test_rows_that_have_ended_leave_the_batch_and_nothing_is_read_after_the_end(
     end = endless[0][2]
     monkeypatch.setattr(LanguageModel, "end_token", property(lambda self: end))
     forward, rows = scorer._forward, []
-    scorer._forward = lambda asked, *rest, **cache: rows.append(len(asked)) or forward(asked, *rest, **cache)
+    scorer._forward = lambda asked, *rest: rows.append(len(asked)) or forward(asked, *rest)
     expected = [reply[: reply.index(end)] if end in reply else reply for reply in endless]
     assert scorer.generate(prompts, 6) == [tokenizer.decode(reply, skip_special_tokens=True) for reply in expected]
     lengths = [len(reply) + (len(reply) < 6) for reply in expected]
