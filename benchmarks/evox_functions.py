@@ -77,8 +77,8 @@ def algorithms(n: int, budget: int) -> dict:
 class UnitBox(Problem):
     """A problem seen from the box [-1, 1]^n; outside, the nearest point inside plus the squared distance to it.
 
-    EvoX's CEC2022 F9, F11 and F12 are NaN within rounding of a component's optimum, where they divide by the distance to it: such
-    a point counts as infinitely bad, and the best value so far is that of its neighbours.
+    EvoX's CEC2022 F9, F11 and F12 are NaN within rounding of a component's optimum, where they divide by the distance to it:
+    such a point counts as infinitely bad, and the best value so far is that of its neighbours.
     """
 
     def __init__(self, problem: Problem, half_width: float, shift: torch.Tensor):

@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--budget", type=int, help="evaluations of merged models")
         command.add_argument("--seed", type=int, help="of the search")
         command.add_argument("--device", help="auto, cpu, cuda, cuda:1 ...")
-        command.add_argument("--dtype", help="float32, bfloat16 or float16")
+        command.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     problem = merge_run.problem
     print(
         f"{problem.n_experts} experts, {len(problem.tasks)} tasks with {sum(len(t.examples) for t in problem.tasks)} dev "
-        f"examples, {merge_run.budget} evaluations on {problem.language_model.device} in {settings.dtype}\n"
+        f"examples, {merge_run.budget} evaluations on {problem.language_model.device} in {merge_run.dtype}\n"
         f"run folder: {arguments.out}",
         flush=True,
     )

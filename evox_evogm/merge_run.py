@@ -7,7 +7,7 @@ The run folder holds `config.yaml` (the settings as used), `history.jsonl` (one 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
@@ -140,9 +140,11 @@ class MergeRun:
             base,
             folders,
             self.dev_tasks,
-            dtype=getattr(torch, settings.dtype),
+            dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
             device=device,
             batch_tokens=settings.batch_tokens,
+            max_memory=int(settings.max_memory * 2**30),
+            path=settings.path,
             trust_remote_code=settings.trust_remote_code,
             on_evaluation=self._record,
         )
@@ -158,12 +160,19 @@ class MergeRun:
         """Evaluations that the search makes."""
         return self.n_steps * self.algorithm.pop_size
 
+    @property
+    def dtype(self) -> str:
+        """Of the base model, by its name."""
+        return str(self.problem.language_model.model.dtype).removeprefix("torch.")
+
     def search(self) -> torch.Tensor:
         """Run all steps, from the settings' seed.
 
         :return: the `(n,)` effective coefficients with the best mean dev score.
         """
         self.out.mkdir(parents=True, exist_ok=True)
+        self.problem.choose_paths(self.algorithm.pop_size)
+        self.settings = replace(self.settings, dtype=self.dtype, path=self.problem.paths)
         (self.out / "config.yaml").write_text(yaml.safe_dump(asdict(self.settings), sort_keys=False), encoding="utf-8")
         self.started = time.monotonic()
         torch.set_rng_state(self.random_state)
@@ -241,11 +250,12 @@ class MergeRun:
             "seed": self.settings.seed,
             "seconds": round(seconds, 1),
             "device": str(self.problem.language_model.device),
-            "dtype": self.settings.dtype,
+            "dtype": self.dtype,
             "threads": torch.get_num_threads(),
             "tasks": {
                 dev.name: {
                     "rule": dev.rule,
+                    "path": self.problem.paths[dev.name],
                     "version": dev.version,
                     "dev": len(dev.examples),
                     "test": len(test.examples),

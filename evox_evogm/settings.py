@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -25,10 +25,14 @@ class RunSettings:
     """Of the search."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
-    dtype: str = "float32"
-    """Of the base model: float32, bfloat16 or float16."""
+    dtype: str = "auto"
+    """Of the base model: auto, float32, bfloat16 or float16; auto takes bfloat16 where the processor computes in it."""
     batch_tokens: int = 2048
     """The most tokens in one forward pass."""
+    max_memory: float = 2.0
+    """GiB that evaluation may take beside the base and the experts."""
+    path: Any = "auto"
+    """How candidates are evaluated: auto, factored, merged, or a table of task names and these; see LoRAMergeProblem."""
     trust_remote_code: bool = False
     """Let transformers run code that comes with the base model."""
     pop_size: int | None = None
@@ -39,7 +43,7 @@ class RunSettings:
     def __post_init__(self):
         for spec in fields(self):
             value, hint = getattr(self, spec.name), get_type_hints(type(self))[spec.name]
-            allowed = (int, type(None)) if spec.name == "pop_size" else hint
+            allowed = {"pop_size": (int, type(None)), "max_memory": (float, int)}.get(spec.name, hint)
             if hint is not Any and (not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool)):
                 name = "whole number" if spec.name == "pop_size" or hint is int else hint.__name__
                 raise ValueError(f"{spec.name}: expected a {name}, found {value!r}")
@@ -48,6 +52,8 @@ class RunSettings:
         for name, least in {"budget": 1, "batch_tokens": 1, "seed": 0, "pop_size": 2}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        if not 0 < self.max_memory < float("inf"):
+            raise ValueError(f"max_memory: expected a number of GiB above 0, found {self.max_memory}")
         if not self.tasks:
             raise ValueError("tasks: expected at least one, found none")
 

@@ -16,8 +16,8 @@ from evox_evogm.problems.prefixes import shared_lengths
 from evox_evogm.problems.shared_layers import lower_layers_once
 
 MAX_MEMORY = 2 * 2**30
-# What a pass costs beside its tokens, in tokens: small products run at a lower rate, and operations have to be called. Measured for
-# SmolLM2-135M in bfloat16 on two cores: 88 + 40.
+# What a pass costs beside its tokens, in tokens: small products run at a lower rate, and operations have to be called. Measured
+# for SmolLM2-135M in bfloat16 on two cores: 88 + 40.
 PASS_TOKENS = 128
 Select = Callable[[Sequence[int], torch.Tensor], None]
 Request = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt and of its continuation
@@ -142,7 +142,13 @@ class LanguageModel:
             handle.remove()
 
     def _forward(
-        self, candidates: Sequence[int], tokens: torch.Tensor, mask: torch.Tensor, scored: Sequence[int], cache=None, back: int = 0
+        self,
+        candidates: Sequence[int],
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        scored: Sequence[int],
+        cache=None,
+        back: int = 0,
     ) -> torch.Tensor:
         """Logits (Q, V) of the last positions of a batch (N, C), row after row.
 
@@ -394,8 +400,8 @@ def rows_of_cache(cache, rows: torch.Tensor):
 def memory_per_token(model: torch.nn.Module) -> tuple[int, int]:
     """An estimate of the bytes that a forward pass takes per token, and per row of logits.
 
-    Of the layers one is alive at a time, with a few tensors of its largest width; keys and values of all may be kept. Logits exist
-    in the model's dtype, in float32, and as log-probabilities.
+    Of the layers one is alive at a time, with a few tensors of its largest width; keys and values of all may be kept. Logits
+    exist in the model's dtype, in float32, and as log-probabilities.
     """
     output = model.get_output_embeddings()
     widths = [max(module.weight.shape) for module in model.modules() if is_projection(module) and module is not output]

@@ -1,18 +1,28 @@
 """Merging LoRA experts as an EvoX `Problem`: coefficients in, scores of the merged language model out."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from evox.core import Problem
 
+from evox_evogm.problems.cost_model import PATHS, Rates, measure_rates, predict
 from evox_evogm.problems.experts import Expert, check_fit, check_together, read_expert
-from evox_evogm.problems.language_model import LanguageModel
-from evox_evogm.problems.merging import export_adapter, merged, merged_in_place, reload_difference, stack_experts
+from evox_evogm.problems.language_model import MAX_MEMORY, LanguageModel
+from evox_evogm.problems.merging import (
+    WeightMerger,
+    export_adapter,
+    merged,
+    merged_in_place,
+    reload_difference,
+    stack_experts,
+)
 from evox_evogm.problems.scoring import score_population, score_task
 from evox_evogm.problems.shared_layers import count_shared_layers
 from evox_evogm.problems.tasks import Task
 
+log = logging.getLogger(__name__)
 TOKENS_AT_ONCE = 16_384
 Report = Callable[[torch.Tensor, dict[str, float]], None]
 
@@ -33,10 +43,11 @@ class LoRAMergeProblem(Problem):
         *,
         objectives: Literal["mean", "tasks"] = "mean",
         tokenizer=None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         batch_tokens: int = 2048,
-        path: Literal["factored", "merged"] = "factored",
+        max_memory: int = MAX_MEMORY,
+        path: Literal["auto", "factored", "merged"] | Mapping[str, str] = "auto",
         candidates_at_once: int | None = None,
         trust_remote_code: bool = False,
         on_evaluation: Report | None = None,
@@ -49,11 +60,15 @@ class LoRAMergeProblem(Problem):
         :param tasks: at least one, with different names.
         :param objectives: `"mean"` over tasks, or all `"tasks"`.
         :param tokenizer: needed with a loaded model, otherwise read from `base`.
-        :param dtype: of the weights, unless the model is loaded already.
+        :param dtype: of the weights, unless the model is loaded already. Defaults to bfloat16 where the processor computes in
+            it, else float32.
         :param device: of the model. Defaults to torch's default device, or where a loaded model is.
         :param batch_tokens: the most tokens, padding included, in one forward pass.
+        :param max_memory: bytes that evaluation may take beside the base and the experts, as estimated.
         :param path: `"factored"`: candidates share the frozen base and scale the channels of the stacked experts, in shared
-            batches. `"merged"`: one candidate after another goes into the weights, with a copy of those that change.
+            batches. `"merged"`: one candidate after another goes into the weights, with a copy of those that change. `"auto"`:
+            what a cost model expects to be faster for each task, from rates measured at the first evaluation. Or a mapping of
+            task names to paths, as in `paths`, to repeat an earlier run to the last bit.
         :param candidates_at_once: how many merges are scored together before their results are reported. Defaults to as many
             as fill 16,384 tokens with their prompts.
         :param trust_remote_code: passed to transformers.
@@ -64,8 +79,7 @@ class LoRAMergeProblem(Problem):
         names = [task.name for task in tasks]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks: expected at least one, with different names, found {names}")
-        if path not in ("factored", "merged"):
-            raise ValueError(f'path: expected "factored" or "merged", found {path!r}')
+        self.paths = check_paths(path, names)
         if candidates_at_once is not None and (not isinstance(candidates_at_once, int) or candidates_at_once < 1):
             raise ValueError(f"candidates_at_once: expected a whole number of at least 1, found {candidates_at_once!r}")
         if objectives not in ("mean", "tasks"):
@@ -81,11 +95,14 @@ class LoRAMergeProblem(Problem):
             from evox_evogm.problems.base_model import load_base
 
             device = torch.get_default_device() if device is None else torch.device(device)
+            dtype = default_dtype(device) if dtype is None else dtype
             model, own_tokenizer = load_base(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
             tokenizer = tokenizer or own_tokenizer
         check_fit(self.experts, model, tokenizer)
         # Not a submodule: a workflow's state is the search, not the weights of a frozen base.
-        object.__setattr__(self, "language_model", LanguageModel(model.eval(), tokenizer, batch_tokens=batch_tokens))
+        object.__setattr__(
+            self, "language_model", LanguageModel(model.eval(), tokenizer, batch_tokens=batch_tokens, max_memory=max_memory)
+        )
         self.stacked = stack_experts(self.experts, model.dtype, model.device)
         pairs = {
             (expert, scale)
@@ -97,7 +114,8 @@ class LoRAMergeProblem(Problem):
         self._known: dict[tuple[float, ...], dict[str, float]] = {}
         self.tasks = list(tasks)
         self.objectives = objectives
-        self.path = path
+        self.rates: Rates | None = None
+        self._merger: WeightMerger | None = None
         self.candidates_at_once = candidates_at_once
         self.on_evaluation = on_evaluation
 
@@ -122,15 +140,65 @@ class LoRAMergeProblem(Problem):
         :param tasks: by default those of the problem.
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
         """
-        tasks, model = self.tasks if tasks is None else tasks, self.language_model
-        if self.path == "merged":
-            with merged_in_place(model.model, self.stacked, pop) as candidates:
-                scores = [[score_task(task, model) for task in tasks] for _ in candidates]
-            return {task.name: torch.stack(rows) for task, rows in zip(tasks, zip(*scores, strict=True), strict=True)}
+        tasks = self.tasks if tasks is None else tasks
+        self.choose_paths(len(pop), tasks)
+        scores = {}
+        for path, score in (("factored", self._score_factored), ("merged", self._score_merged)):
+            if mine := [task for task in tasks if self.paths[task.name] == path]:
+                scores |= score(pop, mine)
+        return {task.name: scores[task.name] for task in tasks}
+
+    def _score_factored(self, pop: torch.Tensor, tasks: Sequence[Task]) -> dict[str, torch.Tensor]:
+        model = self.language_model
         with merged(model.model, self.stacked, pop) as population:
             shared_layers = count_shared_layers(model.model, population.modules)
             with model.candidates(population.select, shared_layers):
                 return {task.name: score_population(task, model, len(pop)) for task in tasks}
+
+    def _score_merged(self, pop: torch.Tensor, tasks: Sequence[Task]) -> dict[str, torch.Tensor]:
+        with merged_in_place(self._weight_merger(), pop) as candidates:
+            scores = [[score_task(task, self.language_model) for task in tasks] for _ in candidates]
+        return {task.name: torch.stack(rows) for task, rows in zip(tasks, zip(*scores, strict=True), strict=True)}
+
+    def _weight_merger(self) -> WeightMerger:
+        """Made when it is first needed: it holds a copy of the weights that merges change."""
+        if self._merger is None:
+            self._merger = WeightMerger(self.language_model.model, self.stacked)
+        return self._merger
+
+    def choose_paths(self, candidates: int, tasks: Sequence[Task] | None = None) -> None:
+        """Choose the path of every task that has none yet, and say why in the log.
+
+        :param candidates: P, how many will be scored together.
+        :param tasks: by default those of the problem.
+        """
+        model = self.language_model
+        for task in self.tasks if tasks is None else tasks:
+            if task.name in self.paths:
+                continue
+            if obstacle := self._obstacle_to_merging():
+                self.paths[task.name] = "factored"
+                log.info("task %s: factored; %s", task.name, obstacle)
+                continue
+            if self.rates is None:
+                self.rates = measure_rates(model, self.stacked, self._weight_merger(), self.n_experts)
+            seconds = predict(self.rates, task, model, candidates)
+            self.paths[task.name] = min(seconds, key=seconds.get)
+            log.info(
+                "task %s: %s; expected for %d candidates: factored %.2f s, merged %.2f s (%.3f s to change the weights)",
+                *(task.name, self.paths[task.name], candidates, seconds["factored"], seconds["merged"]),
+                candidates * self.rates.put,
+            )
+
+    def _obstacle_to_merging(self) -> str | None:
+        """Why `path="auto"` does not consider the merged path."""
+        model = self.language_model
+        copied = WeightMerger.bytes_kept(model.model, self.stacked)
+        if copied > model.max_memory:
+            return f"merged weights would take a copy of {copied / 2**30:.1f} GiB, over max_memory"
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return "ranks that measured for themselves might choose differently"
+        return None
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
@@ -144,6 +212,7 @@ class LoRAMergeProblem(Problem):
         if pop.ndim != 2 or pop.shape[1] != self.n_experts:
             raise ValueError(f"pop: expected (P, {self.n_experts}), one column per expert, found {tuple(pop.shape)}")
         scores = []
+        self.choose_paths(min(len(pop), self._candidates_at_once()))
         for block in pop.detach().split(self._candidates_at_once()):
             keys = [self._weights_key(coefficients) for coefficients in block]
             new = {key: row for row, key in enumerate(keys) if key not in self._known}
@@ -181,3 +250,30 @@ class LoRAMergeProblem(Problem):
         model = self.language_model.model
         export_adapter(self.experts, coefficients, folder, base=self.experts[0].base or model.config._name_or_path)
         return reload_difference(model, self.experts, coefficients, folder)
+
+
+def check_paths(path, names: Sequence[str]) -> dict[str, str]:
+    """The path of every task that has one by the argument `path` of `LoRAMergeProblem`.
+
+    :param names: of the tasks.
+    :raises ValueError: if a path or a task is unknown.
+    """
+    if path == "auto":
+        return {}
+    paths = dict(path) if isinstance(path, Mapping) else dict.fromkeys(names, path)
+    for name, chosen in paths.items():
+        if name not in names:
+            raise ValueError(f"path: expected names of tasks ({', '.join(names)}), found {name!r}")
+        if chosen not in PATHS:
+            raise ValueError(f'path: expected "auto", "factored" or "merged", found {chosen!r}')
+    return paths
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor computes in it, else float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.13
+        fast = device.type == "cpu" and (known.get("avx512_bf16") or known.get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32

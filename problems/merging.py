@@ -6,7 +6,7 @@ the rows of one batch may belong to different candidates.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,6 +167,11 @@ class WeightMerger:
         self.transposed = {name for name in self.weights if not isinstance(layers[name], torch.nn.Linear)}
         self.originals = {name: weight.detach().clone() for name, weight in self.weights.items()}
 
+    @staticmethod
+    def bytes_kept(model: torch.nn.Module, modules: Iterable[str]) -> int:
+        """The size of the copy for these modules, at most."""
+        return sum(weight.nbytes for weight in {id(w): w for w in (model.get_submodule(m).weight for m in modules)}.values())
+
     @torch.no_grad()
     def put(self, coefficients: torch.Tensor) -> None:
         """Make the weights those of the merge with these (n,) coefficients."""
@@ -186,20 +191,17 @@ class WeightMerger:
 
 
 @contextmanager
-def merged_in_place(
-    model: torch.nn.Module, modules: dict[str, StackedModule], population: torch.Tensor
-) -> Iterator[Iterator[None]]:
+def merged_in_place(merger: WeightMerger, population: torch.Tensor) -> Iterator[Iterator[None]]:
     """Inside the block, an iterator whose every step makes the model the merge of the next of (P, n) candidates.
 
     Weights that cannot be changed in place (of another dtype, or shared by several layers) get their experts as in `merged`.
     Afterwards the model is as it was, bit for bit, also after an error.
     """
-    merger = WeightMerger(model, modules)
 
     def steps() -> Iterator[None]:
         for coefficients in population:
             merger.put(coefficients)
-            with merged(model, merger.rest, coefficients):
+            with merged(merger.model, merger.rest, coefficients):
                 yield
 
     candidates = steps()

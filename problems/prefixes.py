@@ -15,8 +15,8 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
 def shared_lengths(rows: Sequence[tuple[int, ...]], limits: Sequence[int], candidates: Sequence[int]) -> list[int]:
     """How many first tokens of each row are left to a pass that it shares with other rows of the same candidate.
 
-    Either the tokens that all rows begin with, or those up to a row's limit where another row has the same; whichever leaves fewer
-    tokens to run. Nothing is shared if that saves less than a quarter of them.
+    Either the tokens that all rows begin with, or those up to a row's limit where another row has the same; whichever leaves
+    fewer tokens to run. Nothing is shared if that saves less than a quarter of them.
 
     :param rows: N rows of tokens.
     :param limits: for each row how many of its first tokens may be shared.

@@ -1,4 +1,4 @@
-"""The layers below the first adapted one give every candidate the same: they run once for the rows that agree in their tokens."""
+"""Layers below the first adapted one give every candidate the same: they run once for rows that agree in their tokens."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -67,9 +67,7 @@ def lower_layers_once(model: torch.nn.Module, first: int, rows: torch.Tensor) ->
         return hook
 
     handles = [
-        layer.register_forward_pre_hook(enter(index), with_kwargs=True)
-        for index, layer in enumerate(layers)
-        if index >= first
+        layer.register_forward_pre_hook(enter(index), with_kwargs=True) for index, layer in enumerate(layers) if index >= first
     ]
     try:
         yield

@@ -69,7 +69,8 @@ def search(problem, pop_size, n=3, steps=4, **workflow_settings):
 def merge_problem(experts):
     folders = sorted(Path(experts).iterdir())
     # One candidate after another, so that the arithmetic does not depend on the size of a share.
-    return LoRAMergeProblem(build_model(), folders, [TASK], tokenizer=build_tokenizer(), candidates_at_once=1)
+    settings = {"candidates_at_once": 1, "path": "factored"}
+    return LoRAMergeProblem(build_model(), folders, [TASK], tokenizer=build_tokenizer(), **settings)
 
 
 def histories(experts, spread=lambda problem: problem, **workflow_settings):

@@ -63,12 +63,28 @@ def test_scores_do_not_depend_on_the_rest_of_the_population(model, tokenizer, fo
     torch.testing.assert_close(problem.evaluate(pop), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_path_through_merged_weights_gives_the_same_scores(model, tokenizer, folders, problem):
-    in_weights = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, path="merged")
+@pytest.mark.parametrize("path", ["merged", {"add": "merged", "pick": "factored"}])
+def test_either_path_gives_the_same_scores(model, tokenizer, folders, path):
+    factored = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, path="factored")
+    other = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, path=path)
     pop = torch.randn(4, 2)
-    torch.testing.assert_close(in_weights.evaluate(pop), problem.evaluate(pop), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match='path: expected "factored" or "merged", found \'dense\''):
-        LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, path="dense")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    torch.testing.assert_close(other.evaluate(pop), factored.evaluate(pop), rtol=1e-5, atol=1e-5)
+    assert other.rates is None  # nothing to choose, nothing to measure
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("dense", 'path: expected "auto", "factored" or "merged", found \'dense\''),
+        ({"add": "dense"}, 'path: expected "auto", "factored" or "merged", found \'dense\''),
+        ({"sum": "merged"}, r"path: expected names of tasks \(add\), found 'sum'"),
+    ],
+)
+def test_an_unknown_path_is_refused(model, tokenizer, folders, path, message):
+    with pytest.raises(ValueError, match=message):
+        LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, path=path)
 
 
 def test_merges_that_are_the_same_in_the_models_dtype_are_scored_once(tokenizer, folders):
@@ -170,7 +186,7 @@ def test_a_hub_repository_laid_out_as_the_papers_is_read(tmp_path, model, tokeni
     for index, name in enumerate(("code", "cot")):
         make_adapter(name, seed=index)
     folders = sorted((tmp_path / "experts").iterdir())
-    problem = LoRAMergeProblem(tmp_path / "base", folders, [ADD])
+    problem = LoRAMergeProblem(tmp_path / "base", folders, [ADD], dtype=torch.float32)
     direct = LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer)
     assert [expert.name for expert in problem.experts] == ["code", "cot"]
     pop = torch.tensor([[0.5, 0.5]])
@@ -181,7 +197,7 @@ def test_bfloat16_scores_come_close_to_float32(tmp_path, model, tokenizer, folde
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     pop = torch.tensor([[0.3, 0.2]])
-    exact = LoRAMergeProblem(tmp_path / "base", folders, [ADD]).evaluate(pop)
+    exact = LoRAMergeProblem(tmp_path / "base", folders, [ADD], dtype=torch.float32).evaluate(pop)
     half = LoRAMergeProblem(tmp_path / "base", folders, [ADD], dtype=torch.bfloat16)
     assert half.language_model.model.dtype == torch.bfloat16
     torch.testing.assert_close(half.evaluate(pop), exact, rtol=0.05, atol=0)

@@ -7,7 +7,7 @@ from conftest import build_model
 from evox_evogm.problems import Example, Task
 from evox_evogm.problems.experts import read_expert
 from evox_evogm.problems.language_model import LanguageModel
-from evox_evogm.problems.merging import Population, merged, merged_in_place, stack_experts
+from evox_evogm.problems.merging import Population, WeightMerger, merged, merged_in_place, stack_experts
 from evox_evogm.problems.scoring import score_population, score_task
 
 TARGETS = {
@@ -99,7 +99,7 @@ def test_merges_in_the_weights_equal_the_factored_ones_and_leave_the_base_as_it_
     before = {name: value.clone() for name, value in model.state_dict().items()}
     tokens = torch.randint(1, 257, (2, 9))
     seen = []
-    with merged_in_place(model, modules, COEFFICIENTS) as candidates:
+    with merged_in_place(WeightMerger(model, modules), COEFFICIENTS) as candidates:
         for _ in candidates:
             seen.append(model(tokens).logits)
     assert len(seen) == len(COEFFICIENTS)
@@ -117,7 +117,7 @@ def test_an_error_between_merges_leaves_the_base_as_it_was_bit_for_bit(make_adap
     expert = read_expert(make_adapter("a"))
     modules = stack_experts([expert], dtype, torch.device("cpu"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(KeyError), merged_in_place(model, modules, torch.tensor([[3.0], [1.0]])) as candidates:
+    with pytest.raises(KeyError), merged_in_place(WeightMerger(model, modules), torch.tensor([[3.0], [1.0]])) as candidates:
         next(candidates)
         assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         raise KeyError("stop")
@@ -131,7 +131,7 @@ def test_a_weight_that_two_layers_share_is_not_changed_for_both(make_adapter):
     folder = make_adapter("tied", build_model(tie_word_embeddings=True), target_modules=["embed_tokens", "q_proj"])
     modules = stack_experts([read_expert(folder)], torch.float32, torch.device("cpu"))
     tokens = torch.randint(1, 257, (2, 9))
-    with merged_in_place(model, modules, torch.tensor([[0.8]])) as candidates:
+    with merged_in_place(WeightMerger(model, modules), torch.tensor([[0.8]])) as candidates:
         next(candidates)
         found = model(tokens).logits
     with merged(model, modules, torch.tensor([0.8])):

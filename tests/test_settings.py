@@ -73,7 +73,7 @@ search: {n_rounds: 2, lr: 0.01}
 def test_what_a_file_leaves_out_has_the_stated_default(write):
     settings, _ = read_settings(write())
     assert (settings.budget, settings.seed, settings.batch_tokens) == (160, 0, 2048)
-    assert (settings.device, settings.dtype, settings.trust_remote_code) == ("auto", "float32", False)
+    assert (settings.device, settings.dtype, settings.trust_remote_code) == ("auto", "auto", False)
     assert (settings.pop_size, settings.search) == (None, {})
 
 
@@ -101,8 +101,8 @@ def test_a_misspelt_setting_is_named_with_the_nearest_one(write, found, nearest)
 
 
 def test_a_setting_unlike_any_other_is_answered_with_the_list(write):
-    known = "base, experts, tasks, budget, seed, device, dtype, batch_tokens, trust_remote_code, pop_size, search"
-    assert refusal(write(zzz=3)).endswith(f"found the unknown setting 'zzz'; known are {known}")
+    known = "base, experts, tasks, budget, seed, device, dtype, batch_tokens, max_memory, path, trust_remote_code, "
+    assert refusal(write(zzz=3)).endswith(f"found the unknown setting 'zzz'; known are {known}pop_size, search")
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -142,7 +142,7 @@ def test_a_setting_of_the_wrong_type_is_named_with_what_was_found(write, name, v
         ("budget", "0", "budget: expected at least 1, found 0"),
         ("batch_tokens", "0", "batch_tokens: expected at least 1, found 0"),
         ("seed", "-1", "seed: expected at least 0, found -1"),
-        ("dtype", "int8", "dtype: expected one of float32, bfloat16, float16, found 'int8'"),
+        ("dtype", "int8", "dtype: expected one of auto, float32, bfloat16, float16, found 'int8'"),
         ("tasks", "[]", "tasks: expected at least one, found none"),
         ("pop_size", "0", r"pop_size: expected at least \d+, found 0"),
         ("pop_size", "-4", r"pop_size: expected at least \d+, found -4"),
@@ -198,4 +198,4 @@ def test_an_override_of_zero_is_taken_and_not_mistaken_for_none(write):
 def test_overrides_are_checked_as_the_file_is(write):
     path = write()
     assert refusal(path, budget=0) == f"{path}: budget: expected at least 1, found 0"
-    assert refusal(path, dtype="half").startswith(f"{path}: dtype: expected one of float32")
+    assert refusal(path, dtype="half").startswith(f"{path}: dtype: expected one of auto, float32")

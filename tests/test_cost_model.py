@@ -1,0 +1,116 @@
+"""The choice between the paths: passes counted without making them, rates measured, and what is chosen from them."""
+
+import logging
+
+import pytest
+import torch
+from conftest import build_model
+
+from evox_evogm.problems import Example, LoRAMergeProblem, Task
+from evox_evogm.problems.cost_model import Passes, Rate, Rates, count_passes, measure_rates, predict
+from evox_evogm.problems.language_model import LanguageModel
+from evox_evogm.problems.lora_merge import default_dtype
+from evox_evogm.problems.scoring import score_population, score_task
+
+EXAMPLES = tuple(Example(str(i), prompt, "zzz") for i, prompt in enumerate(("ask", "ask me", "ask me now")))
+LIKELIHOOD = Task("likelihood", "1", "gold_log_probability", EXAMPLES)
+DECODED = Task("decoded", "1", "exact_match", EXAMPLES, match="last_10_words", max_new_tokens=5)
+
+
+def made_passes(model: LanguageModel, run) -> list[int]:
+    """The tokens of the passes that are really made."""
+    forward, seen = model._forward, []
+    model._forward = lambda asked, tokens, *rest, **more: seen.append(tokens.numel()) or forward(asked, tokens, *rest, **more)
+    run()
+    del model._forward
+    return seen
+
+
+@pytest.mark.parametrize("task", [LIKELIHOOD, DECODED], ids=lambda task: task.name)
+@pytest.mark.parametrize("candidates", [None, 4])
+@pytest.mark.parametrize("batch_tokens", [20, 2048])
+def test_counted_passes_are_those_that_scoring_makes(tokenizer, monkeypatch, task, candidates, batch_tokens):
+    monkeypatch.setattr(LanguageModel, "end_token", property(lambda self: 300))  # outside the vocabulary: no text ends
+    model = LanguageModel(build_model(), tokenizer, batch_tokens=batch_tokens)
+    counted = count_passes(task, model, candidates)
+    made = made_passes(
+        model, lambda: score_task(task, model) if candidates is None else score_population(task, model, candidates)
+    )
+    assert sorted([*counted.prompts, *counted.steps]) == sorted(made)
+    assert bool(counted.steps) == (task is DECODED)
+
+
+def test_the_prediction_adds_up_passes_and_the_changes_of_weights(tokenizer):
+    model = LanguageModel(build_model(), tokenizer, batch_tokens=2048)
+    rates = Rates(
+        {"factored": Rate(3.0, 0.5), "merged": Rate(2.0, 0.25)}, {"factored": Rate(7, 1), "merged": Rate(5, 1)}, put=0.125
+    )
+    together, alone = count_passes(DECODED, model, 4), count_passes(DECODED, model)
+    assert len(alone.prompts) == 1 and len(together.steps) == len(alone.steps) == 4
+    found = predict(rates, DECODED, model, 4)
+    assert found["factored"] == pytest.approx(
+        3 * len(together.prompts) + 0.5 * sum(together.prompts) + 7 * 4 + sum(together.steps)
+    )
+    assert found["merged"] == pytest.approx(4 * (0.125 + 2 + 0.25 * sum(alone.prompts) + 5 * 4 + sum(alone.steps)))
+
+
+@pytest.fixture
+def make_problem(tokenizer, make_adapter):
+    folders = [make_adapter("first", seed=1), make_adapter("second", seed=2, r=2)]
+
+    def make(**settings):
+        return LoRAMergeProblem(build_model(), folders, [LIKELIHOOD, DECODED], tokenizer=tokenizer, **settings)
+
+    return make
+
+
+def test_measuring_leaves_the_model_as_it_was_and_gives_rates_above_0(make_problem):
+    problem = make_problem()
+    model = problem.language_model
+    before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
+    rates = measure_rates(model, problem.stacked, problem._weight_merger(), 2)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.model.modules())
+    assert rates.put > 0
+    for by_path in (rates.prompts, rates.steps):
+        assert all(rate.seconds([64]) > 0 for rate in by_path.values())
+
+
+@pytest.mark.parametrize(("put", "chosen"), [(100.0, "factored"), (0.0, "merged")])
+def test_the_cheaper_path_is_chosen_once_per_task_and_the_log_says_why(make_problem, caplog, put, chosen):
+    problem = make_problem()
+    line = Rate(0.01, 0.001)
+    slower = Rate(0.5, 0.01)
+    problem.rates = Rates({"factored": slower, "merged": line}, {"factored": slower, "merged": line}, put)
+    with caplog.at_level(logging.INFO, "evox_evogm.problems.lora_merge"):
+        problem.evaluate(torch.rand(3, 2))
+        problem.evaluate(torch.rand(2, 2))
+    assert problem.paths == {"likelihood": chosen, "decoded": chosen}
+    said = [record.getMessage().split(";")[0] for record in caplog.records]
+    assert said == [f"task likelihood: {chosen}", f"task decoded: {chosen}"]
+    assert "expected for 3 candidates: factored" in caplog.text
+
+
+def test_a_copy_over_max_memory_is_not_considered(make_problem, caplog):
+    problem = make_problem(max_memory=1000)
+    with caplog.at_level(logging.INFO, "evox_evogm.problems.lora_merge"):
+        problem.choose_paths(4)
+    assert set(problem.paths.values()) == {"factored"} and problem.rates is None
+    assert "over max_memory" in caplog.text
+
+
+def test_a_run_can_be_repeated_with_the_paths_of_an_earlier_one(make_problem):
+    first = make_problem()
+    pop = torch.rand(3, 2)
+    scores = first.evaluate(pop)
+    assert torch.equal(make_problem(path=first.paths).evaluate(pop), scores)
+
+
+def test_the_default_dtype_is_one_that_the_processor_computes_in():
+    known = torch.cpu.get_capabilities()
+    fast = known.get("avx512_bf16") or known.get("amx_bf16")
+    assert default_dtype(torch.device("cpu")) == (torch.bfloat16 if fast else torch.float32)
+
+
+def test_empty_work_costs_nothing():
+    assert Rate(1.0, 1.0).seconds(Passes((), ()).prompts) == 0
