@@ -16,7 +16,7 @@ from evox_evogm.problems.prefixes import shared_lengths
 from evox_evogm.problems.shared_layers import lower_layers_once
 
 MAX_MEMORY = 2 * 2**30
-# What a pass costs beside its tokens, in tokens: small products run at a lower rate, and operations have to be called. Measured
+# What a pass costs beside its tokens, in tokens: small products run at a lower rate, operations have to be called. Measured
 # for SmolLM2-135M in bfloat16 on two cores: 88 + 40.
 PASS_TOKENS = 128
 Select = Callable[[Sequence[int], torch.Tensor], None]
