@@ -4,31 +4,36 @@ Four regimes on SmolLM2-135M with the shipped experts: about 500 and at least 5,
 log-probability of the right answer, and 8 and 64 generated answers. Every procedure scores the same random candidates on the
 same examples; repeats are interleaved, medians reported, and scores compared example by example.
 
-    python benchmarks/evaluation_speed.py [--candidates 20] [--repeats 5] [--dtype bfloat16] [--regimes short long ...]
+    python benchmarks/evaluation_speed.py [--candidates 20] [--repeats 5] [--regimes short long ...]
 
     published   dense task vectors, summed on the CPU, `load_state_dict`; padded batches in file order, logits of all positions
     peft        `add_weighted_adapter("cat")` and `set_adapter`, otherwise as published
     factored    ours: candidates share the base, and batches
     merged      ours: one candidate after another in the weights
+
+Published and peft take one candidate after another, so that a few of them (`--alone`) give their time per candidate.
 """
 
 import argparse
 import statistics
 import time
+import warnings
 from pathlib import Path
 
 import torch
+from scipy.stats import spearmanr
 
 import evox_evogm
 from evox_evogm.problems import LoRAMergeProblem, Task, read_reasoning_gym
 from evox_evogm.problems.base_model import SMOLLM2, load_base
 from evox_evogm.problems.experts import read_expert
+from evox_evogm.problems.merging import merged
 from evox_evogm.problems.scoring import agrees, gold_text
 
 EXPERTS = sorted(path for path in (Path(evox_evogm.__file__).parent / "demo/experts").iterdir() if path.is_dir())
 REGIMES = {  # reasoning-gym sources, examples of each, rule
     "short": (("gcd", "chain_sum"), 6, "gold_log_probability"),
-    "long": (("gcd", "chain_sum", "family_relationships", "syllogism"), 24, "gold_log_probability"),
+    "long": (("gcd", "chain_sum", "family_relationships", "syllogism"), 31, "gold_log_probability"),
     "generated 8": (("chain_sum",), 8, "exact_match"),
     "generated 64": (("chain_sum",), 64, "exact_match"),
 }
@@ -90,14 +95,17 @@ class Published:
             deltas = {f"{name}.weight": factors.scale * factors.b @ factors.a for name, factors in expert.modules.items()}
             self.vectors.append({name: delta.to(model.dtype) for name, delta in deltas.items()})
 
+    def merge(self, coefficients):
+        weights = {name: weight.clone() for name, weight in self.base.items()}
+        for coefficient, vector in zip(coefficients.tolist(), self.vectors, strict=True):
+            for name, delta in vector.items():
+                weights[name] += coefficient * delta
+        self.model.load_state_dict(weights)
+
     def __call__(self, pop, tasks):
         scores = []
-        for coefficients in pop.tolist():
-            merged = {name: weight.clone() for name, weight in self.base.items()}
-            for coefficient, vector in zip(coefficients, self.vectors, strict=True):
-                for name, delta in vector.items():
-                    merged[name] += coefficient * delta
-            self.model.load_state_dict(merged)
+        for coefficients in pop:
+            self.merge(coefficients)
             scores.append(plain_scores(self.model, self.tokenizer, tasks))
         self.model.load_state_dict(self.base)
         return torch.stack(scores)
@@ -132,56 +140,141 @@ class Ours:
     def __init__(self, model, tokenizer, path):
         self.settings = {"base": model, "tokenizer": tokenizer, "experts": EXPERTS, "path": path}
         self.problem = None
+        self.seconds: dict[str, float] = {}  # by task, of the last call
 
     def __call__(self, pop, tasks):
         if self.problem is None or self.problem.tasks != tasks:
             self.problem = LoRAMergeProblem(tasks=tasks, **self.settings)
-        by_task = self.problem.score_together(pop, tasks)
-        return torch.cat([by_task[task.name] for task in tasks], 1)
+        self.seconds = {}
+        scores = []
+        for task in tasks:
+            start = time.perf_counter()
+            scores.append(self.problem.score_together(pop, [task])[task.name])
+            self.seconds[task.name] = time.perf_counter() - start
+        return torch.cat(scores, 1)
+
+
+def needed_multiply_adds(model, tokenizer, tasks: list[Task]) -> float:
+    """Of one candidate: every token of prompts and answers through the layers, and the answers through the output layer."""
+    output = model.get_output_embeddings()
+    layers = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not output)
+    needed = 0
+    for task in tasks:
+        for example in task.examples:
+            answer = len(tokenizer(f" {gold_text(task, example)}", add_special_tokens=False)["input_ids"])
+            needed += (len(tokenizer(example.prompt)["input_ids"]) + answer) * layers + answer * output.weight.numel()
+    return needed
+
+
+def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """Multiply-adds per second of large matrix products."""
+    a, b = torch.randn(2, size, size, dtype=dtype)
+    for _ in range(3):
+        a @ b
+    start = time.perf_counter()
+    for _ in range(20):
+        a @ b
+    return 20 * size**3 / (time.perf_counter() - start)
+
+
+def preparing(published: Published, factored: Ours, merged_path: Ours, pop: torch.Tensor) -> dict[str, float]:
+    """Seconds per candidate before its first forward pass."""
+    seconds = {}
+    start = time.perf_counter()
+    published.merge(pop[0])
+    seconds["published"] = time.perf_counter() - start
+    problem = factored.problem
+    start = time.perf_counter()
+    with merged(problem.language_model.model, problem.stacked, pop):
+        seconds["factored"] = (time.perf_counter() - start) / len(pop)
+    merger = merged_path.problem._weight_merger()
+    start = time.perf_counter()
+    merger.put(pop[0])
+    seconds["merged"] = time.perf_counter() - start
+    merger.restore()
+    return seconds
 
 
 def main() -> None:
+    warnings.filterwarnings("ignore")  # of transformers about peft, of peft about adapters that are deleted
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--alone", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
     arguments = parser.parse_args()
-    dtype = getattr(torch, arguments.dtype)
 
-    def fresh():
+    def fresh(dtype):
         return load_base(SMOLLM2, dtype=dtype, device=torch.device("cpu"))
 
+    half, single = torch.bfloat16, torch.float32
+    model, tokenizer = fresh(half)
     procedures = {
-        "published": Published(*fresh()),
-        "peft": Peft(*fresh()),
-        "factored": Ours(*fresh(), "factored"),
-        "merged": Ours(*fresh(), "merged"),
+        "published, float32": Published(*fresh(single)),
+        "published": Published(*fresh(half)),
+        "peft": Peft(*fresh(half)),
+        "factored": Ours(model, tokenizer, "factored"),
+        "merged": Ours(*fresh(half), "merged"),
     }
+    exact = {path: Ours(*fresh(single), path) for path in ("factored", "merged")}
     torch.manual_seed(0)
     pop = 0.4 * torch.rand(arguments.candidates, len(EXPERTS))
-    print(f"{arguments.dtype}, P {len(pop)}, {torch.get_num_threads()} threads, {arguments.repeats} repeats\n")
-    print("| regime | procedure | prompt tokens | ms per candidate | spread | faster than published | scores that differ |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    _, tokenizer = fresh()
+    few = pop[: arguments.alone]
+    print(f"bfloat16 unless said, P {len(pop)}, {torch.get_num_threads()} threads, {arguments.repeats} repeats", flush=True)
     for regime in arguments.regimes:
         tasks = make_tasks(regime)
-        tokens = sum(len(tokenizer(example.prompt)["input_ids"]) for task in tasks for example in task.examples)
-        times, scores = {name: [] for name in procedures}, {}
+        prompts = sum(len(tokenizer(example.prompt)["input_ids"]) for task in tasks for example in task.examples)
+        times = {name: [] for name in procedures}
+        by_task = {name: {task.name: [] for task in tasks} for name in ("factored", "merged")}
+        scores, rates, prepared = {}, [], []
         for procedure in procedures.values():  # warm up
-            procedure(pop[:1], tasks)
+            procedure(pop[:1], tasks[:1])
         for _ in range(arguments.repeats):
+            rates.append(product_rate(half))
             for name, procedure in procedures.items():
+                candidates = pop if isinstance(procedure, Ours) else few
                 start = time.perf_counter()
-                scores[name] = procedure(pop, tasks)
-                times[name].append(1e3 * (time.perf_counter() - start) / len(pop))
-        tolerance = 1e-3 if dtype == torch.float32 else 0.1
+                scores[name] = procedure(candidates, tasks)
+                times[name].append(1e3 * (time.perf_counter() - start) / len(candidates))
+                for task, seconds in getattr(procedure, "seconds", {}).items():
+                    by_task[name][task].append(1e3 * seconds / len(candidates))
+            prepared.append(preparing(procedures["published"], procedures["factored"], procedures["merged"], pop))
+        median = {name: statistics.median(values) for name, values in times.items()}
+        print(f"\n{regime}: {prompts} prompt tokens per candidate\n")
+        print("| procedure | ms per candidate | spread | faster than published | than it in float32 | than peft |")
+        print("| --- | ---: | ---: | ---: | ---: | ---: |")
         for name, values in times.items():
-            median, ratio = statistics.median(values), statistics.median(times["published"]) / statistics.median(values)
-            differ = int(((scores[name] - scores["published"]).abs() > tolerance).sum())
-            spread = f"{min(values):.0f}-{max(values):.0f}"
-            row = [regime, name, tokens, f"{median:.0f}", spread, f"{ratio:.1f}", f"{differ} of {scores[name].numel()}"]
-            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+            ratios = [median[other] / median[name] for other in ("published", "published, float32", "peft")]
+            row = [name, f"{median[name]:.0f}", f"{min(values):.0f}-{max(values):.0f}", *(f"{ratio:.1f}" for ratio in ratios)]
+            print("| " + " | ".join(row) + " |")
+
+        problem = LoRAMergeProblem(model, EXPERTS, tasks, tokenizer=tokenizer)
+        problem.choose_paths(len(pop))
+        cost = {name: {task: statistics.median(values) for task, values in by_task[name].items()} for name in by_task}
+        chosen = sum(cost[path][task] for task, path in problem.paths.items())
+        better = sum(min(cost[path][task.name] for path in cost) for task in tasks)
+        forced = min(sum(values.values()) for values in cost.values())
+        print(f"\nchosen: {problem.paths}: {chosen:.0f} ms, {chosen / forced:.2f} of the better forced path, ", end="")
+        print(f"{chosen / better:.2f} of the better one for every task")
+        done = needed_multiply_adds(model, tokenizer, tasks) / (1e-3 * chosen)
+        rate = statistics.median(rates)
+        print(f"machine: {done / 1e9:.0f} of {rate / 1e9:.0f} G multiply-adds a second needed: {100 * done / rate:.0f} %")
+        seconds = {name: statistics.median(row[name] for row in prepared) for name in prepared[0]}
+        for name in ("factored", "merged"):
+            ratio = seconds["published"] / seconds[name]
+            print(f"preparing a candidate: {name} {1e3 * seconds[name]:.2f} ms, published {ratio:.0f} times as long")
+        for path, ours in exact.items():
+            found = ours(few, tasks)
+            differ = ((found - scores["published, float32"]).abs() > 1e-3).nonzero().tolist()
+            print(f"float32, {path}: {len(differ)} of {found.numel()} scores differ from the published ones {differ[:5]}")
+        exact_scores, rounded = exact["factored"](pop, tasks).mean(1), scores["factored"].mean(1)
+        spearman = spearmanr(exact_scores, rounded).statistic
+        print(
+            f"float32 and bfloat16: rank correlation of {len(pop)} candidates {spearman:.3f}, "
+            f"largest difference of a mean score {(exact_scores - rounded).abs().max():.3f} "
+            f"(spread of scores {exact_scores.std():.3f})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -53,15 +53,22 @@ class Passes:
 
 
 class CountingModel(LanguageModel):
-    """A language model that notes its passes instead of making them; every answer goes on to the last token allowed."""
+    """A language model that notes its passes instead of making them.
+
+    Every answer is wrong from its first token, a punctuation mark, and goes on to the last token allowed.
+    """
 
     def __init__(self, model: LanguageModel):
         self.__dict__.update(model.__dict__)
         self.prompts: list[float] = []
         self.steps: list[float] = []
-        vocabulary = model.model.get_output_embeddings().weight.shape[0]
-        self._logits = torch.zeros(1, vocabulary)
-        self._logits[0, (self.end_token + 1) % vocabulary] = 1.0  # so that no text ends
+        self._logits = torch.zeros(1, model.model.get_output_embeddings().weight.shape[0])
+        self._logits[0, self._punctuation_mark()] = 1.0
+
+    def _punctuation_mark(self) -> int:
+        """A token that ends no text, and that no right answer is likely to begin with."""
+        tokens = (token for token in range(self._logits.shape[1]) if token != self.end_token)
+        return next((token for token in tokens if self.decode([token]).strip() in set("!#$%&*;@^|~")), 0)
 
     def _pad_left(self, rows):
         tokens, mask = super()._pad_left(rows)
