@@ -3,5 +3,6 @@
 import evox  # noqa: F401  first: importing this package before EvoX would lose the registration of the plugin
 
 from evox_evogm.evogm import EvoGM
+from evox_evogm.resume import ResumableSearch
 
-__all__ = ["EvoGM"]
+__all__ = ["EvoGM", "ResumableSearch"]

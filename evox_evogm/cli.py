@@ -15,9 +15,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     merge = commands.add_parser("merge", help="search the best merge of the experts that a settings file names")
     merge.add_argument("settings", type=Path, help="YAML file")
-    merge.add_argument("--out", type=Path, required=True, help="run folder, new or empty")
+    merge.add_argument("--out", type=Path, required=True, help="run folder; an unfinished run with these settings goes on")
     demo = commands.add_parser("demo", help="merge the shipped experts of SmolLM2-135M-Instruct")
-    demo.add_argument("--out", type=Path, help="run folder, new or empty; by default the first free runs/demo-N")
+    demo.add_argument("--out", type=Path, help="run folder, as for merge; by default the first free runs/demo-N")
     demo.add_argument("--quick", action="store_true", help="a search of about two minutes")
     for command in (merge, demo):
         command.add_argument("--budget", type=int, help="evaluations of merged models")
@@ -31,19 +31,19 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
-    :return: the exit status: 0, 2 for input that cannot be used, 130 when interrupted.
+    :return: the exit status: 0, 2 for input that cannot be used, 1 if the search itself fails, 130 when interrupted.
     """
     arguments = build_parser().parse_args(argv)
     try:
         return run(arguments)
     except KeyboardInterrupt:
-        print("\nevogm: interrupted", file=sys.stderr)
+        print(f"\nevogm: interrupted; the same command with --out {arguments.out} goes on from here", file=sys.stderr)
         return 130
-    except (ValueError, ModuleNotFoundError, OSError) as error:
+    except (ValueError, ModuleNotFoundError, OSError, RuntimeError) as error:
         if arguments.debug:
             raise
         print(f"evogm: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 1 if type(error) is RuntimeError else 2
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,6 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings, folder = read_settings(arguments.settings, **options)
     print(f"reading the base model {settings.base}, experts and tasks ...", flush=True)
     merge_run = MergeRun(settings, folder, arguments.out, on_progress=ProgressLine())
+    if merge_run.finished:
+        print(f"this run is finished: {arguments.out / 'report.md'}")
+        return 0
     problem = merge_run.problem
     print(
         f"{problem.n_experts} experts, {len(problem.tasks)} tasks with {sum(len(t.examples) for t in problem.tasks)} dev "
@@ -72,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"run folder: {arguments.out}",
         flush=True,
     )
+    if merge_run.saved is not None:
+        print("an earlier process began this run; it goes on", flush=True)
     best = merge_run.search()
     print("\nscoring on test examples: ", end="", flush=True)
     rows = merge_run.score_rows(best, on_row=lambda name: print(name, end=" ", flush=True))

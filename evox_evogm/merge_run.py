@@ -1,7 +1,8 @@
 """One merge run from settings to a run folder: build the parts, search, score the result on test, export the adapter.
 
-The run folder holds `config.yaml` (the settings as used), `history.jsonl` (one line per evaluation, written when it ends),
-`result.json`, `report.md` and `adapter/` (the best merge in PEFT format).
+The run folder holds `config.yaml` and `inputs.json` (the settings as used, digests of adapters and tasks), `history.jsonl`
+(one line per evaluation, on disk before it counts) and `state.safetensors`, from which an interrupted run goes on, and in
+the end `result.json`, `report.md` and `adapter/` (the best merge in PEFT format).
 """
 
 import json
@@ -13,16 +14,25 @@ from inspect import signature
 from pathlib import Path
 
 import torch
-import yaml
-from evox.workflows import EvalMonitor, StdWorkflow
+from evox.workflows import StdWorkflow
 
 from evox_evogm.evogm import EvoGM
 from evox_evogm.problems.base_model import weights_sha256
-from evox_evogm.problems.experts import CONFIG
+from evox_evogm.problems.experts import CONFIG, WEIGHTS
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.readers import read_json_lines, read_reasoning_gym, read_swarm_eval
 from evox_evogm.problems.tasks import Task
 from evox_evogm.report import ScoreRow, report_markdown
+from evox_evogm.resume import ResumableSearch
+from evox_evogm.run_folder import (
+    RESULT,
+    check_same_inputs,
+    check_same_settings,
+    saved_settings,
+    sha256,
+    write_inputs,
+    write_whole,
+)
 from evox_evogm.settings import RunSettings, check_names
 
 SEARCH_SETTINGS = [name for name, spec in signature(EvoGM).parameters.items() if spec.kind is spec.KEYWORD_ONLY]
@@ -110,7 +120,7 @@ class MergeRun:
 
     :param settings: what to do.
     :param folder: what paths in the settings are relative to.
-    :param out: the run folder; it must be new or empty.
+    :param out: the run folder: new, empty, or of an earlier run with these settings, which then goes on.
     :param on_progress: called after every evaluation.
     :raises ValueError: if a setting, a file or an adapter cannot be used, in one sentence.
     """
@@ -119,8 +129,11 @@ class MergeRun:
         self.settings = settings
         self.out = Path(out)
         self.on_progress = on_progress
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ValueError(f"out: expected a new or empty folder, found {self.out} with files in it")
+        self.saved = saved_settings(self.out)
+        if self.saved is not None:
+            check_same_settings(settings, self.saved, self.out)
+            settings = replace(settings, dtype=self.saved["dtype"], path=self.saved["path"])
+            self.settings = settings
         check_names(settings.search, [name for name in SEARCH_SETTINGS if name not in ("clamp", "device")], "search")
         device = resolve_device(settings.device)
         folders = expert_folders(settings.experts, folder)
@@ -146,14 +159,26 @@ class MergeRun:
             max_memory=int(settings.max_memory * 2**30),
             path=settings.path,
             trust_remote_code=settings.trust_remote_code,
-            on_evaluation=self._record,
+            on_evaluations=self._show,
         )
-        self.monitor = EvalMonitor(full_sol_history=True)
-        self.workflow = StdWorkflow(self.algorithm, self.problem, self.monitor, opt_direction="max", device="cpu")
+        self.digests = {f"task {task.name} ({split})": sha256(repr(task).encode()) for split, task in self._splits()}
+        for name, adapter in folders.items():
+            self.digests[f"expert {name}"] = sha256(*((adapter / file).read_bytes() for file in (CONFIG, WEIGHTS)))
+        if self.saved is not None:
+            check_same_inputs(self.digests, self.out)
+        self.workflow = StdWorkflow(self.algorithm, self.problem, opt_direction="max", device="cpu")
         self.n_steps = settings.budget // pop_size
         self.evaluations: list[dict] = []
-        self.step = 0
-        self.started = 0.0
+        self.shown = self.known = 0  # evaluations that were reported, and that an earlier process made
+        self.started = time.monotonic()
+
+    def _splits(self) -> list[tuple[str, Task]]:
+        return [("dev", task) for task in self.dev_tasks] + [("test", task) for task in self.test_tasks]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run folder holds the result of these settings."""
+        return self.saved is not None and (self.out / RESULT).is_file()
 
     @property
     def budget(self) -> int:
@@ -166,42 +191,43 @@ class MergeRun:
         return str(self.problem.language_model.model.dtype).removeprefix("torch.")
 
     def search(self) -> torch.Tensor:
-        """Run all steps, from the settings' seed.
+        """Run all steps from the settings' seed, or those that an earlier process left.
 
         :return: the `(n,)` effective coefficients with the best mean dev score.
+        :raises ValueError: if another process is on this run.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        self.problem.choose_paths(self.algorithm.pop_size)
-        self.settings = replace(self.settings, dtype=self.dtype, path=self.problem.paths)
-        (self.out / "config.yaml").write_text(yaml.safe_dump(asdict(self.settings), sort_keys=False), encoding="utf-8")
-        self.started = time.monotonic()
+        if self.saved is None:
+            self.problem.choose_paths(self.algorithm.pop_size)
+            self.settings = replace(self.settings, dtype=self.dtype, path=dict(self.problem.paths))
+            write_inputs(self.out, self.settings, self.digests)
         torch.set_rng_state(self.random_state)
-        self.workflow.init_step()
-        for step in range(1, self.n_steps):
-            self.step = step
-            self.workflow.step()
-        return self.monitor.get_best_solution()
+        search = ResumableSearch(self.workflow, self.out, describe=self._describe)
+        self.evaluations = search.records
+        self.shown, self.known, self.started = search.problem.position, len(self.evaluations), time.monotonic()
+        try:
+            search.run(self.n_steps)
+        finally:
+            search.close()
+        best = max((row for row in self.evaluations if row["score"] is not None), key=lambda row: row["score"])
+        return torch.tensor(best["coefficients"])
 
-    def _record(self, coefficients: torch.Tensor, by_task: dict[str, float]) -> None:
-        """Append one evaluation to the history, on disk before anything else uses it."""
-        round_, iteration = (int(x) for x in self.algorithm.round_and_iteration(torch.tensor(self.step)))
-        row = {
-            "evaluation": len(self.evaluations),
-            "step": self.step,
-            "round": round_,
-            "iteration": iteration,
-            "score": sum(by_task.values()) / len(by_task),
-            "tasks": by_task,
-            "coefficients": coefficients.tolist(),
-        }
-        self.evaluations.append(row)
-        with open(self.out / "history.jsonl", "a", encoding="utf-8") as history:
-            history.write(json.dumps(row) + "\n")
-        if self.on_progress is not None:
-            done, seconds = len(self.evaluations), time.monotonic() - self.started
-            best = max(row["score"] for row in self.evaluations)
-            left = seconds / done * (self.budget - done)
-            self.on_progress(Progress(done, self.budget, round_, iteration, row["score"], best, seconds, left))
+    def _describe(self, step: int) -> dict[str, int]:
+        round_, iteration = self.algorithm.round_and_iteration(torch.tensor(step))
+        return {"round": int(round_), "iteration": int(iteration)}
+
+    def _show(self, block: list) -> None:
+        """Report the progress after each candidate of a block that is on disk."""
+        first = self.shown
+        for row in self.evaluations[first : first + len(block)]:
+            self.shown += 1
+            if self.on_progress is None:
+                continue
+            seconds = time.monotonic() - self.started
+            scores = [row["score"] for row in self.evaluations[: self.shown] if row["score"] is not None]
+            best, score = max(scores, default=float("-inf")), float("-inf") if row["score"] is None else row["score"]
+            left = seconds / max(1, self.shown - self.known) * (self.budget - self.shown)
+            self.on_progress(Progress(self.shown, self.budget, row["round"], row["iteration"], score, best, seconds, left))
 
     def _dev_scores(self, coefficients: torch.Tensor) -> dict[str, float]:
         """Mean dev score per task, from the history where this merge was evaluated already."""
@@ -265,6 +291,6 @@ class MergeRun:
             "base_sha256": base_hash,
             "versions": {package: version(package) for package in ("evox-evogm", "evox", "torch", "transformers", "peft")},
         }
-        (self.out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (self.out / "report.md").write_text(report_markdown(result), encoding="utf-8")
+        write_whole(self.out / "report.md", report_markdown(result))
+        write_whole(self.out / RESULT, json.dumps(result, indent=2) + "\n")  # last: now the run is finished
         return result

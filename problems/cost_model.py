@@ -17,10 +17,10 @@ from evox_evogm.problems.scoring import score_population, score_task
 from evox_evogm.problems.tasks import Task
 
 PATHS = ("factored", "merged")
-PROMPTS = (2, 16)  # rows of WIDTH tokens that are timed as a prompt
+PROMPTS = (4, 48)  # rows of WIDTH tokens that are timed as a prompt
 STEPS = (2, 32)  # rows that are timed as a step of decoding
 WIDTH = 32
-REPEATS = 3
+REPEATS = 2
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def predict(rates: Rates, task: Task, model: LanguageModel, candidates: int) -> 
 
 @torch.no_grad()
 def measure_rates(model: LanguageModel, modules: Mapping[str, StackedModule], merger: WeightMerger, n: int) -> Rates:
-    """Time both paths on random tokens: about a second of work for a small model.
+    """Time both paths on random tokens: some seconds for a small model.
 
     :param n: the number of experts.
     """

@@ -1,13 +1,16 @@
 """Merging LoRA experts as an EvoX `Problem`: coefficients in, scores of the merged language model out."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from evox.core import Problem
 
 from evox_evogm.problems.cost_model import PATHS, Rates, measure_rates, predict
+from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.experts import Expert, check_fit, check_together, read_expert
 from evox_evogm.problems.language_model import MAX_MEMORY, LanguageModel
 from evox_evogm.problems.merging import (
@@ -24,7 +27,6 @@ from evox_evogm.problems.tasks import Task
 
 log = logging.getLogger(__name__)
 TOKENS_AT_ONCE = 16_384
-Report = Callable[[torch.Tensor, dict[str, float]], None]
 
 
 class LoRAMergeProblem(Problem):
@@ -50,7 +52,7 @@ class LoRAMergeProblem(Problem):
         path: Literal["auto", "factored", "merged"] | Mapping[str, str] = "auto",
         candidates_at_once: int | None = None,
         trust_remote_code: bool = False,
-        on_evaluation: Report | None = None,
+        on_evaluations: Callable[[list[Evaluation]], None] | None = None,
     ):
         """Load the base, read the experts, and check that they fit together.
 
@@ -72,7 +74,7 @@ class LoRAMergeProblem(Problem):
         :param candidates_at_once: how many merges are scored together before their results are reported. Defaults to as many
             as fill 16,384 tokens with their prompts.
         :param trust_remote_code: passed to transformers.
-        :param on_evaluation: called after each candidate with its `(n,)` coefficients and the score of each task.
+        :param on_evaluations: called with the evaluations of the candidates that were scored together, before they count.
         :raises ValueError: if something cannot be read or does not fit, in one sentence.
         """
         super().__init__()
@@ -111,13 +113,13 @@ class LoRAMergeProblem(Problem):
         }
         self._experts_of_scales = torch.tensor([expert for expert, _ in sorted(pairs)])
         self._scales = torch.tensor([scale for _, scale in sorted(pairs)])
-        self._known: dict[tuple[float, ...], dict[str, float]] = {}
+        self._known: dict[tuple[float, ...], Evaluation] = {}
         self.tasks = list(tasks)
         self.objectives = objectives
         self.rates: Rates | None = None
         self._merger: WeightMerger | None = None
         self.candidates_at_once = candidates_at_once
-        self.on_evaluation = on_evaluation
+        self.on_evaluations = on_evaluations
 
     @property
     def n_experts(self) -> int:
@@ -208,24 +210,82 @@ class LoRAMergeProblem(Problem):
         :return: scores, higher is better, on the device and in the dtype of `pop`: a `(P,)` tensor, or with
             `objectives="tasks"` a `(P, M)` tensor with a column per task.
         :raises ValueError: if `pop` has another number of columns.
+        :raises RuntimeError: if every merge of the population failed. If some do, they score -inf, and `on_evaluations` hears
+            why.
         """
         if pop.ndim != 2 or pop.shape[1] != self.n_experts:
             raise ValueError(f"pop: expected (P, {self.n_experts}), one column per expert, found {tuple(pop.shape)}")
-        scores = []
         self.choose_paths(min(len(pop), self._candidates_at_once()))
+        evaluations: list[Evaluation] = []
         for block in pop.detach().split(self._candidates_at_once()):
-            keys = [self._weights_key(coefficients) for coefficients in block]
-            new = {key: row for row, key in enumerate(keys) if key not in self._known}
-            if new:
-                by_task = self.score_together(block[list(new.values())])
-                for index, key in enumerate(new):
-                    self._known[key] = {name: float(values[index].mean()) for name, values in by_task.items()}
-            for coefficients, key in zip(block, keys, strict=True):
-                values = self._known[key].values()
-                scores.append(list(values) if self.objectives == "tasks" else sum(values) / len(values))
-                if self.on_evaluation is not None:
-                    self.on_evaluation(coefficients.cpu(), dict(self._known[key]))
-        return torch.tensor(scores, dtype=pop.dtype, device=pop.device)
+            evaluations += self._evaluate_block(block)
+        if all(evaluation.failure for evaluation in evaluations):
+            reason = evaluations[0].failure
+            raise RuntimeError(f"evaluate: expected scores, found that all {len(pop)} merges of a population failed: {reason}")
+        return torch.tensor([self._objective(evaluation) for evaluation in evaluations], dtype=pop.dtype, device=pop.device)
+
+    def _evaluate_block(self, block: torch.Tensor) -> list[Evaluation]:
+        """Evaluate candidates together, each merge once, and report them before they count."""
+        keys = [self._weights_key(coefficients) for coefficients in block]
+        new = [row for row, key in enumerate(keys) if key not in self._known and key not in keys[:row]]
+        found = dict(zip((keys[row] for row in new), self._evaluate_new(block[new]) if new else [], strict=True))
+        evaluations = []
+        for row, (key, coefficients) in enumerate(zip(keys, block, strict=True)):
+            evaluation = found[key] if key in found else self._known[key]
+            seconds = evaluation.seconds if row in new else 0.0
+            evaluations.append(replace(evaluation, coefficients=tuple(coefficients.tolist()), seconds=seconds))
+        if self.on_evaluations is not None:
+            self.on_evaluations(evaluations)
+        self._known |= found
+        return evaluations
+
+    def recall(self, records: Iterable[Mapping]) -> None:
+        """Take over evaluations of an earlier process, which will not be made again.
+
+        :param records: what `Evaluation.as_record` gave for each.
+        """
+        for evaluation in map(Evaluation.from_record, records):
+            self._known.setdefault(self._weights_key(torch.tensor(evaluation.coefficients)), evaluation)
+
+    def _objective(self, evaluation: Evaluation) -> float | list[float]:
+        if self.objectives == "tasks":
+            return list(evaluation.by_task.values()) or [evaluation.score] * len(self.tasks)
+        return evaluation.score
+
+    def _evaluate_new(self, pop: torch.Tensor) -> list[Evaluation]:
+        """Evaluate merges together. What fails is tried again alone, and in smaller batches if memory ran out; what fails
+        twice has failed."""
+        model = self.language_model
+        for attempt in (1, 2):
+            start = time.perf_counter()
+            try:
+                return self._evaluated(pop, start)
+            except ValueError:
+                raise  # input that cannot be used, whatever the merge
+            except Exception as error:  # a merge can break the model in many ways, and the search goes on
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                if is_out_of_memory(error):
+                    model.batch_tokens = max(1, model.batch_tokens // 2)
+                    log.warning("out of memory: going on with batches of %d tokens", model.batch_tokens)
+                if len(pop) > 1:
+                    log.warning("%d merges failed together (%s): trying them one by one", len(pop), reason)
+                    return [evaluation for row in pop for evaluation in self._evaluate_new(row[None])]
+                if attempt == 2:
+                    log.warning("a merge failed twice and counts as worst: %s", reason)
+        return [Evaluation(tuple(pop[0].tolist()), {}, time.perf_counter() - start, failure=reason)]
+
+    def _evaluated(self, pop: torch.Tensor, start: float) -> list[Evaluation]:
+        by_task = self.score_together(pop)
+        for name, values in by_task.items():
+            if not values.isfinite().all():
+                raise ArithmeticError(f"task {name}: expected finite scores, found {values[~values.isfinite()][0]}")
+        seconds = (time.perf_counter() - start) / len(pop)
+        return [
+            Evaluation(
+                tuple(coefficients.tolist()), {name: tuple(values[row].tolist()) for name, values in by_task.items()}, seconds
+            )
+            for row, coefficients in enumerate(pop)
+        ]
 
     def _candidates_at_once(self) -> int:
         """Candidates that are scored together: enough to fill batches, so few that results keep coming."""
@@ -267,6 +327,11 @@ def check_paths(path, names: Sequence[str]) -> dict[str, str]:
         if chosen not in PATHS:
             raise ValueError(f'path: expected "auto", "factored" or "merged", found {chosen!r}')
     return paths
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: torch has a type of its own for devices, and a text for the CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

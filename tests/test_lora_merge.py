@@ -91,7 +91,7 @@ def test_merges_that_are_the_same_in_the_models_dtype_are_scored_once(tokenizer,
     problem = LoRAMergeProblem(build_model().to(torch.bfloat16), folders, [ADD], tokenizer=tokenizer)
     scored, reported, score_together = [], [], problem.score_together
     problem.score_together = lambda pop, *rest: scored.extend(pop.tolist()) or score_together(pop, *rest)
-    problem.on_evaluation = lambda coefficients, by_task: reported.append(coefficients)
+    problem.on_evaluations = reported.extend
     pop = torch.tensor([[0.5, 1.0], [0.5, 1.0], [0.5001, 1.0], [0.6, 1.0]])
     scores = problem.evaluate(pop)
     again = problem.evaluate(pop[[3, 0]])
@@ -133,12 +133,84 @@ def test_evox_finds_a_pareto_front_of_merges(model, tokenizer, folders, multi_ob
 
 def test_every_candidate_is_reported_with_the_score_of_each_task(problem):
     seen = []
-    problem.on_evaluation = lambda coefficients, by_task: seen.append((coefficients, by_task))
-    pop = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    problem.on_evaluations = seen.extend
+    pop = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     scores = problem.evaluate(pop)
-    assert torch.equal(torch.stack([c for c, _ in seen]), pop)
-    assert [sum(t.values()) / 2 for _, t in seen] == pytest.approx(scores.tolist())
-    assert set(seen[0][1]) == {"add", "pick"}
+    assert [list(evaluation.coefficients) for evaluation in seen] == pop.tolist()
+    assert [evaluation.score for evaluation in seen] == pytest.approx(scores.tolist())
+    assert [sum(evaluation.by_task.values()) / 2 for evaluation in seen] == pytest.approx(scores.tolist())
+    assert {name: len(values) for name, values in seen[0].scores.items()} == {"add": 2, "pick": 5}
+    assert seen[0].seconds > 0 and seen[1].seconds > 0 and seen[2].seconds == 0  # known already
+    assert all(evaluation.failure is None for evaluation in seen)
+
+
+def test_evaluations_of_an_earlier_process_are_not_made_again(model, tokenizer, folders, problem):
+    seen = []
+    problem.on_evaluations = seen.extend
+    pop = torch.randn(3, 2)
+    scores = problem.evaluate(pop)
+    later = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, path=problem.paths)
+    later.recall(evaluation.as_record() for evaluation in seen)
+    later.score_together = None  # nothing is left to do
+    assert torch.equal(later.evaluate(pop), scores)
+
+
+class Breaking:
+    """Stands in for `score_together`: raises on call after call, until nothing is left to raise."""
+
+    def __init__(self, problem, *errors):
+        self.score_together, self.errors, self.sizes = problem.score_together, list(errors), []
+
+    def __call__(self, pop, *rest):
+        self.sizes.append(len(pop))
+        if self.errors and (error := self.errors.pop(0)) is not None:
+            raise error
+        return self.score_together(pop, *rest)
+
+
+def test_merges_that_fail_together_are_tried_alone_and_one_that_fails_twice_counts_as_worst(problem):
+    pop = torch.randn(3, 2)
+    expected = problem.evaluate(pop)
+    problem._known.clear()
+    seen = []
+    problem.on_evaluations = seen.extend
+    problem.score_together = Breaking(problem, RuntimeError("broken"), None, RuntimeError("once\nmore"), RuntimeError("twice"))
+    scores = problem.evaluate(pop)
+    assert problem.score_together.sizes == [3, 1, 1, 1, 1]
+    torch.testing.assert_close(scores[[0, 2]], expected[[0, 2]])
+    assert scores[1] == -torch.inf
+    assert [evaluation.failure for evaluation in seen] == [None, "RuntimeError: twice", None]
+    assert torch.equal(problem.evaluate(pop[1:]), scores[1:])  # known: a third try would come to the same
+
+
+def test_when_memory_runs_out_the_batches_are_halved(problem):
+    pop = torch.randn(2, 2)
+    expected = problem.evaluate(pop)
+    problem._known.clear()
+    problem.score_together = Breaking(problem, torch.OutOfMemoryError("CUDA out of memory"), MemoryError())
+    torch.testing.assert_close(problem.evaluate(pop), expected)
+    assert problem.score_together.sizes == [2, 1, 1, 1] and problem.language_model.batch_tokens == 512
+
+
+def test_scores_that_are_not_finite_are_a_failure(problem):
+    problem.score_together = lambda pop, *rest: {"add": torch.full((len(pop), 2), torch.nan), "pick": torch.zeros(len(pop), 2)}
+    with pytest.raises(
+        RuntimeError, match="all 2 merges of a population failed: .*task add: expected finite scores, found nan"
+    ):
+        problem.evaluate(torch.randn(2, 2))
+
+
+def test_failures_are_the_worst_of_every_objective(model, tokenizer, folders):
+    problem = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, objectives="tasks")
+    problem.score_together = Breaking(problem, *[RuntimeError("broken")] * 3)
+    scores = problem.evaluate(torch.randn(2, 2))
+    assert (scores[0] == -torch.inf).all() and scores[1].isfinite().all()
+
+
+def test_input_that_cannot_be_used_is_no_failure_of_a_merge(problem):
+    problem.score_together = Breaking(problem, ValueError("base: no chat template"))
+    with pytest.raises(ValueError, match="no chat template"):
+        problem.evaluate(torch.randn(2, 2))
 
 
 def test_a_workflow_drives_it_and_its_state_holds_no_base_model(problem):
@@ -160,7 +232,7 @@ def test_the_same_seed_gives_the_same_search(model, tokenizer, folders):
         torch.manual_seed(5)
         monitor = EvalMonitor(full_sol_history=True)
         algorithm = EvoGM(4, -torch.ones(2), torch.ones(2), n_iters=1, epochs=5, hidden_dims=(8,), clamp=False)
-        problem = LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer)
+        problem = LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, path="factored")
         workflow = StdWorkflow(algorithm, problem, monitor, opt_direction="max")
         workflow.init_step()
         workflow.step()

@@ -1,0 +1,227 @@
+"""A search that goes on after the end of its process, as if it had not been interrupted.
+
+Every evaluation is written to a journal before it counts, and the state of the workflow after every step. A later process
+reads both, repeats the step that was cut off from the state before it, and takes the evaluations of that step that are in
+the journal.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from evox.core import Problem
+
+from evox_evogm.journal import Journal
+
+JOURNAL, STATE = "history.jsonl", "state.safetensors"
+FORMAT = 1  # of the state file
+RANDOM = "random state"  # of the CPU's generator; of a GPU's with its name behind
+
+
+class ResumableSearch:
+    """Runs an EvoX workflow step by step, on disk.
+
+        search = ResumableSearch(workflow, "runs/mine")
+        search.run(8)  # in a later process, with the workflow made and seeded as before, this goes on
+
+    A problem with `on_evaluations` and `recall`, as `LoRAMergeProblem` has them, is written down by the candidates that it
+    evaluates together; any other by populations. Monitors get back the tensors of their state; their lists (histories) begin
+    with the process. Algorithms and problems must keep their state in tensors. Under `torchrun` rank 0 writes, and the
+    others hear what it has read.
+    """
+
+    def __init__(self, workflow, folder, *, describe: Callable[[int], Mapping] = lambda step: {}):
+        """Take over a workflow before its first step.
+
+        :param workflow: a `StdWorkflow`; its problem is wrapped.
+        :param folder: where `history.jsonl` and `state.safetensors` are; made if it is missing.
+        :param describe: what else to write down with the evaluations of a step, by its number from 0.
+        :raises ValueError: if another process has the folder, or if its files are damaged or do not fit the workflow.
+        """
+        self.workflow, self.folder = workflow, Path(folder)
+        self.steps = 0
+        self.journal = None
+        if _rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.journal = Journal(self.folder / JOURNAL)
+        self.problem = JournaledProblem(workflow.problem, self.journal, describe)
+        self.workflow.problem = self.problem
+        self._load()
+
+    @property
+    def records(self) -> list[dict]:
+        """What the journal holds (rank 0)."""
+        return self.journal.records
+
+    def run(self, steps: int) -> None:
+        """Go on until the workflow has made so many steps, `init_step` among them."""
+        while self.steps < steps:
+            self.problem.step = self.steps
+            if self.steps == 0:
+                self.workflow.init_step()
+            else:
+                self.workflow.step()
+            self.steps += 1
+            self._save()
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self.journal is not None:
+            self.journal.close()
+
+    def _device(self) -> torch.device:
+        return next(iter(self.workflow.state_dict().values()), torch.empty(0)).device
+
+    def _save(self) -> None:
+        """Write the state whole or not at all."""
+        if self.journal is None:
+            return
+        from safetensors.torch import save_file
+
+        tensors = {name: value.detach().cpu().clone() for name, value in self.workflow.state_dict().items()}
+        tensors[RANDOM] = torch.get_rng_state()
+        if self._device().type == "cuda":
+            tensors[f"{RANDOM} cuda"] = torch.cuda.get_rng_state(self._device())
+        metadata = {"format": str(FORMAT), "steps": str(self.steps), "evaluations": str(self.problem.position)}
+        scratch = self.folder / f"{STATE}.part"
+        save_file(tensors, scratch, metadata=metadata)
+        for path in (scratch, self.folder):  # the content, then after the change of name the folder
+            if path is self.folder:
+                scratch.replace(self.folder / STATE)
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _load(self) -> None:
+        """Put the workflow where the last whole step left it."""
+        found = [self._read() if _rank() == 0 else None]
+        if _ranks() > 1:
+            dist.broadcast_object_list(found, src=0)
+        if self.journal is not None:
+            self.problem.recall()
+        if found[0] is None:
+            return
+        tensors, self.steps, self.problem.position = found[0]
+        device = self._device()
+        torch.set_rng_state(tensors.pop(RANDOM))
+        if (cuda := tensors.pop(f"{RANDOM} cuda", None)) is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(cuda, device)
+        for name, value in tensors.items():
+            owner, _, leaf = name.rpartition(".")
+            module = self.workflow.get_submodule(owner)
+            if leaf in module._parameters:
+                module._parameters[leaf].data = value.to(device)
+            else:  # assigned, not copied: some monitors change the shapes of their tensors
+                module._buffers[leaf] = value.to(device)
+
+    def _read(self) -> tuple[dict[str, torch.Tensor], int, int] | None:
+        """The tensors of the last whole step, the number of steps, and of evaluations made until then."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / STATE
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path}: expected a state in safetensors, found {error}") from error
+        if metadata.get("format") != str(FORMAT):
+            found = metadata.get("format")
+            raise ValueError(f"{path}: expected format {FORMAT}, found {found}, which another version of evox-evogm wrote")
+        known, expected = {name for name in tensors if not name.startswith(RANDOM)}, set(self.workflow.state_dict())
+        if known != expected:
+            raise ValueError(
+                f"{path}: expected the state of this workflow, found one that differs in {sorted(known ^ expected)[0]!r}"
+            )
+        evaluations = int(metadata["evaluations"])
+        if evaluations > len(self.journal.records):
+            found = len(self.journal.records)
+            raise ValueError(f"{self.journal.path}: expected the {evaluations} evaluations of the state, found {found}")
+        return tensors, int(metadata["steps"]), evaluations
+
+
+class JournaledProblem(Problem):
+    """A problem whose evaluations are written to a journal, or taken from it where it has them."""
+
+    def __init__(self, problem: Problem, journal: Journal | None, describe: Callable[[int], Mapping]):
+        super().__init__()
+        self.problem = problem
+        self.journal = journal
+        self.describe = describe
+        self.step = 0
+        self.position = 0  # how many evaluations of the journal have been made or repeated
+        self.by_candidates = hasattr(problem, "recall")
+        if self.by_candidates:
+            self.listener, problem.on_evaluations = problem.on_evaluations, self._note_candidates
+
+    def recall(self) -> None:
+        """Tell a problem that evaluates by candidates what is known."""
+        if self.by_candidates:
+            self.problem.recall(self.journal.records)
+
+    @torch.compiler.disable
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        """Evaluate a population, or find it in the journal.
+
+        :raises ValueError: if the journal has other points at this place: the search does not repeat itself.
+        """
+        if self.by_candidates:
+            return self.problem.evaluate(pop)
+        known = [self._known(pop) if _rank() == 0 else None]
+        if _ranks() > 1:
+            dist.broadcast_object_list(known, src=0)
+        if known[0] is not None:
+            self.position += len(pop)
+            return torch.tensor(known[0], dtype=pop.dtype, device=pop.device)
+        start = time.perf_counter()
+        fitness = self.problem.evaluate(pop)
+        seconds = (time.perf_counter() - start) / len(pop)
+        if self.journal is not None:
+            rows = zip(pop.detach().tolist(), fitness.tolist(), strict=True)
+            self._append([{"coefficients": point, "fitness": value, "seconds": seconds} for point, value in rows])
+        self.position += len(pop)
+        return fitness
+
+    def _known(self, pop: torch.Tensor) -> list | None:
+        found = self.journal.records[self.position : self.position + len(pop)]
+        if not found:
+            return None
+        self._check([record["coefficients"] for record in found], pop.detach().tolist())
+        return [record["fitness"] for record in found]
+
+    def _note_candidates(self, evaluations: list) -> None:
+        found = self.journal.records[self.position : self.position + len(evaluations)]
+        if found:
+            self._check([record["coefficients"] for record in found], [list(e.coefficients) for e in evaluations])
+        else:
+            self._append([evaluation.as_record() for evaluation in evaluations])
+        self.position += len(evaluations)
+        if self.listener is not None:
+            self.listener(evaluations)
+
+    def _append(self, rows: list[dict]) -> None:
+        numbered = enumerate(rows, self.position)
+        self.journal.append(
+            [{"evaluation": number, "step": self.step, **self.describe(self.step), **row} for number, row in numbered]
+        )
+
+    def _check(self, written: list, repeated: list) -> None:
+        if written != repeated:
+            raise ValueError(
+                f"{self.journal.path}: expected to repeat evaluation {self.position} of step {self.step}, found other points; "
+                "this search was made or seeded differently, or in another environment"
+            )
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
