@@ -80,26 +80,33 @@ class CountingModel(LanguageModel):
 
     def _forward(self, candidates, tokens, mask, scored, cache=None, back=0):
         step = cache is not None and tokens.shape[1] == 1
-        (self.steps if step else self.prompts).append(tokens.numel())
+        size = float(tokens.numel())
+        if self._shared_layers and cache is None:
+            different = len({tuple(row) for row in tokens.tolist()})
+            depth = self.model.config.num_hidden_layers
+            size -= (len(tokens) - different) * tokens.shape[1] * self._shared_layers / depth
+        (self.steps if step else self.prompts).append(size)
         return self._logits.expand(sum(scored), -1)
 
 
-def count_passes(task: Task, model: LanguageModel, candidates: int | None = None) -> Passes:
+def count_passes(task: Task, model: LanguageModel, candidates: int | None = None, shared_layers: int = 0) -> Passes:
     """The passes that scoring a task makes, if no answer is cut short.
 
     :param candidates: how many share them; None for one that goes alone.
+    :param shared_layers: how many of the first decoder layers run once for the candidates; their tokens count in part.
     """
     counting = CountingModel(model)
     if candidates is None:
         score_task(task, counting)
     else:
-        score_population(task, counting, candidates)
+        with counting.candidates(lambda *_: None, shared_layers):
+            score_population(task, counting, candidates)
     return Passes(tuple(counting.prompts), tuple(counting.steps))
 
 
-def predict(rates: Rates, task: Task, model: LanguageModel, candidates: int) -> dict[str, float]:
+def predict(rates: Rates, task: Task, model: LanguageModel, candidates: int, shared_layers: int = 0) -> dict[str, float]:
     """Seconds that each path takes to score a task for some candidates."""
-    together, alone = count_passes(task, model, candidates), count_passes(task, model)
+    together, alone = count_passes(task, model, candidates, shared_layers), count_passes(task, model)
     factored = rates.prompts["factored"].seconds(together.prompts) + rates.steps["factored"].seconds(together.steps)
     merged_alone = rates.prompts["merged"].seconds(alone.prompts) + rates.steps["merged"].seconds(alone.steps)
     return {"factored": factored, "merged": candidates * (rates.put + merged_alone)}
@@ -112,8 +119,8 @@ def measure_rates(model: LanguageModel, modules: Mapping[str, StackedModule], me
     :param n: the number of experts.
     """
     pop = torch.full((2, n), 0.5)
-    put = _least_seconds(lambda: merger.put(pop[0]), model.device)
     try:
+        put = _least_seconds(lambda: merger.put(pop[0]), model.device)
         in_weights = _path_rates(model)
     finally:
         merger.restore()
@@ -130,7 +137,7 @@ def _path_rates(model: LanguageModel) -> tuple[Rate, Rate]:
 
     generator = torch.Generator().manual_seed(0)
     points: dict[str, list[tuple[int, float]]] = {"prompts": [], "steps": []}
-    for rows in PROMPTS:
+    for rows in sorted({max(1, min(rows, model.batch_tokens // WIDTH)) for rows in PROMPTS}):
         tokens = torch.randint(model.tokenizer.vocab_size, (rows, WIDTH), generator=generator).to(model.device)
         mask, asked = torch.ones_like(tokens), [row % 2 for row in range(rows)]
 
@@ -153,7 +160,9 @@ def _path_rates(model: LanguageModel) -> tuple[Rate, Rate]:
 
 def _line(points: Sequence[tuple[int, float]]) -> Rate:
     """The rate through two measured sizes, with neither part below 0."""
-    (few, less), (many, more) = points
+    (few, less), (many, more) = points[0], points[-1]
+    if few == many:
+        return Rate(0.0, less / few)
     per_token = max(0.0, (more - less) / (many - few))
     return Rate(max(0.0, less - per_token * few), per_token)
 

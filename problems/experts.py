@@ -90,9 +90,10 @@ def read_expert(folder, *, name: str | None = None) -> Expert:
             raise ValueError(
                 f"{where}: expected only lora_A and lora_B tensors, found {key!r}; save the adapter as plain LoRA"
             )
+        tensor = tensor.to(torch.float32)
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{where}: expected finite weights, found NaN or infinity in {key!r}; use an earlier checkpoint")
-        modules.setdefault(match["module"], {})[match["factor"]] = tensor.to(torch.float32)
+        modules.setdefault(match["module"], {})[match["factor"]] = tensor
         if match["embedding"]:
             embeddings.add(match["module"])
     factors = {}
@@ -100,13 +101,12 @@ def read_expert(folder, *, name: str | None = None) -> Expert:
         if set(pair) != {"A", "B"}:
             raise ValueError(f"{where}: expected lora_A and lora_B for {module}, found only lora_{''.join(pair)}")
         a, b = pair["A"], pair["B"]
-        rank = _setting_of(config, "r", "rank_pattern", module)
+        rank, alpha = _settings_of(config, module, where)
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] != rank:
             raise ValueError(
                 f"{where}: expected rank {rank} in {module}, found lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)}; "
                 f"{CONFIG} and {WEIGHTS} do not belong together"
             )
-        alpha = _setting_of(config, "lora_alpha", "alpha_pattern", module)
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         factors[module] = Factors(a, b, scale, module in embeddings)
     if not factors:
@@ -120,7 +120,7 @@ def _read_config(folder: Path, where: str) -> dict:
         raise ValueError(f"{where}: expected {CONFIG}, found none; give the folder that peft's save_pretrained wrote")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, or numbers and nesting beyond all measure
         raise ValueError(f"{where}: expected JSON in {CONFIG}, found {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{where}: expected an object in {CONFIG}, found {type(config).__name__}")
@@ -148,10 +148,17 @@ def _read_config(folder: Path, where: str) -> dict:
             config[setting] = {}
         elif not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{where}: expected {setting} in {CONFIG} to be a {_kind_name(kind)}, found {value!r}")
-    for patterns in ("rank_pattern", "alpha_pattern"):
-        for pattern, value in config[patterns].items():
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise ValueError(f"{where}: expected {patterns} in {CONFIG} to hold numbers, found {value!r} for {pattern!r}")
+    ranks = {"r": config["r"], **{f"rank_pattern {key!r}": value for key, value in config["rank_pattern"].items()}}
+    for setting, value in ranks.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{where}: expected {setting} in {CONFIG} to be a whole number of at least 1, found {value!r}")
+    alphas = {"lora_alpha": config["lora_alpha"]}
+    alphas |= {f"alpha_pattern {key!r}": value for key, value in config["alpha_pattern"].items()}
+    for setting, value in alphas.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < float("inf"):
+            raise ValueError(f"{where}: expected {setting} in {CONFIG} to be a finite number, found {value!r}")
+    if not isinstance(config.get("use_rslora") or False, bool):
+        raise ValueError(f"{where}: expected use_rslora in {CONFIG} to be true or false, found {config['use_rslora']!r}")
     return config
 
 
@@ -159,12 +166,23 @@ def _kind_name(kind) -> str:
     return {int: "whole number", dict: "table"}.get(kind, "number")
 
 
-def _setting_of(config: dict, setting: str, patterns: str, module: str) -> float:
-    """A setting of one module as peft finds it: the first pattern that matches the end of the name, else the default."""
-    for pattern, value in config.get(patterns, {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return config[setting]
+def _settings_of(config: dict, module: str, where: str) -> tuple[int, float]:
+    """Rank and alpha of a module as peft finds them: the first pattern that matches the end of its name, else the default."""
+    found = []
+    for setting, patterns in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        value = config[setting]
+        for pattern, special in config[patterns].items():
+            try:
+                matches = re.match(rf"(.*\.)?({pattern})$", module)
+            except re.error as error:
+                raise ValueError(
+                    f"{where}: expected a regular expression in {patterns}, found {pattern!r} ({error})"
+                ) from error
+            if matches:
+                value = special
+                break
+        found.append(value)
+    return tuple(found)
 
 
 def _read_tensors(folder: Path, where: str) -> dict[str, torch.Tensor]:
@@ -178,7 +196,7 @@ def _read_tensors(folder: Path, where: str) -> dict[str, torch.Tensor]:
         raise ValueError(f"{where}: expected {WEIGHTS}, found {found}; save it with safe_serialization=True")
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{where}: expected {WEIGHTS} in safetensors format, found {error}") from error
 
 
@@ -263,7 +281,11 @@ def _check_vocabulary(expert: Expert, tokenizer, where: str) -> None:
         return
     from tokenizers import Tokenizer
 
-    vocabulary, own = tokenizer.get_vocab(), Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    try:
+        own = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library has no type of its own
+        raise ValueError(f"{where}: expected a tokenizer in tokenizer.json, found {error}") from error
+    vocabulary = tokenizer.get_vocab()
     if own != vocabulary:
         differing = len(set(own.items()) ^ set(vocabulary.items()))
         raise ValueError(

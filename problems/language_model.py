@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from inspect import signature
 
 import torch
 
@@ -19,6 +20,7 @@ MAX_MEMORY = 2 * 2**30
 # What a pass costs beside its tokens, in tokens: small products run at a lower rate, operations have to be called. Measured
 # for SmolLM2-135M in bfloat16 on two cores: 88 + 40.
 PASS_TOKENS = 128
+WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")  # settings of models whose attention looks at columns
 Select = Callable[[Sequence[int], torch.Tensor], None]
 Request = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt and of its continuation
 
@@ -54,10 +56,11 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.max_memory = max_memory
-        self.bytes_per_token, self.bytes_per_logit_row = memory_per_token(model)
+        self.memory = memory_per_token(model)
         # A padding token is never attended to, so any will do where the tokenizer has none.
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._prompt_tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
+        self._continuation_tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
         self._select: Select | None = None
         self._shared_layers = 0
 
@@ -82,6 +85,12 @@ class LanguageModel:
     def end_token(self) -> int:
         return self.tokenizer.eos_token_id
 
+    @property
+    def end_tokens(self) -> set[int]:
+        """All tokens that end a text: the tokenizer's, and those of the model's generation settings."""
+        more = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        return {self.end_token, *(more if isinstance(more, list) else [more])} - {None}
+
     def prompt_tokens(self, prompt: str, *, chat: bool = False) -> tuple[int, ...]:
         """Tokens of a prompt with the tokenizer's own first tokens; with `chat`, through its chat template.
 
@@ -96,29 +105,41 @@ class LanguageModel:
             else:
                 text = prompt
             tokens = self.tokenizer(text, add_special_tokens=not chat)["input_ids"]
+            if not tokens:
+                raise ValueError(f"task: expected prompts of at least one token, found {prompt!r}")
             self._prompt_tokens[prompt, chat] = tuple(tokens)
         return self._prompt_tokens[prompt, chat]
 
     def continuation_tokens(self, text: str, *, chat: bool = False) -> tuple[int, ...]:
         """Tokens of an answer: after a blank in plain prompts, at the start of the reply in a chat."""
-        return tuple(self.tokenizer(text if chat else f" {text}", add_special_tokens=False)["input_ids"])
+        if (text, chat) not in self._continuation_tokens:
+            tokens = self.tokenizer(text if chat else f" {text}", add_special_tokens=False)["input_ids"]
+            if not tokens:
+                raise ValueError(f"task: expected answers of at least one token, found {text!r}")
+            self._continuation_tokens[text, chat] = tuple(tokens)
+        return self._continuation_tokens[text, chat]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
-    def _batches(self, lengths: Sequence[int], scored: Sequence[int] | int = 1) -> Iterator[list[int]]:
+    def _batches(
+        self, parts: Sequence[Sequence[int]], scored: Sequence[int] | int = 1, kept: int | None = None
+    ) -> Iterator[list[int]]:
         """Row numbers in batches of similar length, each within `batch_tokens` and `max_memory` (or one row).
 
+        :param parts: the tokens of each row that the pass runs.
         :param scored: at how many positions of each row logits are needed.
+        :param kept: how many other tokens of a row are in the cache, or will be; None without a cache.
         """
-        scored = [scored] * len(lengths) if isinstance(scored, int) else scored
-        for rows in similar_lengths(lengths, self.batch_tokens):
+        scored = [scored] * len(parts) if isinstance(scored, int) else scored
+        for rows in similar_lengths(parts, self.batch_tokens):
             batch: list[int] = []
-            logits = 0
+            logits, width = 0, len(parts[rows[0]])
             for row in rows:
-                count, width = len(batch) + 1, lengths[rows[0]]
+                count = len(batch) + 1
                 logits += scored[row]
-                memory = count * width * self.bytes_per_token + logits * self.bytes_per_logit_row
+                cached = 0 if kept is None else width + kept
+                memory = count * (width * self.memory.token + cached * self.memory.cached) + logits * self.memory.logits
                 if batch and (count * width > self.batch_tokens or memory > self.max_memory):
                     yield batch
                     batch, logits = [], scored[row]
@@ -178,15 +199,19 @@ class LanguageModel:
                 use_cache=cache is not None,
             ).logits
 
-    def _may_share_prefixes(self, longest: int) -> bool:
-        """A sliding window counts padding, which stands between a prefix and the rest of a row."""
-        window = getattr(self.model.config, "sliding_window", None)
-        return window is None or 2 * longest <= window
+    def _may_share_prefixes(self, longest: int, room: int) -> bool:
+        """Padding stands between a prefix and the rest of a row: a model must take positions as they are given, and no window
+        over the columns may be so narrow that padding pushes tokens out of it."""
+        windows = (getattr(self.model.config, name, None) for name in WINDOWS)
+        wide = all(window is None or 2 * longest + room <= window for window in windows)
+        return wide and "position_ids" in signature(type(self.model).forward).parameters
 
-    def _heads(self, rows: Sequence[tuple[int, ...]], limits: Sequence[int], candidates: Sequence[int]) -> list["Head"]:
+    def _heads(
+        self, rows: Sequence[tuple[int, ...]], limits: Sequence[int], candidates: Sequence[int], room: int
+    ) -> list["Head"]:
         """The rows by the first tokens that they share, with an empty head where they share none."""
         shared = [0] * len(rows)
-        if self._may_share_prefixes(max(map(len, rows), default=0)):
+        if self._may_share_prefixes(max(map(len, rows), default=0), room):
             shared = shared_lengths(rows, limits, candidates)
         heads: dict[tuple[int, tuple[int, ...]], Head] = {}
         for row, (tokens, length, candidate) in enumerate(zip(rows, shared, candidates, strict=True)):
@@ -219,16 +244,17 @@ class LanguageModel:
         :param scored: at how many positions of each row logits are needed.
         :param room: how many tokens will follow.
         """
-        heads = self._heads(rows, limits, candidates)
+        heads = self._heads(rows, limits, candidates, room)
         bare = [[index] for index, head in enumerate(heads) if not head.tokens]
         full = [index for index, head in enumerate(heads) if head.tokens]
-        prefills = [[full[index] for index in batch] for batch in self._batches([len(heads[i].tokens) for i in full])]
+        prefills = [[full[i] for i in batch] for batch in self._batches([heads[i].tokens for i in full], 0, kept=0)]
         for group in bare + prefills:
             cache, head_mask = self._prefill([heads[index] for index in group])
             members = [(place, row) for place, index in enumerate(group) for row in heads[index].rows]
             tails = [rows[row][len(heads[group[place]].tokens) :] for place, row in members]
             counts = scored if isinstance(scored, int) else [scored[row] for _, row in members]
-            for batch in self._batches([len(tail) + room for tail in tails], counts):
+            kept = None if cache is None and not room else room + (0 if cache is None else head_mask.shape[1])
+            for batch in self._batches(tails, counts, kept):
                 tokens, mask = self._pad_left([tails[index] for index in batch])
                 part = None
                 if cache is not None:
@@ -324,7 +350,7 @@ class LanguageModel:
         """Append greedy tokens to the replies, without the end of text. Rows that have ended leave the batch and its cache."""
         from transformers import DynamicCache
 
-        running = start.rows
+        running, ends = start.rows, self.end_tokens
         cache = DynamicCache(config=self.model.config) if start.cache is None else start.cache
         tokens, mask = start.tokens, start.mask
         while True:
@@ -332,7 +358,7 @@ class LanguageModel:
             chosen = self._forward(asked, tokens, mask, [1] * len(asked), cache).argmax(-1)  # (N,)
             stay = []
             for index, token in enumerate(chosen.tolist()):
-                if token == self.end_token:
+                if token in ends:
                     continue
                 row = running[index]
                 replies[row].append(token)
@@ -368,12 +394,14 @@ class Start:
     cache: object | None
 
 
-def similar_lengths(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def similar_lengths(parts: Sequence[Sequence[int]], batch_tokens: int) -> list[list[int]]:
     """Row numbers, longest first, cut into runs so that padding and the fixed cost of passes come to the least.
 
-    A run is padded to its first length, and split further into passes of `batch_tokens`.
+    A run is padded to its first length, and split further into passes of `batch_tokens`. Rows of the same tokens, which
+    different candidates may have, stand together.
     """
-    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    lengths = [len(part) for part in parts]
+    rows = sorted(range(len(parts)), key=lambda row: (-lengths[row], parts[row]))
     starts = [i for i, row in enumerate(rows) if i == 0 or lengths[row] != lengths[rows[i - 1]]]  # of equal lengths
     ends = [*starts[1:], len(rows)]
     least, cut = [0.0], [0]  # over the first k lengths: the cost in tokens, and where the last run begins
@@ -397,20 +425,36 @@ def rows_of_cache(cache, rows: torch.Tensor):
     return part
 
 
-def memory_per_token(model: torch.nn.Module) -> tuple[int, int]:
-    """An estimate of the bytes that a forward pass takes per token, and per row of logits.
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, as estimated: of a `token` in a pass, of a `cached` one, and of the `logits` at one position."""
 
-    Of the layers one is alive at a time, with a few tensors of its largest width; keys and values of all may be kept. Logits
-    exist in the model's dtype, in float32, and as log-probabilities.
+    token: int
+    cached: int
+    logits: int
+
+
+def memory_per_token(model: torch.nn.Module) -> Memory:
+    """Estimate the memory of forward passes.
+
+    Of the layers one is alive at a time, with a few tensors of its largest width; keys and values are kept of all, twice while
+    a cache grows. Logits exist in the model's dtype, in float32, and in passing once more.
     """
-    output = model.get_output_embeddings()
-    widths = [max(module.weight.shape) for module in model.modules() if is_projection(module) and module is not output]
-    size = model.dtype.itemsize
-    layers = getattr(model.config, "num_hidden_layers", 1)
+    output, size = model.get_output_embeddings(), model.dtype.itemsize
+    layers = [module for module in model.modules() if is_projection(module) and module is not output]
     hidden = output.weight.shape[1]
-    return size * (8 * max(widths, default=hidden) + 2 * layers * hidden), (size + 8) * output.weight.shape[0]
+    widest = max((max(width_of(module)) for module in layers), default=hidden)
+    depth = getattr(model.config, "num_hidden_layers", 1)
+    return Memory(8 * widest * size, 4 * depth * hidden * size, (size + 8) * output.weight.shape[0])
 
 
 def is_projection(module: torch.nn.Module) -> bool:
     """Whether a module is a matrix product: Linear, or the Conv1D of GPT-2."""
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def width_of(module: torch.nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a projection; the weight of a quantised one has another shape."""
+    if hasattr(module, "in_features"):
+        return module.in_features, module.out_features
+    return module.weight.shape[0], module.nf

@@ -105,7 +105,7 @@ class LoRAMergeProblem(Problem):
         object.__setattr__(
             self, "language_model", LanguageModel(model.eval(), tokenizer, batch_tokens=batch_tokens, max_memory=max_memory)
         )
-        self.stacked = stack_experts(self.experts, model.dtype, model.device)
+        self.stacked = stack_experts(self.experts, model.dtype, model.device, model)
         pairs = {
             (expert, scale)
             for module in self.stacked.values()
@@ -118,7 +118,10 @@ class LoRAMergeProblem(Problem):
         self.objectives = objectives
         self.rates: Rates | None = None
         self._merger: WeightMerger | None = None
-        self.candidates_at_once = candidates_at_once
+        prompt_tokens = self.language_model.prompt_tokens
+        tokens = sum(len(prompt_tokens(e.prompt, chat=task.chat)) for task in tasks for e in task.examples)
+        self.candidates_at_once = candidates_at_once or max(1, TOKENS_AT_ONCE // tokens)
+        self.max_memory = max_memory
         self.on_evaluations = on_evaluations
 
     @property
@@ -136,17 +139,16 @@ class LoRAMergeProblem(Problem):
         return {name: scores[0] for name, scores in self.score_together(coefficients[None], tasks).items()}
 
     def score_together(self, pop: torch.Tensor, tasks: Sequence[Task] | None = None) -> dict[str, torch.Tensor]:
-        """Scores of several merges by task and example. Their examples go through the one frozen base in shared batches.
+        """Scores of several merges by task and example, by the paths of the tasks.
 
         :param pop: a `(P, n)` tensor of effective coefficients.
         :param tasks: by default those of the problem.
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
         """
         tasks = self.tasks if tasks is None else tasks
-        self.choose_paths(len(pop), tasks)
-        scores = {}
+        paths, scores = self._paths_of(tasks, len(pop)), {}
         for path, score in (("factored", self._score_factored), ("merged", self._score_merged)):
-            if mine := [task for task in tasks if self.paths[task.name] == path]:
+            if mine := [task for task in tasks if paths[task.name] == path]:
                 scores |= score(pop, mine)
         return {task.name: scores[task.name] for task in tasks}
 
@@ -168,38 +170,52 @@ class LoRAMergeProblem(Problem):
             self._merger = WeightMerger(self.language_model.model, self.stacked)
         return self._merger
 
-    def choose_paths(self, candidates: int, tasks: Sequence[Task] | None = None) -> None:
-        """Choose the path of every task that has none yet, and say why in the log.
+    def choose_paths(self, candidates: int) -> None:
+        """Choose the path of every task that has none yet, for good, and say why in the log.
 
-        :param candidates: P, how many will be scored together.
-        :param tasks: by default those of the problem.
+        :param candidates: P, how many are evaluated at a time.
         """
-        model = self.language_model
-        for task in self.tasks if tasks is None else tasks:
+        self.paths = self._paths_of(self.tasks, min(candidates, self.candidates_at_once))
+        if "merged" in self.paths.values():
+            copied = WeightMerger.bytes_kept(self.language_model.model, self.stacked)
+            self.language_model.max_memory = max(1, self.max_memory - copied)
+        else:
+            self._merger = None
+
+    def _paths_of(self, tasks: Sequence[Task], candidates: int) -> dict[str, str]:
+        """The path of each task: the one chosen for good, or what is best for so many candidates."""
+        paths = {}
+        for task in tasks:
             if task.name in self.paths:
-                continue
-            if obstacle := self._obstacle_to_merging():
-                self.paths[task.name] = "factored"
+                paths[task.name] = self.paths[task.name]
+            elif obstacle := self._obstacle_to_merging():
+                paths[task.name] = "factored"
                 log.info("task %s: factored; %s", task.name, obstacle)
-                continue
-            if self.rates is None:
-                self.rates = measure_rates(model, self.stacked, self._weight_merger(), self.n_experts)
-            seconds = predict(self.rates, task, model, candidates)
-            self.paths[task.name] = min(seconds, key=seconds.get)
-            log.info(
-                "task %s: %s; expected for %d candidates: factored %.2f s, merged %.2f s (%.3f s to change the weights)",
-                *(task.name, self.paths[task.name], candidates, seconds["factored"], seconds["merged"]),
-                candidates * self.rates.put,
-            )
+            else:
+                model = self.language_model
+                seconds = predict(self.rates, task, model, candidates, count_shared_layers(model.model, self.stacked))
+                paths[task.name] = min(seconds, key=seconds.get)
+                log.info(
+                    "task %s: %s; expected for %d candidates: factored %.2f s, merged %.2f s (%.3f s to change the weights)",
+                    *(task.name, paths[task.name], candidates, seconds["factored"], seconds["merged"]),
+                    candidates * self.rates.put,
+                )
+        return paths
 
     def _obstacle_to_merging(self) -> str | None:
-        """Why `path="auto"` does not consider the merged path."""
+        """Why `path="auto"` does not consider the merged path; otherwise rates have been measured."""
         model = self.language_model
         copied = WeightMerger.bytes_kept(model.model, self.stacked)
-        if copied > model.max_memory:
-            return f"merged weights would take a copy of {copied / 2**30:.1f} GiB, over max_memory"
+        if copied > self.max_memory / 2:
+            return f"merged weights would take a copy of {copied / 2**30:.1f} GiB, over half of max_memory"
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return "ranks that measured for themselves might choose differently"
+        if self.rates is None:
+            try:
+                self.rates = measure_rates(model, self.stacked, self._weight_merger(), self.n_experts)
+            except (RuntimeError, MemoryError, IndexError) as error:
+                self._merger = None
+                return f"the merged path could not be measured: {type(error).__name__}: {error}"
         return None
 
     @torch.compiler.disable
@@ -215,9 +231,9 @@ class LoRAMergeProblem(Problem):
         """
         if pop.ndim != 2 or pop.shape[1] != self.n_experts:
             raise ValueError(f"pop: expected (P, {self.n_experts}), one column per expert, found {tuple(pop.shape)}")
-        self.choose_paths(min(len(pop), self._candidates_at_once()))
+        self.choose_paths(len(pop))
         evaluations: list[Evaluation] = []
-        for block in pop.detach().split(self._candidates_at_once()):
+        for block in pop.detach().split(self.candidates_at_once):
             evaluations += self._evaluate_block(block)
         if all(evaluation.failure for evaluation in evaluations):
             reason = evaluations[0].failure
@@ -253,46 +269,44 @@ class LoRAMergeProblem(Problem):
         return evaluation.score
 
     def _evaluate_new(self, pop: torch.Tensor) -> list[Evaluation]:
-        """Evaluate merges together. What fails is tried again alone, and in smaller batches if memory ran out; what fails
-        twice has failed."""
-        model = self.language_model
-        for attempt in (1, 2):
-            start = time.perf_counter()
-            try:
-                return self._evaluated(pop, start)
-            except ValueError:
-                raise  # input that cannot be used, whatever the merge
-            except Exception as error:  # a merge can break the model in many ways, and the search goes on
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                if is_out_of_memory(error):
-                    model.batch_tokens = max(1, model.batch_tokens // 2)
-                    log.warning("out of memory: going on with batches of %d tokens", model.batch_tokens)
-                if len(pop) > 1:
-                    log.warning("%d merges failed together (%s): trying them one by one", len(pop), reason)
-                    return [evaluation for row in pop for evaluation in self._evaluate_new(row[None])]
-                if attempt == 2:
-                    log.warning("a merge failed twice and counts as worst: %s", reason)
-        return [Evaluation(tuple(pop[0].tolist()), {}, time.perf_counter() - start, failure=reason)]
+        """Evaluate merges together, in smaller batches if memory runs out. What fails otherwise is tried again alone; what
+        fails twice has failed."""
+        start, model = time.perf_counter(), self.language_model
+        evaluations, failure, memory = self._try(pop)
+        while memory and model.batch_tokens > 1:
+            model.batch_tokens //= 2
+            log.warning("out of memory: going on with batches of %d tokens", model.batch_tokens)
+            evaluations, failure, memory = self._try(pop)
+        if evaluations is None and len(pop) > 1:
+            log.warning("%d merges failed together (%s): trying them one by one", len(pop), failure)
+            return [evaluation for row in pop for evaluation in self._evaluate_new(row[None])]
+        if evaluations is None:
+            evaluations, failure, _ = self._try(pop)
+        if evaluations is None:
+            log.warning("a merge failed twice and counts as worst: %s", failure)
+            return [Evaluation(tuple(pop[0].tolist()), {}, time.perf_counter() - start, failure)]
+        return evaluations
 
-    def _evaluated(self, pop: torch.Tensor, start: float) -> list[Evaluation]:
-        by_task = self.score_together(pop)
-        for name, values in by_task.items():
-            if not values.isfinite().all():
-                raise ArithmeticError(f"task {name}: expected finite scores, found {values[~values.isfinite()][0]}")
+    def _try(self, pop: torch.Tensor) -> tuple[list[Evaluation] | None, str, bool]:
+        """Evaluations, or the reason why there are none, and whether that is memory.
+
+        Afterwards nothing holds on to the tensors of what failed.
+        """
+        start = time.perf_counter()
+        try:
+            by_task = self.score_together(pop)
+        except ValueError:
+            raise  # input that cannot be used, whatever the merge
+        except Exception as error:  # a merge can break the model in many ways, and the search goes on
+            return None, f"{type(error).__name__}: {' '.join(str(error).split())}", is_out_of_memory(error)
         seconds = (time.perf_counter() - start) / len(pop)
-        return [
-            Evaluation(
-                tuple(coefficients.tolist()), {name: tuple(values[row].tolist()) for name, values in by_task.items()}, seconds
-            )
-            for row, coefficients in enumerate(pop)
-        ]
-
-    def _candidates_at_once(self) -> int:
-        """Candidates that are scored together: enough to fill batches, so few that results keep coming."""
-        if self.candidates_at_once is None:
-            prompts = (self.language_model.prompt_tokens(e.prompt, chat=t.chat) for t in self.tasks for e in t.examples)
-            self.candidates_at_once = max(1, TOKENS_AT_ONCE // sum(map(len, prompts)))
-        return self.candidates_at_once
+        evaluations = []
+        for row, coefficients in enumerate(pop.tolist()):
+            scores = {name: tuple(values[row].tolist()) for name, values in by_task.items()}
+            odd = [name for name, values in by_task.items() if not values[row].isfinite().all()]
+            failure = f"task {odd[0]}: expected finite scores, found others" if odd else None
+            evaluations.append(Evaluation(tuple(coefficients), {} if odd else scores, seconds, failure))
+        return evaluations, "", False
 
     def _weights_key(self, coefficients: torch.Tensor) -> tuple[float, ...]:
         """What the coefficients come to in the model: lambda_k s_k in its dtype, for every expert and scale that occurs."""

@@ -1,8 +1,8 @@
 """The exact merge: theta(lambda) = theta_pre + sum_k lambda_k s_k B_k A_k, without dense task vectors.
 
-Per module the factors of all experts are stacked once, A = [A_1; ...; A_n] and B = [B_1, ..., B_n]. A candidate only
-scales the middle channels: y = x W^T + ((x A^T) * c) B^T, with c = repeat(lambda_k s_k, r_k). The base is never changed, and
-the rows of one batch may belong to different candidates.
+Per module the factors of all experts are stacked once, A = [A_1; ...; A_n] and B = [B_1, ..., B_n]. A candidate only scales
+the middle channels: y = x W^T + ((x A^T) * c) B^T, with c = repeat(lambda_k s_k, r_k), and the rows of one batch may belong
+to different candidates. For many tokens per candidate the same factors can be put into the weights, and be taken out again.
 """
 
 import json
@@ -37,12 +37,20 @@ class StackedModule:
         return coefficients[..., self.expert] * self.scale.to(coefficients.dtype)
 
 
-def stack_experts(experts: Sequence[Expert], dtype: torch.dtype, device: torch.device) -> dict[str, StackedModule]:
-    """Stack the factors of n experts by module name; a module that an expert does not touch gets no channels from it."""
-    stacked = {}
+def stack_experts(
+    experts: Sequence[Expert], dtype: torch.dtype, device: torch.device, model: torch.nn.Module | None = None
+) -> dict[str, StackedModule]:
+    """Stack the factors of n experts by module name; a module that an expert does not touch gets no channels from it.
+
+    :param model: if given, each module's factors go where its weight is, and into its dtype if that is floating-point.
+    """
+    default, stacked = (dtype, device), {}
     for module in sorted({module for expert in experts for module in expert.modules}):
         parts = [(index, expert.modules[module]) for index, expert in enumerate(experts) if module in expert.modules]
         ranks = torch.tensor([len(factors.a) for _, factors in parts])
+        weight = None if model is None else model.get_submodule(module).weight
+        dtype, device = default if weight is None else (weight.dtype, weight.device)
+        dtype = dtype if dtype.is_floating_point and dtype.itemsize > 1 else default[0]
         stacked[module] = StackedModule(
             a=torch.cat([factors.a for _, factors in parts]).to(device, dtype),
             b=torch.cat([factors.b for _, factors in parts], dim=1).to(device, dtype),
@@ -95,6 +103,7 @@ class Population:
         if output and self.output_rows is not None:
             owners = owners[self.output_rows.to(owners.device)]
         if rows > len(owners):  # a module may see the batch as (N C, D) instead of (N, C, D)
+            assert rows % len(owners) == 0, f"{name} sees {rows} rows of a batch of {len(owners)}"
             owners = owners.repeat_interleave(rows // len(owners))
         return weights[owners].view(-1, *[1] * (dims - 2), weights.shape[1])
 
@@ -191,7 +200,7 @@ class WeightMerger:
 
 
 @contextmanager
-def merged_in_place(merger: WeightMerger, population: torch.Tensor) -> Iterator[Iterator[None]]:
+def merged_in_place(merger: WeightMerger, pop: torch.Tensor) -> Iterator[Iterator[None]]:
     """Inside the block, an iterator whose every step makes the model the merge of the next of (P, n) candidates.
 
     Weights that cannot be changed in place (of another dtype, or shared by several layers) get their experts as in `merged`.
@@ -199,7 +208,7 @@ def merged_in_place(merger: WeightMerger, population: torch.Tensor) -> Iterator[
     """
 
     def steps() -> Iterator[None]:
-        for coefficients in population:
+        for coefficients in pop:
             merger.put(coefficients)
             with merged(merger.model, merger.rest, coefficients):
                 yield

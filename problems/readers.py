@@ -5,7 +5,9 @@ Every reader returns a dev and a test `Task` whose questions are disjoint.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,6 +40,8 @@ def _parse_json(text: str, where: str):
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: expected JSON, found {error.msg} (line {error.lineno}, column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # numbers and nesting beyond all measure
+        raise ValueError(f"{where}: expected JSON, found {error}") from error
 
 
 def make_example(row: Mapping, where: str, index: int, *, instruction: str = BEST_OPTION, icl: str = "") -> Example:
@@ -59,6 +63,15 @@ def make_example(row: Mapping, where: str, index: int, *, instruction: str = BES
         raise ValueError(f"{where}: expected choices as key -> text or a list of texts, found {choices!r}")
     prompt = choice_prompt(question, choices, instruction=instruction, icl=icl) if choices else answer_prompt(question)
     return Example(str(row.get("id", index)), prompt, answer, tuple(choices.items()))
+
+
+def _different_ids(examples: list[Example]) -> list[Example]:
+    """The published sets give one id to several questions; these get their number behind it."""
+    counts = Counter(example.id for example in examples)
+    return [
+        replace(example, id=f"{example.id} ({index})") if counts[example.id] > 1 else example
+        for index, example in enumerate(examples)
+    ]
 
 
 def content_version(*examples: Example) -> str:
@@ -94,7 +107,9 @@ def read_swarm_eval(path, *, name: str | None = None, **settings) -> tuple[Task,
         settings = {"rule": "multiple_choice_generation", "max_new_tokens": 10, **settings}
     prompts = {"instruction": INSTRUCTIONS.get(path.stem, BEST_OPTION), "icl": str(data.get("icl_prompt", ""))}
     dev, test = (
-        [make_example(row, f"{path}, {split} {index}", index, **prompts) for index, row in enumerate(data[split])]
+        _different_ids(
+            [make_example(row, f"{path}, {split} {index}", index, **prompts) for index, row in enumerate(data[split])]
+        )
         for split in ("dev", "test")
     )
     return _pair(name, dev, test, "", **settings)
@@ -142,7 +157,7 @@ def reasoning_gym_rows(task: str, split: str, *, seed: int, options: Mapping | N
     while fruitless < 5:
         try:  # 500 questions at a time; blocks are far apart because a data set seeds question i with seed + i
             questions = reasoning_gym.create_dataset(task, size=500, seed=seed * 1_000_003 + block * 500, **(options or {}))
-        except (ValueError, TypeError, AssertionError) as error:
+        except Exception as error:  # of any of its hundred tasks
             raise ValueError(f"reasoning-gym task {task!r} with options {dict(options or {})}: {error}") from error
         before = len(seen)
         for row in questions:
@@ -170,6 +185,10 @@ def read_reasoning_gym(
     :return: the dev and the test task.
     """
     name = name or task
+    if not isinstance(options or {}, Mapping):
+        raise ValueError(f"reasoning-gym task {task!r}: expected options to be a table, found {options!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"reasoning-gym task {task!r}: expected seed to be a whole number, found {seed!r}")
     splits = []
     for split, size in (("dev", dev), ("test", test)):
         rows = reasoning_gym_rows(task, split, seed=seed, options=options)

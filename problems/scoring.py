@@ -156,7 +156,7 @@ def exact_match(task: Task, model: LanguageModel, cases: Sequence[Case] | None =
             begun[row] = ()  # the forward pass looks further than the decoding may go
         elif miss == len(gold):
             right[row] = 1.0
-        elif (missed := int(result.missed_token[row])) == model.end_token:
+        elif (missed := int(result.missed_token[row])) in model.end_tokens:
             right[row] = float(agrees(model.decode(gold[:miss]), gold_text(task, example), task.match))
         else:
             text = model.decode([*gold[:miss], missed]).strip()

@@ -2,8 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 
 import torch
+
+# What decoder layers may be given beside the hidden states, so that it is plain which of it has a row per text.
+KNOWN = {
+    *("self", "hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values", "use_cache"),
+    *("cache_position", "encoder_hidden_states", "encoder_attention_mask", "output_attentions", "kwargs"),
+}
+ATTENTIONS = ("eager", "sdpa")  # whose masks are plain tensors
 
 
 def decoder_layers(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList] | None:
@@ -23,9 +31,11 @@ def count_shared_layers(model: torch.nn.Module, adapted: Iterable[str]) -> int:
     :param adapted: names of the modules that experts touch.
     """
     found = decoder_layers(model)
-    if found is None:
+    if found is None or getattr(model.config, "_attn_implementation", None) not in ATTENTIONS:
         return 0
     name, layers = found
+    if not set(signature(type(layers[0]).forward).parameters) <= KNOWN:
+        return 0
     output = model.get_output_embeddings()
     first = len(layers) - 1
     for module in adapted:

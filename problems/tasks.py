@@ -4,6 +4,7 @@ Prompts of multiple-choice questions are those of the EvoGM paper (arXiv 2605.29
 come from Model Swarms (Feng et al. 2024, arXiv 2410.11163).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -58,6 +59,12 @@ class Task:
     chat: bool = False
 
     def __post_init__(self):
+        kinds = {"name": str, "rule": str, "match": str, "continuation": str, "max_new_tokens": int, "chat": bool}
+        for setting, kind in kinds.items():
+            value = getattr(self, setting)
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                names = {str: "a text", int: "a whole number", bool: "true or false"}
+                raise ValueError(f"task {self.name!r}: expected {setting} to be {names[kind]}, found {value!r}")
         for setting, allowed in (("rule", RULES), ("match", MATCHES), ("continuation", CONTINUATIONS)):
             if getattr(self, setting) not in allowed:
                 raise ValueError(
@@ -65,6 +72,9 @@ class Task:
                 )
         if not self.examples:
             raise ValueError(f"task {self.name!r}: expected at least one example, found none")
+        twice = [name for name, count in Counter(example.id for example in self.examples).items() if count > 1]
+        if twice:
+            raise ValueError(f"task {self.name!r}: expected different ids, found {twice[0]!r} more than once")
         if self.max_new_tokens < 1:
             raise ValueError(f"task {self.name!r}: max_new_tokens must be at least 1, found {self.max_new_tokens}")
         needs_choices = self.rule in ("choice_likelihood", "multiple_choice_generation")

@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 
@@ -101,3 +102,58 @@ def edit_tensors():
         save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
     return edit
+
+
+@pytest.fixture
+def project(tmp_path, model, tokenizer, make_adapter):
+    """A folder with a base, two experts, two tasks and a settings file."""
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    make_adapter("first", seed=1)
+    make_adapter("second", seed=2, r=2, lora_alpha=5, target_modules=["up_proj", "o_proj"])
+    for split, start in (("dev", 0), ("test", 10)):
+        rows = [{"question": f"{i} + {i}", "answer": str(2 * i)} for i in range(start, start + 4)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    choices = {"A": "yes", "B": "no"}
+    sets = {
+        split: [{"question": f"{split} {i}", "answer": "AB"[i % 2], "choices": choices} for i in range(6)]
+        for split in ("dev", "test")
+    }
+    (tmp_path / "quiz.json").write_text(json.dumps(sets))
+    settings = {
+        "base": "base",
+        "experts": "experts",
+        "budget": 17,
+        "pop_size": 4,
+        "seed": 3,
+        "device": "cpu",
+        "dtype": "float32",
+        "path": "factored",  # what is chosen from measured rates may differ between two runs
+        "search": {"n_iters": 1, "epochs": 4, "hidden_dims": [8]},
+        "tasks": [
+            {"json_lines": "dev.jsonl", "test_file": "test.jsonl", "rule": "gold_log_probability", "name": "sums"},
+            {"swarm_eval": "quiz.json", "rule": "choice_likelihood", "dev": 4, "test": 6},
+        ],
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path
+
+
+def change_settings(project, **changes):
+    path = project / "run.yaml"
+    settings = {**yaml.safe_load(path.read_text()), **changes}
+    path.write_text(yaml.safe_dump({name: value for name, value in settings.items() if value is not ...}))
+
+
+def merge(project, *options, out="out"):
+    from evox_evogm import cli
+
+    return cli.main(["merge", str(project / "run.yaml"), "--out", str(project / out), *options])
+
+
+def history(out):
+    """The evaluations of a run without what depends on the clock."""
+    from evox_evogm.journal import read_records
+
+    rows = read_records(out / "history.jsonl")[0]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import history
 from evox.problems.numerical import Ackley
 from search_on_ranks import histories, search
 
@@ -40,8 +41,8 @@ def test_every_rank_has_the_history_of_one_process(ranks, tmp_path, experts):
     torch.set_num_threads(threads)
     for rank in range(ranks):
         found = json.loads(Path(f"{out}.{rank}").read_text())
-        for case, history in expected.items():
-            assert found[case] == history, case
+        for case, expected_history in expected.items():
+            assert found[case] == expected_history, case
         assert found["drawing"] == expected["seven"]
         assert "the first coordinate is too large" in found["failing"]
         if ranks > 1:
@@ -92,3 +93,21 @@ def test_a_population_with_missing_numbers_is_not_taken_for_another_one():
 def test_without_ranks_the_problem_is_evaluated_here():
     points = torch.rand(5, 3)
     assert torch.equal(DistributedProblem(Ackley()).evaluate(points), Ackley().evaluate(points))
+
+
+def test_a_search_whose_rank_was_killed_goes_on_under_torchrun(tmp_path):
+    script = SCRIPT.with_name("resume_on_ranks.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+
+    def run(command):
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+
+    assert run([sys.executable, script, tmp_path / "whole"]).returncode == 0
+    killed = run([*torchrun, tmp_path / "cut", "1", "2"])
+    assert killed.returncode != 0 and "SIGKILL" in killed.stderr
+    assert len(history(tmp_path / "cut")) == 14
+    result = run([*torchrun, tmp_path / "cut"])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert history(tmp_path / "cut") == history(tmp_path / "whole")
+    shares = [int(line) for line in (tmp_path / "cut.shares").read_text().split()]
+    assert sum(shares) - 4 == 35  # rank 0 had made its share of the third population, which was not written

@@ -10,7 +10,7 @@ import pytest
 
 from evox_evogm.journal import Journal, read_records, seal, unseal
 
-BLOCKS = [[{"x": 1}], [{"x": 2.5, "t": "é\n\""}, {"x": None}], [{"x": [0.1]}, {"x": [0.2]}, {"x": [0.3]}]]
+BLOCKS = [[{"x": 1}], [{"x": 2.5, "t": 'é\n"'}, {"x": None}], [{"x": [0.1]}, {"x": [0.2]}, {"x": [0.3]}]]
 ALL = [record for block in BLOCKS for record in block]
 
 

@@ -98,3 +98,40 @@ def test_single_tokens_of_one_prompt_are_scored_as_separate_requests_would_be(ba
     for prompt, row, found in zip(prompts, tokens, result, strict=True):
         expected = torch.stack([plain_likelihood(scorer.model, prompt, (token,))[0] for token in row])
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("room", [0, 40])
+def test_batches_stay_within_the_memory(tokenizer, room):
+    scorer = LanguageModel(build_model(), tokenizer, batch_tokens=10**6)
+    parts = [tuple(range(length)) for length in (30, 29, 29, 12, 12, 11, 3)]
+    assert len(list(scorer._batches(parts, 2, kept=room))) < len(parts)
+    memory = scorer.memory
+    for limit in (1, 10**5, 10**6):
+        scorer.max_memory = limit
+        batches = list(scorer._batches(parts, 2, kept=room))
+        assert sorted(sum(batches, [])) == list(range(7))
+        for batch in batches:
+            width = max(len(parts[row]) for row in batch)
+            need = len(batch) * (width * memory.token + (width + room) * memory.cached + 2 * memory.logits)
+            assert need <= limit or len(batch) == 1
+    assert memory.token == 8 * 32 * 4 and memory.cached == 4 * 2 * 16 * 4 and memory.logits == 12 * 257
+
+
+def test_prompts_and_answers_without_a_token_are_refused(tokenizer):
+    scorer = LanguageModel(build_model(), tokenizer)
+    with pytest.raises(ValueError, match="expected prompts of at least one token, found ''"):
+        scorer.prompt_tokens("")
+    with pytest.raises(ValueError, match="expected answers of at least one token, found ''"):
+        scorer.continuation_tokens("", chat=True)
+
+
+def test_every_end_token_of_the_models_generation_settings_ends_a_text(tokenizer):
+    model = build_model()
+    scorer = LanguageModel(model, tokenizer)
+    prompt = scorer.prompt_tokens("What is it?")
+    (endless,) = model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None)[:, len(prompt) :]
+    other = int(endless[2])
+    model.generation_config.eos_token_id = [0, other]
+    assert scorer.end_tokens == {0, other}
+    reply = endless[: endless.tolist().index(other)]
+    assert scorer.generate([prompt], 6) == [tokenizer.decode(reply, skip_special_tokens=True)]

@@ -189,14 +189,23 @@ def test_when_memory_runs_out_the_batches_are_halved(problem):
     problem._known.clear()
     problem.score_together = Breaking(problem, torch.OutOfMemoryError("CUDA out of memory"), MemoryError())
     torch.testing.assert_close(problem.evaluate(pop), expected)
-    assert problem.score_together.sizes == [2, 1, 1, 1] and problem.language_model.batch_tokens == 512
+    assert problem.score_together.sizes == [2, 2, 2] and problem.language_model.batch_tokens == 512
 
 
-def test_scores_that_are_not_finite_are_a_failure(problem):
-    problem.score_together = lambda pop, *rest: {"add": torch.full((len(pop), 2), torch.nan), "pick": torch.zeros(len(pop), 2)}
-    with pytest.raises(
-        RuntimeError, match="all 2 merges of a population failed: .*task add: expected finite scores, found nan"
-    ):
+def test_a_merge_whose_scores_are_not_finite_has_failed_and_the_others_have_not(problem):
+    score_together, calls = problem.score_together, []
+
+    def scored(pop, *rest):
+        calls.append(len(pop))
+        scores = score_together(pop, *rest)
+        scores["add"][1] = torch.nan
+        return scores
+
+    problem.score_together = scored
+    scores = problem.evaluate(torch.randn(3, 2))
+    assert calls == [3] and scores[1] == -torch.inf and scores[[0, 2]].isfinite().all()
+    problem.score_together = lambda pop, *rest: {"add": torch.full((len(pop), 2), torch.nan), "pick": torch.zeros(len(pop), 5)}
+    with pytest.raises(RuntimeError, match="all 2 merges .* failed: task add: expected finite scores"):
         problem.evaluate(torch.randn(2, 2))
 
 

@@ -65,7 +65,7 @@ def test_sharing_prefixes_changes_no_score(architecture, batch_tokens, tokenizer
     seen.clear()
     texts = [scorer.generate([scorer.prompt_tokens(e.prompt)], 4) for e in shots]
     together = scorer.generate([scorer.prompt_tokens(e.prompt) for e in shots], 4)
-    monkeypatch.setattr(LanguageModel, "_may_share_prefixes", lambda self, longest: False)
+    monkeypatch.setattr(LanguageModel, "_may_share_prefixes", lambda self, longest, room: False)
     seen.clear()
     alone = [choice_log_probabilities(likelihood, scorer), exact_match(decoded, scorer), generated_match(decoded, scorer)]
     for found, expected in zip(shared[0], alone[0], strict=True):
@@ -76,16 +76,29 @@ def test_sharing_prefixes_changes_no_score(architecture, batch_tokens, tokenizer
         assert with_sharing < 0.6 * sum(seen)
 
 
-def test_sliding_windows_do_not_see_padding_between_a_prefix_and_the_rest(tokenizer):
-    model = build_model()
-    model.config.sliding_window = 8
-    assert not LanguageModel(model, tokenizer)._may_share_prefixes(5)
-    assert LanguageModel(model, tokenizer)._may_share_prefixes(4)
+@pytest.mark.parametrize("window", [100, 140, 400])
+def test_sliding_windows_do_not_see_padding_between_a_prefix_and_the_rest(tokenizer, window):
+    import transformers as hf
+
+    torch.manual_seed(7)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens = {"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = hf.MistralConfig(**shape, **tokens, num_key_value_heads=2, initializer_range=0.3, sliding_window=window)
+    model = hf.MistralForCausalLM(config).eval()
+    scorer = LanguageModel(model, tokenizer)
+    prompts = [scorer.prompt_tokens(SHOTS[:60] + question) for question in ("a", *QUESTIONS)]
+    expected = [
+        model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=0)[0, len(prompt) :]
+        for prompt in prompts
+    ]
+    found = scorer.generate(prompts, 30)
+    assert found == [tokenizer.decode(reply, skip_special_tokens=True) for reply in expected]
+    assert scorer._may_share_prefixes(max(map(len, prompts)), 30) == (window == 400)
 
 
 @pytest.fixture(params=["llama", "qwen2", "gemma", "gpt2"])
 def adapted_from_layer_2(request, make_adapter):
-    """A model of four layers, and two experts that touch the last two and, except for Gemma, the output layer."""
+    """A model of four layers, and two experts that touch only the last two."""
     settings = {"n_layer": 4} if request.param == "gpt2" else {"num_hidden_layers": 4}
     targets = {"gpt2": ["c_attn", "c_fc"], "gemma": ["q_proj", "down_proj"]}.get(request.param, ["q_proj", "up_proj"])
     experts = [
@@ -126,7 +139,7 @@ def test_layers_below_the_first_adapted_one_run_once_for_all_candidates(adapted_
         with scorer.candidates(population.select):
             plain = scorer.likelihoods(requests, owners).log_probability
     torch.testing.assert_close(together, plain, rtol=1e-4, atol=1e-4)
-    assert counts[2] == counts[3] == 16 and 4 <= counts[0] == counts[1] <= 8
+    assert counts[2] == counts[3] == 16 and counts[0] == counts[1] == 4
     assert not torch.allclose(plain[:4], plain[4:8], atol=1e-3)
     assert not any(layer._forward_pre_hooks for layer in model.modules())
 

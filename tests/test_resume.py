@@ -83,7 +83,7 @@ def test_a_population_that_is_written_but_not_yet_counted_is_not_evaluated_again
     assert second.steps == 2
     second.run(4)
     assert problem.populations == 1
-    # The noise of population 3 was not drawn again, so that what follows is drawn otherwise; the points of step 3 are the same.
+    # The noise of population 3 was not drawn again, so that what follows is drawn otherwise.
     assert history(tmp_path / "cut")[:15] == history(tmp_path / "whole")[:15]
 
 
