@@ -90,6 +90,8 @@ def expert_folders(experts, folder: Path) -> dict[str, Path]:
         if not found:
             raise ValueError(f"experts: expected adapter folders with {CONFIG} in {parent}, found none")
         return {path.name: path for path in found}
+    if not experts and isinstance(experts, (list, dict)):
+        raise ValueError("experts: expected at least one adapter folder, found none")
     if isinstance(experts, dict):
         return {str(name): folder / str(path) for name, path in experts.items()}
     if isinstance(experts, list):
@@ -161,7 +163,10 @@ class MergeRun:
             trust_remote_code=settings.trust_remote_code,
             on_evaluations=self._show,
         )
-        self.digests = {f"task {task.name} ({split})": sha256(repr(task).encode()) for split, task in self._splits()}
+        # Without the version, which names the files of both splits.
+        self.digests = {
+            f"task {task.name} ({split})": sha256(repr(replace(task, version="")).encode()) for split, task in self._splits()
+        }
         for name, adapter in folders.items():
             self.digests[f"expert {name}"] = sha256(*((adapter / file).read_bytes() for file in (CONFIG, WEIGHTS)))
         if self.saved is not None:

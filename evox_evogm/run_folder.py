@@ -59,13 +59,17 @@ def saved_settings(out: Path) -> dict | None:
 
 
 def check_same_settings(settings: RunSettings, saved: dict, out: Path) -> None:
-    """Refuse to go on with other settings. `auto` agrees with whatever was chosen.
+    """Refuse to go on with other settings. `auto` agrees with whatever was chosen, and a path with a table of nothing else.
 
     :raises ValueError: naming the first setting that differs.
     """
     for name, value in asdict(settings).items():
         before = saved.get(name)
-        if value != before and not (name in ("dtype", "path") and value == "auto"):
+        if name in ("dtype", "path") and value == "auto":
+            continue
+        if name == "path" and isinstance(value, str) and isinstance(before, dict):
+            before = value if set(before.values()) == {value} else before
+        if value != before:
             raise ValueError(
                 f"out: expected the settings of the run in {out}, found {name} {value!r} where it has {before!r}; "
                 "take another folder, or the same settings"

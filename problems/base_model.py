@@ -79,8 +79,10 @@ def load_base(base, *, dtype: torch.dtype, device: torch.device, trust_remote_co
         # use_safetensors: a pickle runs code when it is read.
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # of whatever reads its parts
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"base: expected a transformers folder or hub id, found {str(base)!r}: {reason}") from error
     return model.to(device).requires_grad_(False).eval(), tokenizer
 

@@ -78,7 +78,7 @@ def test_other_settings_are_refused_with_the_difference(unfinished, project, cap
 def test_changed_adapters_and_tasks_are_refused(unfinished, project, capsys, make_adapter):
     path = project / "test.jsonl"
     kept = path.read_text()
-    path.write_text(kept.replace("test 0", "test zero"))
+    path.write_text(kept.replace("10 + 10", "ten plus ten"))
     assert "task sums (test) changed since" in refusal(project, capsys)
     path.write_text(kept)
     make_adapter("first", seed=7)
