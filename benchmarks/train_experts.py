@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from answer_loss import answer_loss
 
 from evox_evogm.problems.base_model import SMOLLM2, load_base, weights_sha256
 from evox_evogm.problems.language_model import LanguageModel, Request
@@ -95,16 +96,6 @@ def encode(task: Task, model: LanguageModel) -> list[Request]:
     ]
 
 
-def answer_loss(model: LanguageModel, batch: list[Request]) -> torch.Tensor:
-    """Mean negative log-likelihood in nats per answer token; prompts are read, not learnt."""
-    longest = max(len(answer) for _, answer in batch)
-    tokens, logits = model.last_logits([prompt + answer for prompt, answer in batch], longest + 1)
-    targets = tokens[:, -longest:].clone()
-    for row, (_, answer) in enumerate(batch):
-        targets[row, : longest - len(answer)] = -100
-    return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100)
-
-
 def train(source: Source, model: LanguageModel, requests: list[Request]) -> int:
     """Train the adapter that `model.model` carries; returns the number of steps."""
     weights = [weight for weight in model.model.parameters() if weight.requires_grad]
@@ -121,7 +112,7 @@ def train(source: Source, model: LanguageModel, requests: list[Request]) -> int:
         batches = [block[i : i + source.batch] for block in blocks for i in range(0, len(block), source.batch)]
         order.shuffle(batches)
         for batch in batches[: steps // source.epochs]:
-            loss = answer_loss(model, batch)
+            loss = answer_loss(model.model, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()

@@ -4,5 +4,6 @@ import evox  # noqa: F401  first: importing this package before EvoX would lose 
 
 from evox_evogm.evogm import EvoGM
 from evox_evogm.resume import ResumableSearch
+from evox_evogm.surrogate import Outcomes
 
-__all__ = ["EvoGM", "ResumableSearch"]
+__all__ = ["EvoGM", "Outcomes", "ResumableSearch"]

@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, ModuleNotFoundError, OSError, RuntimeError) as error:
         if arguments.debug:
             raise
-        print(f"evogm: {' '.join(str(error).split())}", file=sys.stderr)
+        from evox_evogm.report import printable
+
+        print(f"evogm: {printable(str(error))}", file=sys.stderr)
         return 1 if type(error) is RuntimeError else 2
 
 
@@ -51,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from evox_evogm.merge_run import MergeRun
-    from evox_evogm.report import score_table
+    from evox_evogm.report import printable
     from evox_evogm.settings import read_settings
 
     logging.set_verbosity_error()
@@ -63,33 +65,38 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.out = arguments.out or next(p for i in range(10**6) if not (p := Path("runs") / f"demo-{i}").exists())
     options = {name: getattr(arguments, name) for name in ("budget", "seed", "device", "dtype")}
     settings, folder = read_settings(arguments.settings, **options)
-    print(f"reading the base model {settings.base}, experts and tasks ...", flush=True)
-    merge_run = MergeRun(settings, folder, arguments.out, on_progress=ProgressLine())
+    print(f"reading the base model {printable(settings.base)}, experts and tasks ...", flush=True)
+    with MergeRun(settings, folder, arguments.out, on_progress=ProgressLine()) as merge_run:
+        finish(merge_run, arguments.out)
+    return 0
+
+
+def finish(merge_run, out: Path) -> None:
+    """Make what is left of a run, and print its table."""
+    from evox_evogm.report import printable, score_table
+
     if merge_run.finished:
-        print(f"this run is finished: {arguments.out / 'report.md'}")
-        return 0
+        print(f"this run is finished: {out / 'report.md'}")
+        return
     problem = merge_run.problem
     print(
         f"{problem.n_experts} experts, {len(problem.tasks)} tasks with {sum(len(t.examples) for t in problem.tasks)} dev "
         f"examples, {merge_run.budget} evaluations on {problem.language_model.device} in {merge_run.dtype}\n"
-        f"run folder: {arguments.out}",
+        f"run folder: {out}",
         flush=True,
     )
     if merge_run.saved is not None:
         print("an earlier process began this run; it goes on", flush=True)
     best = merge_run.search()
     print("\nscoring on test examples: ", end="", flush=True)
-    rows = merge_run.score_rows(best, on_row=lambda name: print(name, end=" ", flush=True))
+    rows = merge_run.score_rows(best, on_row=lambda name: print(printable(name), end=" ", flush=True))
     result = merge_run.finish(best, rows)
     print("\n\nscores, dev / test\n" + score_table(result["scores"]))
-    print("\ncoefficients: " + ", ".join(f"{name} {value:+.3f}" for name, value in result["coefficients"].items()))
+    print("\ncoefficients: " + ", ".join(f"{printable(name)} {value:+.3f}" for name, value in result["coefficients"].items()))
     if result["adapter"]:
         difference = result["adapter"]["largest_relative_difference"]
-        print(
-            f"adapter: {arguments.out / 'adapter'} (loaded again with plain peft: equal to the merge within {difference:.1e})"
-        )
-    print(f"report: {arguments.out / 'report.md'}")
-    return 0
+        print(f"adapter: {out / 'adapter'} (loaded again with plain peft: equal to the merge within {difference:.1e})")
+    print(f"report: {out / 'report.md'}")
 
 
 class ProgressLine:

@@ -9,13 +9,18 @@ change of experts is a matrix on the coefficients, so that `evaluate` always see
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from evox.core import Algorithm, Mutable, Parameter
 
 from evox_evogm.archive import Archive, append, carry, empty
 from evox_evogm.generators import generate, initial_parameters, parameter_count
+from evox_evogm.surrogate import ROWS, Outcomes, Surrogate, propose
 from evox_evogm.training import train
+
+LONGEST_STEP = 1.6  # of a candidate along the way that the generator shows, which is 1 long
+FIRST_SPREAD = 0.5  # typical distance of first points from the average: most of the box is too far away for a merge
 
 
 class EvoGM(Algorithm):
@@ -31,6 +36,9 @@ class EvoGM(Algorithm):
     of the new axes, and `pop_size - 1` points uniform in their [-1, 1]^n. (When a round saw fewer than n points, the axes
     that it cannot replace stay.)
 
+    With `proposal="screened"` a step is worth more of an evaluation: see `surrogate.py` for how, benchmarks/README.md for how
+    much.
+
     The paper's ablations: `dual=False` (one generator), `n_rounds=1`, `cycle_weight=0`.
     """
 
@@ -40,6 +48,8 @@ class EvoGM(Algorithm):
         lb: torch.Tensor,
         ub: torch.Tensor,
         *,
+        proposal: Literal["paper", "screened"] = "paper",
+        outcomes: Outcomes | None = None,
         n_rounds: int = 2,
         n_iters: int = 3,
         epochs: int = 200,
@@ -57,6 +67,10 @@ class EvoGM(Algorithm):
         :param pop_size: P, evaluations per step, at least 2. The paper uses 2n.
         :param lb: an `(n,)` tensor, the point that -1 in every coordinate stands for.
         :param ub: an `(n,)` tensor, the point that +1 in every coordinate stands for.
+        :param proposal: `"paper"`, what the generator makes of the population; or `"screened"`, the most promising of many
+            candidates by a Gaussian process on all evaluations (`surrogate.py`), for which the generator is one source. It
+            begins around the average, and has no rounds.
+        :param outcomes: what the further columns of fitness mean, if the problem gives `(P, 1 + S)`; used by `"screened"`.
         :param n_rounds: R, rounds; between two rounds the best n points become the new axes.
         :param n_iters: T, proposals per round.
         :param epochs: full-batch training steps before each proposal.
@@ -95,9 +109,22 @@ class EvoGM(Algorithm):
         if not isinstance(winner_ratio, (int, float)) or not 0 < winner_ratio <= 1:
             raise ValueError(f"winner_ratio: expected a number in (0, 1], found {winner_ratio!r}")
 
+        if proposal not in ("paper", "screened"):
+            raise ValueError(f'proposal: expected "paper" or "screened", found {proposal!r}')
+        none = torch.zeros(0, dtype=lb.dtype)
+        weights, by_sign = (none, none.bool()) if outcomes is None else outcomes
+        if weights.ndim != 1 or weights.shape != by_sign.shape or by_sign.dtype != torch.bool:
+            raise ValueError(
+                f"outcomes: expected weights (S,) and by_sign (S,) of bool, found {tuple(weights.shape)} {weights.dtype} and "
+                f"{tuple(by_sign.shape)} {by_sign.dtype}"
+            )
+        if not bool((weights >= 0).all()):
+            raise ValueError(f"outcomes: expected weights of at least 0, found {float(weights.min())}")
+
         self.pop_size = pop_size
         self.dim = lb.shape[0]
-        self.n_rounds = n_rounds
+        self.screened = proposal == "screened"
+        self.n_rounds = 1 if self.screened else n_rounds
         self.n_iters = n_iters
         self.epochs = epochs
         self.clamp = clamp
@@ -111,7 +138,11 @@ class EvoGM(Algorithm):
 
         self.center = Mutable((lb + ub) / 2, device=device)  # (n,) never changed, but it moves with the state
         self.half_width = Mutable((ub - lb) / 2, device=device)  # (n,)
-        history = empty(self.dim + pop_size * (n_iters + 1), self.dim, self.dtype, device)
+        self.outcome_weights = Mutable(weights.to(device, self.dtype))  # (S,)
+        self.outcome_by_sign = Mutable(by_sign.to(device))  # (S,)
+        rows = ROWS if self.screened else self.dim + pop_size * (n_iters + 1)
+        history = empty(rows, self.dim, self.dtype, device)
+        self.outcomes = Mutable(torch.zeros(rows, len(weights), dtype=self.dtype, device=device))  # (C, S)
         self.points = Mutable(history.points)  # (C, n) in the axes of the round
         self.fitness = Mutable(history.fitness)  # (C,)
         self.count = Mutable(history.count)
@@ -134,7 +165,7 @@ class EvoGM(Algorithm):
         new_round = self._round_starts()
         self._shift_basis(new_round)
         self._train_generators(new_round)
-        proposals = generate(self.generators[0], self.sizes, self.points[: self.pop_size])  # (P, n)
+        proposals = self._screened_proposals() if self.screened else self._moved(self.points[: self.pop_size])  # (P, n)
         self._evaluate(torch.where(new_round, self._fresh_points(), proposals))
 
     def record_step(self) -> dict[str, torch.Tensor]:
@@ -177,23 +208,60 @@ class EvoGM(Algorithm):
     def _to_box(self, effective: torch.Tensor) -> torch.Tensor:
         return self.center + self.half_width * effective
 
+    def _moved(self, points: torch.Tensor) -> torch.Tensor:
+        return generate(self.generators[0], self.sizes, points)
+
+    def _screened_proposals(self) -> torch.Tensor:
+        """Of many candidates, among them the history moved by the generator, those that the surrogate thinks most of."""
+        steps = LONGEST_STEP * torch.rand(len(self.points), 1, dtype=self.dtype, device=self.points.device)
+        moved = self.points + steps * (self._moved(self.points) - self.points)  # (C, n)
+        fitness = torch.cat([self.fitness[:, None], self.outcomes], 1)  # (C, 1 + S)
+        seed = torch.randint(2**62, (), device=self.points.device)
+        meaning = self.outcome_weights, self.outcome_by_sign
+        return propose(self.points, fitness, self.count, moved, *meaning, seed, self.pop_size)
+
+    def answer(self) -> torch.Tensor:
+        """The point to take when the search is over: the evaluated one of which the surrogate expects most.
+
+        The best score of many that were tried on few examples is in part luck. Paper proposals have no surrogate: theirs is
+        the point with the best fitness in the round.
+
+        :return: an `(n,)` tensor.
+        """
+        points = self._effective(self.points[: self.count])
+        if self.screened:
+            fitness = torch.cat([self.fitness[:, None], self.outcomes], 1)[: self.count].cpu().double()
+            surrogate = Surrogate(points.cpu().double(), fitness, self.outcome_weights.cpu(), self.outcome_by_sign.cpu())
+            points = points[surrogate.expected_fitness(points.cpu().double()).argsort()]
+        return self._to_box(points[0])
+
     def _evaluate(self, points: torch.Tensor) -> None:
-        fitness = self.evaluate(self._to_box(self._effective(points)))  # (P,)
-        if fitness.shape != (self.pop_size,):
-            raise ValueError(
-                f"evaluate: expected fitness ({self.pop_size},), a number per point, found {tuple(fitness.shape)}"
-            )
-        self._remember(append(self._history(), points, fitness.to(self.points)))
+        fitness = self.evaluate(self._to_box(self._effective(points))).to(self.points)  # (P,) or (P, 1 + S)
+        expected = (self.pop_size, 1 + len(self.outcome_weights)) if len(self.outcome_weights) else (self.pop_size,)
+        if fitness.shape != expected:
+            what = "a row per point" if len(expected) > 1 else "a number per point"
+            raise ValueError(f"evaluate: expected fitness {expected}, {what}, found {tuple(fitness.shape)}")
+        fitness, outcomes = fitness.view(self.pop_size, -1).split([1, len(self.outcome_weights)], 1)
+        history = Archive(torch.cat([self.points, self.outcomes], 1), self.fitness, self.count)
+        rows, *others = append(history, torch.cat([points, outcomes], 1), fitness[:, 0])
+        self.points, self.outcomes = rows[:, : self.dim], rows[:, self.dim :]
+        self.fitness, self.count = others
         self.steps = self.steps + 1
 
     def _uniform(self, rows: int) -> torch.Tensor:
         device = self.half_width.device
         return 2 * torch.rand(rows, self.dim, dtype=self.dtype, device=device) - 1
 
+    def _around(self, point: torch.Tensor, rows: int) -> torch.Tensor:
+        noise = torch.randn(rows, self.dim, dtype=self.dtype, device=point.device)
+        return (point + FIRST_SPREAD / self.dim**0.5 * noise).clamp(-1, 1)
+
     def _first_points(self) -> torch.Tensor:
         one_hots = torch.eye(self.dim, dtype=self.dtype, device=self.half_width.device)
         average = one_hots.mean(0, keepdim=True)
         known = [one_hots, average] if self.pop_size > self.dim else [average, one_hots]
+        if self.screened:
+            return torch.cat([average, self._around(average, self.pop_size - 1)])
         return torch.cat([*known, self._uniform(max(0, self.pop_size - self.dim - 1))])[: self.pop_size]
 
     def _fresh_points(self) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """One merge run from settings to a run folder: build the parts, search, score the result on test, export the adapter.
 
-The run folder holds `config.yaml` and `inputs.json` (the settings as used, digests of adapters and tasks), `history.jsonl`
+The run folder holds `config.yaml` and `inputs.json` (the settings as used, digests of what they name), `history.jsonl`
 (one line per evaluation, on disk before it counts) and `state.safetensors`, from which an interrupted run goes on, and in
 the end `result.json`, `report.md` and `adapter/` (the best merge in PEFT format).
 """
@@ -16,26 +16,33 @@ from pathlib import Path
 import torch
 from evox.workflows import StdWorkflow
 
+from evox_evogm.disk import write_whole
 from evox_evogm.evogm import EvoGM
-from evox_evogm.problems.base_model import weights_sha256
+from evox_evogm.problems.base_model import tokenizer_sha256, weights_sha256
 from evox_evogm.problems.experts import CONFIG, WEIGHTS
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.readers import read_json_lines, read_reasoning_gym, read_swarm_eval
+from evox_evogm.problems.scoring import outcomes_of, tokenize_task
 from evox_evogm.problems.tasks import Task
 from evox_evogm.report import ScoreRow, report_markdown
-from evox_evogm.resume import ResumableSearch
+from evox_evogm.resume import ResumableSearch, plain
 from evox_evogm.run_folder import (
     RESULT,
+    RunLock,
     check_same_inputs,
     check_same_settings,
     saved_settings,
     sha256,
     write_inputs,
-    write_whole,
 )
 from evox_evogm.settings import RunSettings, check_names
+from evox_evogm.surrogate import Outcomes
 
-SEARCH_SETTINGS = [name for name, spec in signature(EvoGM).parameters.items() if spec.kind is spec.KEYWORD_ONLY]
+SEARCH_SETTINGS = [
+    name
+    for name, spec in signature(EvoGM).parameters.items()
+    if spec.kind is spec.KEYWORD_ONLY and name not in ("clamp", "device", "outcomes")  # these follow from the rest
+]
 TASK_KEYS = [spec.name for spec in fields(Task) if spec.name not in ("name", "version", "examples")]
 READERS = ("reasoning_gym", "swarm_eval", "json_lines")
 EXACT = 1e-5  # relative difference of weights up to which a reloaded adapter counts as the merge
@@ -74,8 +81,9 @@ def read_task(entry, folder: Path) -> tuple[Task, Task]:
     if reader == "reasoning_gym":
         return read_reasoning_gym(source, **sizes, **entry)
     if reader == "json_lines":
-        if "test_file" not in entry:
-            raise ValueError(f"task {source!r}: expected test_file beside json_lines, found none")
+        if not isinstance(entry.get("test_file"), str):
+            found = repr(entry["test_file"]) if "test_file" in entry else "none"
+            raise ValueError(f"task {source!r}: expected test_file beside json_lines, found {found}")
         tasks = read_json_lines(folder / source, folder / entry.pop("test_file"), **entry)
     else:
         tasks = read_swarm_eval(folder / source, **entry)
@@ -93,7 +101,10 @@ def expert_folders(experts, folder: Path) -> dict[str, Path]:
     if not experts and isinstance(experts, (list, dict)):
         raise ValueError("experts: expected at least one adapter folder, found none")
     if isinstance(experts, dict):
-        return {str(name): folder / str(path) for name, path in experts.items()}
+        named = {str(name): folder / str(path) for name, path in experts.items()}
+        if len(named) < len(experts):
+            raise ValueError(f"experts: expected different names, found some that read the same in {list(experts)}")
+        return named
     if isinstance(experts, list):
         paths = [folder / str(path) for path in experts]
         named = {path.name: path for path in paths}
@@ -118,7 +129,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 class MergeRun:
-    """A search over merges of LoRA experts, with its run folder.
+    """A search over merges of LoRA experts, with its run folder, which no other process can have until `close`.
 
     :param settings: what to do.
     :param folder: what paths in the settings are relative to.
@@ -131,30 +142,44 @@ class MergeRun:
         self.settings = settings
         self.out = Path(out)
         self.on_progress = on_progress
+        self.lock = RunLock(self.out)
+        try:
+            self._prepare(settings, folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, settings: RunSettings, folder: Path) -> None:
+        """Build the parts, and check everything that can be known before the first evaluation."""
         self.saved = saved_settings(self.out)
         if self.saved is not None:
             check_same_settings(settings, self.saved, self.out)
             settings = replace(settings, dtype=self.saved["dtype"], path=self.saved["path"])
             self.settings = settings
-        check_names(settings.search, [name for name in SEARCH_SETTINGS if name not in ("clamp", "device")], "search")
+        check_names(settings.search, SEARCH_SETTINGS, "search")
         device = resolve_device(settings.device)
         folders = expert_folders(settings.experts, folder)
         n = len(folders)
         pop_size = settings.pop_size or max(2, 2 * n)
         if settings.budget < pop_size:
             raise ValueError(f"budget: expected at least one population, {pop_size} evaluations, found {settings.budget}")
+        pairs = [read_task(entry, folder) for entry in settings.tasks]
+        self.dev_tasks, self.test_tasks = [dev for dev, _ in pairs], [test for _, test in pairs]
         torch.manual_seed(settings.seed)
         # The search is small tensors; on the CPU it gives the same points whatever device the model is on.
         cpu = torch.device("cpu")
-        self.algorithm = EvoGM(pop_size, -torch.ones(n), torch.ones(n), clamp=False, device=cpu, **settings.search)
-        self.random_state = torch.get_rng_state()  # reading models and tasks may draw numbers of its own
-        pairs = [read_task(entry, folder) for entry in settings.tasks]
-        self.dev_tasks, self.test_tasks = [dev for dev, _ in pairs], [test for _, test in pairs]
+        search = {"clamp": False, "device": cpu, **settings.search}
+        screened = search.get("proposal") == "screened"
+        if screened:
+            search["outcomes"] = Outcomes(*outcomes_of(self.dev_tasks))
+        self.algorithm = EvoGM(pop_size, -torch.ones(n), torch.ones(n), **search)
+        self.random_state = torch.get_rng_state()  # reading models may draw numbers of its own
         base = settings.base if not (folder / settings.base).is_dir() else str(folder / settings.base)
         self.problem = LoRAMergeProblem(
             base,
             folders,
             self.dev_tasks,
+            objectives="outcomes" if screened else "mean",
             dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
             device=device,
             batch_tokens=settings.batch_tokens,
@@ -163,12 +188,9 @@ class MergeRun:
             trust_remote_code=settings.trust_remote_code,
             on_evaluations=self._show,
         )
-        # Without the version, which names the files of both splits.
-        self.digests = {
-            f"task {task.name} ({split})": sha256(repr(replace(task, version="")).encode()) for split, task in self._splits()
-        }
-        for name, adapter in folders.items():
-            self.digests[f"expert {name}"] = sha256(*((adapter / file).read_bytes() for file in (CONFIG, WEIGHTS)))
+        for task in self.test_tasks:
+            tokenize_task(task, self.problem.language_model)
+        self.digests = self._digests(folders)
         if self.saved is not None:
             check_same_inputs(self.digests, self.out)
         self.workflow = StdWorkflow(self.algorithm, self.problem, opt_direction="max", device="cpu")
@@ -176,6 +198,35 @@ class MergeRun:
         self.evaluations: list[dict] = []
         self.shown = self.known = 0  # evaluations that were reported, and that an earlier process made
         self.started = time.monotonic()
+
+    def _digests(self, folders: dict[str, Path]) -> dict[str, str]:
+        """Of all that the settings refer to: the results of the run depend on it."""
+        model = self.problem.language_model
+        digests = {"base": weights_sha256(model.model), "tokenizer": tokenizer_sha256(model.tokenizer)}
+        for split, task in self._splits():  # without the version, which names the files of both splits
+            digests[f"task {task.name} ({split})"] = sha256(repr(replace(task, version="")).encode())
+        for name, adapter in folders.items():
+            digests[f"expert {name}"] = sha256(*((adapter / file).read_bytes() for file in (CONFIG, WEIGHTS)))
+        return digests
+
+    def _made_with(self) -> dict:
+        """What the last digits of the results may depend on."""
+        packages = ("evox-evogm", "evox", "torch", "transformers", "peft")
+        return {
+            "device": str(self.problem.language_model.device),
+            "threads": torch.get_num_threads(),
+            "versions": {package: version(package) for package in packages},
+        }
+
+    def close(self) -> None:
+        """Let another process have the run folder."""
+        self.lock.release()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def _splits(self) -> list[tuple[str, Task]]:
         return [("dev", task) for task in self.dev_tasks] + [("test", task) for task in self.test_tasks]
@@ -199,21 +250,16 @@ class MergeRun:
         """Run all steps from the settings' seed, or those that an earlier process left.
 
         :return: the `(n,)` effective coefficients with the best mean dev score.
-        :raises ValueError: if another process is on this run.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
         if self.saved is None:
             self.problem.choose_paths(self.algorithm.pop_size)
             self.settings = replace(self.settings, dtype=self.dtype, path=dict(self.problem.paths))
-            write_inputs(self.out, self.settings, self.digests)
+            write_inputs(self.out, self.settings, self.digests, self._made_with())
         torch.set_rng_state(self.random_state)
-        search = ResumableSearch(self.workflow, self.out, describe=self._describe)
+        search = ResumableSearch(self.workflow, self.out, describe=self._describe, journal=self.lock.journal)
         self.evaluations = search.records
         self.shown, self.known, self.started = search.problem.position, len(self.evaluations), time.monotonic()
-        try:
-            search.run(self.n_steps)
-        finally:
-            search.close()
+        search.run(self.n_steps)
         best = max((row for row in self.evaluations if row["score"] is not None), key=lambda row: row["score"])
         return torch.tensor(best["coefficients"])
 
@@ -237,7 +283,7 @@ class MergeRun:
     def _dev_scores(self, coefficients: torch.Tensor) -> dict[str, float]:
         """Mean dev score per task, from the history where this merge was evaluated already."""
         for row in self.evaluations:
-            if row["coefficients"] == coefficients.tolist():
+            if row["coefficients"] == coefficients.tolist() and row["score"] is not None:
                 return row["tasks"]
         return {name: float(scores.mean()) for name, scores in self.problem.score_tasks(coefficients).items()}
 
@@ -264,8 +310,6 @@ class MergeRun:
 
         :return: what `result.json` holds.
         """
-        seconds = time.monotonic() - self.started
-        base_hash = weights_sha256(self.problem.language_model.model)
         adapter = None
         if bool((best != 0).any()):
             difference = self.problem.export(best, self.out / "adapter")
@@ -279,10 +323,9 @@ class MergeRun:
             "adapter": adapter,
             "evaluations": len(self.evaluations),
             "seed": self.settings.seed,
-            "seconds": round(seconds, 1),
-            "device": str(self.problem.language_model.device),
+            "seconds": round(sum(row["seconds"] for row in self.evaluations), 1),
             "dtype": self.dtype,
-            "threads": torch.get_num_threads(),
+            **self._made_with(),
             "tasks": {
                 dev.name: {
                     "rule": dev.rule,
@@ -293,9 +336,8 @@ class MergeRun:
                 }
                 for dev, test in zip(self.dev_tasks, self.test_tasks, strict=True)
             },
-            "base_sha256": base_hash,
-            "versions": {package: version(package) for package in ("evox-evogm", "evox", "torch", "transformers", "peft")},
+            "base_sha256": self.digests["base"],
         }
-        write_whole(self.out / "report.md", report_markdown(result))
-        write_whole(self.out / RESULT, json.dumps(result, indent=2) + "\n")  # last: now the run is finished
+        write_whole(self.out / "report.md", report_markdown(result).encode())
+        write_whole(self.out / RESULT, (json.dumps(plain(result), indent=2) + "\n").encode())  # last: now the run is finished
         return result

@@ -13,6 +13,11 @@ class ScoreRow:
     test: dict[str, float]
 
 
+def printable(text: str) -> str:
+    """A text on one line, without characters that steer a terminal or change the direction of writing."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
 def mean(scores: dict[str, float]) -> float:
     """The mean over tasks."""
     return sum(scores.values()) / len(scores)
@@ -21,10 +26,10 @@ def mean(scores: dict[str, float]) -> float:
 def _cells(rows: list[dict]) -> list[list[str]]:
     """Header and rows: per task and for the mean, dev and test as one cell `dev / test`."""
     tasks = list(rows[0]["dev"])
-    table = [["model", *tasks, "mean"]]
+    table = [["model", *map(printable, tasks), "mean"]]
     for row in rows:
         pairs = [(row["dev"][task], row["test"][task]) for task in tasks] + [(mean(row["dev"]), mean(row["test"]))]
-        table.append([row["name"], *(f"{_short(dev)} / {_short(test)}" for dev, test in pairs)])
+        table.append([printable(row["name"]), *(f"{_short(dev)} / {_short(test)}" for dev, test in pairs)])
     return table
 
 
@@ -93,7 +98,7 @@ def report_markdown(result: dict) -> str:
     lines += [
         "",
         f"{result['evaluations']} evaluations, seed {result['seed']}, {result['dtype']} on {result['device']} "
-        f"({result['threads']} threads), {result['seconds']:.0f} s in all. {versions}.",
+        f"({result['threads']} threads), {result['seconds']:.0f} s of evaluation. {versions}.",
     ]
     if result["adapter"]:
         lines += [
@@ -105,5 +110,6 @@ def report_markdown(result: dict) -> str:
 
 
 def _escape(text: str) -> str:
-    """Keep a name from starting a cell, a link or markup of its own."""
-    return "".join("\\" + char if char in "|`*_[]<>#\\" else char for char in " ".join(text.split()))
+    """Keep a name from starting a cell, a link (also one without brackets) or markup of its own."""
+    escaped = "".join("\\" + char if char in "|`*_[]<>#&:@!~\\" else char for char in printable(text))
+    return escaped.replace("www.", "www\\.")

@@ -5,7 +5,10 @@ reads both, repeats the step that was cut off from the state before it, and take
 the journal.
 """
 
-import os
+import hashlib
+import json
+import math
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +17,11 @@ import torch
 import torch.distributed as dist
 from evox.core import Problem
 
+from evox_evogm.disk import write_whole
 from evox_evogm.journal import Journal
 
 JOURNAL, STATE = "history.jsonl", "state.safetensors"
-FORMAT = 1  # of the state file
+FORMAT = 2  # of the state file
 RANDOM = "random state"  # of the CPU's generator; of a GPU's with its name behind
 
 
@@ -28,28 +32,45 @@ class ResumableSearch:
         search.run(8)  # in a later process, with the workflow made and seeded as before, this goes on
 
     A problem with `on_evaluations` and `recall`, as `LoRAMergeProblem` has them, is written down by the candidates that it
-    evaluates together; any other by populations. Monitors get back the tensors of their state; their lists (histories) begin
-    with the process. Algorithms and problems must keep their state in tensors. Under `torchrun` rank 0 writes, and the
-    others hear what it has read.
+    evaluates together, with their scores by task and example; any other, a `DistributedProblem` too, by populations, with
+    the fitness alone. Monitors get back the tensors of their state; their lists (histories) begin with the process. Under
+    `torchrun` rank 0 writes, and the others hear what it has read.
+
+    The search goes on bit for bit if evaluating draws no random numbers and keeps no state. Of other problems a population
+    that was written down just before the end is not evaluated again, so that what follows draws other numbers. Evaluations
+    that failed and that no saved state counts are made again. An algorithm must keep its state in tensors (`Mutable`).
     """
 
-    def __init__(self, workflow, folder, *, describe: Callable[[int], Mapping] = lambda step: {}):
+    def __init__(
+        self,
+        workflow,
+        folder,
+        *,
+        describe: Callable[[int], Mapping] = lambda step: {},
+        journal: Journal | None = None,
+    ):
         """Take over a workflow before its first step.
 
         :param workflow: a `StdWorkflow`; its problem is wrapped.
         :param folder: where `history.jsonl` and `state.safetensors` are; made if it is missing.
         :param describe: what else to write down with the evaluations of a step, by its number from 0.
+        :param journal: the folder's `history.jsonl`, if it is open already.
         :raises ValueError: if another process has the folder, or if its files are damaged or do not fit the workflow.
         """
         self.workflow, self.folder = workflow, Path(folder)
         self.steps = 0
-        self.journal = None
-        if _rank() == 0:
+        self.journal = journal
+        self.made = made_of(workflow)
+        if _rank() == 0 and journal is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.journal = Journal(self.folder / JOURNAL)
         self.problem = JournaledProblem(workflow.problem, self.journal, describe)
         self.workflow.problem = self.problem
-        self._load()
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def records(self) -> list[dict]:
@@ -60,10 +81,17 @@ class ResumableSearch:
         """Go on until the workflow has made so many steps, `init_step` among them."""
         while self.steps < steps:
             self.problem.step = self.steps
+            before = outside_the_state(self.workflow.algorithm)
             if self.steps == 0:
                 self.workflow.init_step()
             else:
                 self.workflow.step()
+            changed = differing(before, outside_the_state(self.workflow.algorithm))
+            if changed is not None:
+                raise ValueError(
+                    f"algorithm: expected one that keeps its state in tensors (Mutable), found that a step changes {changed}; "
+                    "a later process could not go on with it"
+                )
             self.steps += 1
             self._save()
 
@@ -79,34 +107,29 @@ class ResumableSearch:
         """Write the state whole or not at all."""
         if self.journal is None:
             return
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        tensors = {name: value.detach().cpu().clone() for name, value in self.workflow.state_dict().items()}
+        # Cloned, because safetensors takes no tensors that share memory or have gaps.
+        copy = {"memory_format": torch.contiguous_format}
+        tensors = {name: value.detach().cpu().clone(**copy) for name, value in self.workflow.state_dict().items()}
         tensors[RANDOM] = torch.get_rng_state()
         if self._device().type == "cuda":
             tensors[f"{RANDOM} cuda"] = torch.cuda.get_rng_state(self._device())
         metadata = {"format": str(FORMAT), "steps": str(self.steps), "evaluations": str(self.problem.position)}
-        scratch = self.folder / f"{STATE}.part"
-        save_file(tensors, scratch, metadata=metadata)
-        for path in (scratch, self.folder):  # the content, then after the change of name the folder
-            if path is self.folder:
-                scratch.replace(self.folder / STATE)
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        metadata["made"] = json.dumps(self.made)
+        write_whole(self.folder / STATE, save(tensors, metadata=metadata))
 
     def _load(self) -> None:
         """Put the workflow where the last whole step left it."""
         found = [self._read() if _rank() == 0 else None]
         if _ranks() > 1:
             dist.broadcast_object_list(found, src=0)
+        if found[0] is not None:
+            tensors, self.steps, self.problem.position = found[0]
         if self.journal is not None:
             self.problem.recall()
         if found[0] is None:
             return
-        tensors, self.steps, self.problem.position = found[0]
         device = self._device()
         torch.set_rng_state(tensors.pop(RANDOM))
         if (cuda := tensors.pop(f"{RANDOM} cuda", None)) is not None and device.type == "cuda":
@@ -134,10 +157,10 @@ class ResumableSearch:
         if metadata.get("format") != str(FORMAT):
             found = metadata.get("format")
             raise ValueError(f"{path}: expected format {FORMAT}, found {found}, which another version of evox-evogm wrote")
-        known, expected = {name for name in tensors if not name.startswith(RANDOM)}, set(self.workflow.state_dict())
-        if known != expected:
+        changed = differing(json.loads(metadata.get("made", "{}")), self.made)
+        if changed is not None:
             raise ValueError(
-                f"{path}: expected the state of this workflow, found one that differs in {sorted(known ^ expected)[0]!r}"
+                f"{path}: expected the state of this workflow, found one that was made or seeded with another {changed}"
             )
         evaluations = int(metadata["evaluations"])
         if evaluations > len(self.journal.records):
@@ -161,9 +184,16 @@ class JournaledProblem(Problem):
             self.listener, problem.on_evaluations = problem.on_evaluations, self._note_candidates
 
     def recall(self) -> None:
-        """Tell a problem that evaluates by candidates what is known."""
-        if self.by_candidates:
-            self.problem.recall(self.journal.records)
+        """Tell a problem that evaluates by candidates what is known.
+
+        Failures that no state counts are forgotten, with what was written after them: it will be written again.
+        """
+        if not self.by_candidates:
+            return
+        records = self.journal.records
+        self.problem.recall(records)
+        failed = (number for number in range(self.position, len(records)) if records[number].get("failure"))
+        self.journal.cut(next(failed, len(records)))
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
@@ -178,7 +208,7 @@ class JournaledProblem(Problem):
             dist.broadcast_object_list(known, src=0)
         if known[0] is not None:
             self.position += len(pop)
-            return torch.tensor(known[0], dtype=pop.dtype, device=pop.device)
+            return torch.tensor(numbers(known[0]), dtype=pop.dtype, device=pop.device)
         start = time.perf_counter()
         fitness = self.problem.evaluate(pop)
         seconds = (time.perf_counter() - start) / len(pop)
@@ -208,15 +238,71 @@ class JournaledProblem(Problem):
     def _append(self, rows: list[dict]) -> None:
         numbered = enumerate(rows, self.position)
         self.journal.append(
-            [{"evaluation": number, "step": self.step, **self.describe(self.step), **row} for number, row in numbered]
+            [{"evaluation": number, "step": self.step, **self.describe(self.step), **plain(row)} for number, row in numbered]
         )
 
     def _check(self, written: list, repeated: list) -> None:
-        if written != repeated:
+        if written != plain(repeated):
             raise ValueError(
                 f"{self.journal.path}: expected to repeat evaluation {self.position} of step {self.step}, found other points; "
                 "this search was made or seeded differently, or in another environment"
             )
+
+
+def made_of(workflow) -> dict[str, str]:
+    """What a workflow was made with, as digests by name: its tensors, the settings of its algorithm, the random state."""
+    made = {name: _digest(value) for name, value in workflow.state_dict().items()}
+    for name, value in _own(workflow.algorithm).items():
+        # Of other things `repr` may tell the address, which differs between processes.
+        if all(isinstance(v, (bool, int, float, str)) for v in (value if isinstance(value, (list, tuple)) else [value])):
+            made[f"algorithm.{name}"] = _digest(repr(value).encode())
+    return {**made, RANDOM: _digest(torch.get_rng_state())}
+
+
+def outside_the_state(algorithm: torch.nn.Module) -> dict[str, str]:
+    """Digests of whatever an algorithm keeps beside its parameters and buffers, by name."""
+    found = {}
+    for path, module in algorithm.named_modules():
+        for name, value in _own(module).items():
+            try:
+                content = value if isinstance(value, torch.Tensor) else pickle.dumps(value)
+            except Exception:  # functions and the like, which hold no state of a search
+                continue
+            found[f"{path}.{name}".lstrip(".")] = _digest(content)
+    return found
+
+
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> str | None:
+    """The first name under which two tables differ."""
+    return next((repr(n) for n in sorted(one.keys() | other.keys()) if one.get(n) != other.get(n)), None)
+
+
+def _own(module: torch.nn.Module) -> dict:
+    """The attributes of a module that torch does not keep for it."""
+    return {name: value for name, value in vars(module).items() if name not in vars(torch.nn.Module())}
+
+
+def _digest(content: torch.Tensor | bytes) -> str:
+    digest = hashlib.sha256()
+    if isinstance(content, torch.Tensor):
+        digest.update(f"{content.dtype}{tuple(content.shape)}".encode())
+        content = content.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def plain(value):
+    """The same for JSON, in which a number that is not finite has to be its name: nan, inf or -inf."""
+    if isinstance(value, Mapping):
+        return {name: plain(element) for name, element in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(element) for element in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def numbers(value):
+    """The numbers that `plain` was given."""
+    return [numbers(element) for element in value] if isinstance(value, list) else float(value)
 
 
 def _rank() -> int:

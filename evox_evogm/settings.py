@@ -5,6 +5,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -38,7 +40,8 @@ class RunSettings:
     pop_size: int | None = None
     """Evaluations per step; by default twice the number of experts."""
     search: dict = field(default_factory=dict)
-    """Settings of EvoGM: n_rounds, n_iters, epochs, lr, winner_ratio, cycle_weight, opt_weight, hidden_dims, dual."""
+    """Settings of EvoGM: proposal (paper, or screened by a surrogate, which needs fewer evaluations), n_rounds, n_iters,
+    epochs, lr, winner_ratio, cycle_weight, opt_weight, hidden_dims, dual."""
 
     def __post_init__(self):
         for spec in fields(self):
@@ -52,10 +55,23 @@ class RunSettings:
         for name, least in {"budget": 1, "batch_tokens": 1, "seed": 0, "pop_size": 2}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
-        if not 0 < self.max_memory < float("inf"):
-            raise ValueError(f"max_memory: expected a number of GiB above 0, found {self.max_memory}")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed: expected less than 2**64, which torch can take, found {self.seed}")
+        if not 0 < self.max_memory < 2**30:
+            raise ValueError(f"max_memory: expected a number of GiB above 0 and below 2**30, found {self.max_memory}")
         if not self.tasks:
             raise ValueError("tasks: expected at least one, found none")
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """YAML without code, in which no table has a key twice: YAML itself would take the last one."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise ValueError(f"expected different names in a table, found {twice[0]!r} twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 def check_names(found, known, what: str) -> None:
@@ -77,14 +93,14 @@ def read_settings(path, **overrides) -> tuple[RunSettings, Path]:
     :return: the settings, and the folder that its paths are relative to.
     :raises ValueError: if the file is missing, not YAML, or a setting is unknown, missing, or out of range.
     """
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"settings: expected a YAML file, found none at {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
+    except OSError:
+        raise
+    except Exception as error:  # PyYAML has errors of its own, and lets those of numbers, dates and deep nesting through
         raise ValueError(f"{path}: expected YAML, found {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a table of settings, found {type(values).__name__}")

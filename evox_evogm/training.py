@@ -16,6 +16,7 @@ from torch.optim.adam import adam
 
 from evox_evogm.archive import draw_losers, winner_count
 from evox_evogm.generators import Layers, backward, forward, initial_parameters, layer_by_layer, pack, parameter_gradients
+from evox_evogm.leading_dims import flatten_lead
 
 SCHEMA = (
     "(Tensor parameters, Tensor moments, Tensor steps, Tensor points, Tensor count, Tensor draws, Tensor settings, "
@@ -225,24 +226,16 @@ def _shapes(parameters, moments, steps, points, count, draws, settings, seed, si
 OWN_DIMS = (2, 3, 0, 2, 0, 2, 1, 0)  # dimensions of the tensors of `train`; vmap adds others before them
 
 
-def _lead(tensors: Sequence[torch.Tensor]) -> torch.Size:
-    return torch.broadcast_shapes(*(t.shape[: t.ndim - own] for t, own in zip(tensors, OWN_DIMS, strict=True)))
-
-
 def _batched(*arguments):
     """`train_runs` over all leading dimensions that vmap has added."""
     *tensors, sizes = arguments
-    lead = _lead(tensors)
-    flat = (
-        t.expand(*lead, *t.shape[t.ndim - own :]).reshape(-1, *t.shape[t.ndim - own :])
-        for t, own in zip(tensors, OWN_DIMS, strict=True)
-    )
+    lead, flat = flatten_lead(tensors, OWN_DIMS)
     return tuple(result.unflatten(0, lead) for result in train_runs(*flat, sizes))
 
 
 def _batched_shapes(*arguments):
     *tensors, _ = arguments
-    (parameters, moments, *_, settings, _), lead = tensors, _lead(tensors)
+    (parameters, moments, *_, settings, _), lead = tensors, flatten_lead(tensors, OWN_DIMS)[0]
     return (
         parameters.new_empty(*lead, *parameters.shape[-2:]),
         moments.new_empty(*lead, *moments.shape[-3:]),

@@ -94,3 +94,10 @@ def weights_sha256(model: torch.nn.Module) -> str:
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def tokenizer_sha256(tokenizer) -> str:
+    """SHA-256 of what a tokenizer does: its own file where it has one, else its vocabulary; and its chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(repr((content, tokenizer.all_special_ids, tokenizer.chat_template)).encode()).hexdigest()

@@ -18,7 +18,9 @@ class DistributedProblem(Problem):
     a process group, or with one rank, the problem is evaluated here.
 
     Use it in a workflow with `enable_distributed` left off. With several ranks it cannot be vmapped, and so not be tuned by
-    `HPOProblemWrapper`. A problem that draws random numbers draws the same ones for every share, as with `enable_distributed`.
+    `HPOProblemWrapper`. `ResumableSearch` writes down the fitness of every point, not its scores by task: each rank knows
+    only those of its share. A problem that draws random numbers draws the same ones for every share, as with
+    `enable_distributed`.
     """
 
     def __init__(self, problem: Problem, group: dist.ProcessGroup | None = None):

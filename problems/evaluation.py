@@ -1,7 +1,7 @@
 """What one evaluation of one merge yields: the unit of the budget, and of what a run writes down."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -13,12 +13,14 @@ class Evaluation:
 
     `coefficients` are the n effective ones; `scores` hold per task a number per example, higher is better; `seconds` is its
     share of the time, 0 where the result was known. An evaluation that failed has no scores, but a reason in `failure`.
+    `margins` are like `scores`, of problems whose objectives are outcomes.
     """
 
     coefficients: tuple[float, ...]
     scores: dict[str, tuple[float, ...]]
     seconds: float
     failure: str | None = None
+    margins: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     @cached_property
     def by_task(self) -> dict[str, float]:
@@ -28,6 +30,7 @@ class Evaluation:
     def as_record(self) -> dict:
         """What is written down: numbers, lists and texts."""
         failure = {"failure": self.failure} if self.failure else {}
+        margins = {"margins": {name: list(values) for name, values in self.margins.items()}} if self.margins else {}
         return {
             "score": self.score if self.by_task else None,
             "tasks": self.by_task,
@@ -35,13 +38,16 @@ class Evaluation:
             "examples": {name: list(values) for name, values in self.scores.items()},
             "seconds": round(self.seconds, 3),
             **failure,
+            **margins,
         }
 
     @classmethod
     def from_record(cls, record: Mapping) -> "Evaluation":
         """What `as_record` has written down; entries that others have added do not matter."""
-        scores = {name: tuple(values) for name, values in record["examples"].items()}
-        return cls(tuple(record["coefficients"]), scores, record["seconds"], record.get("failure"))
+        # What is not finite may have been written by its name.
+        scores = {name: tuple(map(float, values)) for name, values in record["examples"].items()}
+        margins = {name: tuple(map(float, values)) for name, values in record.get("margins", {}).items()}
+        return cls(tuple(map(float, record["coefficients"])), scores, record["seconds"], record.get("failure"), margins)
 
     @property
     def score(self) -> float:

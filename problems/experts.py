@@ -8,6 +8,7 @@ what the adapter was trained as (DoRA, biases, whole saved modules, a changed ba
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<embedding
 BASE_COPY = re.compile(r"base_model\.model\.(?P<layer>.+)\.base_layer\.weight")
 # Initialisations that leave the base model as it is; the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA ...) subtract from it.
 PLAIN_INITIALISATIONS = (True, False, "true", "false", "gaussian", "orthogonal", "eva")
+LONGEST_PATTERN = 200  # characters of a rank or alpha pattern, and of the module names that it is tried on
 # Settings of peft.LoraConfig under which a module is not W + s B A, with what an accepted adapter has there.
 UNSUPPORTED = {
     "use_dora": "DoRA",
@@ -90,7 +92,6 @@ def read_expert(folder, *, name: str | None = None) -> Expert:
             raise ValueError(
                 f"{where}: expected only lora_A and lora_B tensors, found {key!r}; save the adapter as plain LoRA"
             )
-        tensor = tensor.to(torch.float32)
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{where}: expected finite weights, found NaN or infinity in {key!r}; use an earlier checkpoint")
         modules.setdefault(match["module"], {})[match["factor"]] = tensor
@@ -143,8 +144,8 @@ def _read_config(folder: Path, where: str) -> dict:
             "it; convert it with peft's path_initial_model_for_weight_conversion"
         )
     for setting, kind in (("r", int), ("lora_alpha", (int, float)), ("rank_pattern", dict), ("alpha_pattern", dict)):
-        value = config.get(setting, {} if kind is dict else None)
-        if value is None and kind is dict:
+        value = config.get(setting)
+        if value is None and kind is dict:  # null, or left out by an older peft
             config[setting] = {}
         elif not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{where}: expected {setting} in {CONFIG} to be a {_kind_name(kind)}, found {value!r}")
@@ -155,7 +156,7 @@ def _read_config(folder: Path, where: str) -> dict:
     alphas = {"lora_alpha": config["lora_alpha"]}
     alphas |= {f"alpha_pattern {key!r}": value for key, value in config["alpha_pattern"].items()}
     for setting, value in alphas.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < float("inf"):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
             raise ValueError(f"{where}: expected {setting} in {CONFIG} to be a finite number, found {value!r}")
     if not isinstance(config.get("use_rslora") or False, bool):
         raise ValueError(f"{where}: expected use_rslora in {CONFIG} to be true or false, found {config['use_rslora']!r}")
@@ -172,6 +173,11 @@ def _settings_of(config: dict, module: str, where: str) -> tuple[int, float]:
     for setting, patterns in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
         value = config[setting]
         for pattern, special in config[patterns].items():
+            if not _is_quick(pattern) or len(module) > LONGEST_PATTERN:
+                raise ValueError(
+                    f"{where}: expected names or short regular expressions in {patterns}, with at most one group and two "
+                    f"repetitions, found {pattern[:50]!r} for {module[:50]!r}"
+                )
             try:
                 matches = re.match(rf"(.*\.)?({pattern})$", module)
             except re.error as error:
@@ -185,6 +191,12 @@ def _settings_of(config: dict, module: str, where: str) -> tuple[int, float]:
     return tuple(found)
 
 
+def _is_quick(pattern: str) -> bool:
+    """Whether Python's `re`, which may take exponential time, is sure to end soon with a pattern that somebody else wrote."""
+    groups, repetitions = pattern.count("("), len(re.findall(r"[*+?{]", pattern.replace("(?:", "(")))
+    return len(pattern) <= LONGEST_PATTERN and groups <= 1 and repetitions <= 2 and not re.search(r"\)[*+{]", pattern)
+
+
 def _read_tensors(folder: Path, where: str) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -195,9 +207,16 @@ def _read_tensors(folder: Path, where: str) -> dict[str, torch.Tensor]:
         found = f"only {pickled[0]}, a pickle that is not read because it can run code" if pickled else "none"
         raise ValueError(f"{where}: expected {WEIGHTS}, found {found}; save it with safe_serialization=True")
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{where}: expected {WEIGHTS} in safetensors format, found {error}") from error
+    try:
+        if all(tensor.is_floating_point() for tensor in tensors.values()):
+            return {key: tensor.to(torch.float32) for key, tensor in tensors.items()}
+    except RuntimeError:  # of formats that torch stores but does not compute with
+        pass
+    found = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
+    raise ValueError(f"{where}: expected weights in float32, bfloat16, float16 or the like, found {found}")
 
 
 def check_together(experts: Sequence[Expert]) -> None:
@@ -264,8 +283,9 @@ def check_fit(experts: Sequence[Expert], model: torch.nn.Module, tokenizer=None)
                 reason = "its vocabulary differs" if factors.embedding else "it belongs to another base model"
                 raise ValueError(f"{where}: expected (inputs, outputs) {expected} in {module}, found {found}; {reason}")
         for layer in expert.base_copies:
-            copied = _read_tensors(expert.folder, where)[f"base_model.model.{layer}.base_layer.weight"].float()
-            own = layers[layer].weight.detach().to("cpu", torch.float32) if layer in layers else torch.empty(0)
+            copied = _read_tensors(expert.folder, where)[f"base_model.model.{layer}.base_layer.weight"]
+            own = getattr(layers.get(layer), "weight", None)  # containers have none
+            own = own.detach().to("cpu", torch.float32) if isinstance(own, torch.Tensor) else torch.empty(0)
             # The tolerance is that of bfloat16, in which the copy or the base may have been stored.
             if copied.shape != own.shape or not torch.allclose(copied, own, rtol=1e-2, atol=1e-4):
                 raise ValueError(

@@ -28,12 +28,14 @@ Request = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt and 
 @dataclass(frozen=True)
 class Likelihoods:
     """Of N continuations: `log_probability` (N,), the sum over tokens in nats; `first_miss` (N,), the index of the
-    first continuation token that greedy decoding would not choose, or the number of tokens if it chooses all; and
-    `missed_token` (N,), what it would choose there (-1 where nothing was missed)."""
+    first continuation token that greedy decoding would not choose, or the number of tokens if it chooses all;
+    `missed_token` (N,), what it would choose there (-1 where nothing was missed); and `margin` (N,), by how much the logit of
+    a token exceeds the largest other one, the least of a continuation: above 0 if greedy decoding chooses all."""
 
     log_probability: torch.Tensor
     first_miss: torch.Tensor
     missed_token: torch.Tensor
+    margin: torch.Tensor
 
 
 class LanguageModel:
@@ -295,6 +297,7 @@ class LanguageModel:
         log_probability = torch.zeros(len(requests))
         first_miss = torch.zeros(len(requests), dtype=torch.long)
         missed_token = torch.full((len(requests),), -1)
+        margin = torch.zeros(len(requests))
         scored = [len(continuation) for _, continuation in requests]
         limits = [len(prompt) - 1 for prompt, _ in requests]
         for start in self._starts([prompt + answer for prompt, answer in requests], limits, candidates, scored):
@@ -303,15 +306,19 @@ class LanguageModel:
             targets = torch.tensor([token for row in start.rows for token in requests[row][1]], device=self.device)  # (Q,)
             choices = logits.argmax(-1)
             logits = logits.float()
-            scores = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
-            by_row = (values.cpu().split(counts) for values in (scores, choices, targets))
-            for row, score, choice, target in zip(start.rows, *by_row, strict=True):
+            gold = logits.gather(-1, targets[:, None])[:, 0]
+            scores = gold - logits.logsumexp(-1)
+            first, second = logits.topk(2, -1).values.unbind(-1)
+            margins = gold - torch.where(choices == targets, second, first)
+            by_row = (values.cpu().split(counts) for values in (scores, choices, targets, margins))
+            for row, score, choice, target, least in zip(start.rows, *by_row, strict=True):
                 log_probability[row] = score.sum()
+                margin[row] = least.min()
                 missed = (choice != target).nonzero().flatten()
                 first_miss[row] = missed[0] if len(missed) else len(target)
                 if len(missed):
                     missed_token[row] = choice[missed[0]]
-        return Likelihoods(log_probability, first_miss, missed_token)
+        return Likelihoods(log_probability, first_miss, missed_token, margin)
 
     @torch.no_grad()
     def generate(

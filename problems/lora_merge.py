@@ -21,7 +21,7 @@ from evox_evogm.problems.merging import (
     reload_difference,
     stack_experts,
 )
-from evox_evogm.problems.scoring import score_population, score_task
+from evox_evogm.problems.scoring import outcomes_of, score_population, score_task, tokenize_task
 from evox_evogm.problems.shared_layers import count_shared_layers
 from evox_evogm.problems.tasks import Task
 
@@ -34,7 +34,9 @@ class LoRAMergeProblem(Problem):
 
     A point is a vector of effective coefficients lambda over the n experts, and the merge is exactly
     theta_pre + sum_k lambda_k s_k B_k A_k. The score of a task is the mean over its examples, and the objective the mean over
-    tasks; with `objectives="tasks"` every task is an objective of its own, for EvoX's multi-objective algorithms.
+    tasks; with `objectives="tasks"` every task is an objective of its own, for EvoX's multi-objective algorithms. With
+    `objectives="outcomes"` the mean is followed by a number per example, by how much it is right, which cost nothing more:
+    for `EvoGM(..., proposal="screened", outcomes=problem.outcomes)`.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class LoRAMergeProblem(Problem):
         experts: Sequence | Mapping,
         tasks: Sequence[Task],
         *,
-        objectives: Literal["mean", "tasks"] = "mean",
+        objectives: Literal["mean", "tasks", "outcomes"] = "mean",
         tokenizer=None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -60,7 +62,7 @@ class LoRAMergeProblem(Problem):
             transformers causal LM, which stays as it is.
         :param experts: PEFT adapter folders, named after their last part, or a mapping of names to folders.
         :param tasks: at least one, with different names.
-        :param objectives: `"mean"` over tasks, or all `"tasks"`.
+        :param objectives: `"mean"` over tasks, all `"tasks"`, or the mean and the `"outcomes"` of all examples.
         :param tokenizer: needed with a loaded model, otherwise read from `base`.
         :param dtype: of the weights, unless the model is loaded already. Defaults to bfloat16 where the processor computes in
             it, else float32.
@@ -84,8 +86,8 @@ class LoRAMergeProblem(Problem):
         self.paths = check_paths(path, names)
         if candidates_at_once is not None and (not isinstance(candidates_at_once, int) or candidates_at_once < 1):
             raise ValueError(f"candidates_at_once: expected a whole number of at least 1, found {candidates_at_once!r}")
-        if objectives not in ("mean", "tasks"):
-            raise ValueError(f'objectives: expected "mean" or "tasks", found {objectives!r}')
+        if objectives not in ("mean", "tasks", "outcomes"):
+            raise ValueError(f'objectives: expected "mean", "tasks" or "outcomes", found {objectives!r}')
         folders = experts.items() if isinstance(experts, Mapping) else [(None, folder) for folder in experts]
         self.experts: list[Expert] = [read_expert(folder, name=name) for name, folder in folders]
         check_together(self.experts)
@@ -118,8 +120,7 @@ class LoRAMergeProblem(Problem):
         self.objectives = objectives
         self.rates: Rates | None = None
         self._merger: WeightMerger | None = None
-        prompt_tokens = self.language_model.prompt_tokens
-        tokens = sum(len(prompt_tokens(e.prompt, chat=task.chat)) for task in tasks for e in task.examples)
+        tokens = sum(tokenize_task(task, self.language_model) for task in tasks)
         self.candidates_at_once = candidates_at_once or max(1, TOKENS_AT_ONCE // tokens)
         self.max_memory = max_memory
         self.on_evaluations = on_evaluations
@@ -128,6 +129,12 @@ class LoRAMergeProblem(Problem):
     def n_experts(self) -> int:
         """n, the dimension of the search."""
         return len(self.experts)
+
+    @property
+    def outcomes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the columns mean that `objectives="outcomes"` adds, two `(S,)` tensors: the weight of each in the mean over
+        tasks, and whether it counts by being above 0."""
+        return outcomes_of(self.tasks)
 
     def score_tasks(self, coefficients: torch.Tensor, tasks: Sequence[Task] | None = None) -> dict[str, torch.Tensor]:
         """Scores of one merge by task and example.
@@ -138,30 +145,39 @@ class LoRAMergeProblem(Problem):
         """
         return {name: scores[0] for name, scores in self.score_together(coefficients[None], tasks).items()}
 
-    def score_together(self, pop: torch.Tensor, tasks: Sequence[Task] | None = None) -> dict[str, torch.Tensor]:
+    def score_together(
+        self, pop: torch.Tensor, tasks: Sequence[Task] | None = None, margins: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Scores of several merges by task and example, by the paths of the tasks.
 
         :param pop: a `(P, n)` tensor of effective coefficients.
         :param tasks: by default those of the problem.
+        :param margins: a dictionary to add to, per task name a `(P, S)` tensor; see `scoring.RULES_BY_SIGN`.
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
         """
         tasks = self.tasks if tasks is None else tasks
-        paths, scores = self._paths_of(tasks, len(pop)), {}
+        paths, scores, margins = self._paths_of(tasks, len(pop)), {}, {} if margins is None else margins
+        margins |= {task.name: torch.zeros(len(pop), len(task.examples)) for task in tasks}
         for path, score in (("factored", self._score_factored), ("merged", self._score_merged)):
             if mine := [task for task in tasks if paths[task.name] == path]:
-                scores |= score(pop, mine)
+                scores |= score(pop, mine, margins)
         return {task.name: scores[task.name] for task in tasks}
 
-    def _score_factored(self, pop: torch.Tensor, tasks: Sequence[Task]) -> dict[str, torch.Tensor]:
+    def _score_factored(
+        self, pop: torch.Tensor, tasks: Sequence[Task], margins: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         model = self.language_model
         with merged(model.model, self.stacked, pop) as population:
             shared_layers = count_shared_layers(model.model, population.modules)
             with model.candidates(population.select, shared_layers):
-                return {task.name: score_population(task, model, len(pop)) for task in tasks}
+                return {task.name: score_population(task, model, len(pop), margins[task.name]) for task in tasks}
 
-    def _score_merged(self, pop: torch.Tensor, tasks: Sequence[Task]) -> dict[str, torch.Tensor]:
+    def _score_merged(
+        self, pop: torch.Tensor, tasks: Sequence[Task], margins: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        model = self.language_model
         with merged_in_place(self._weight_merger(), pop) as candidates:
-            scores = [[score_task(task, self.language_model) for task in tasks] for _ in candidates]
+            scores = [[score_task(task, model, margins[task.name][row]) for task in tasks] for row, _ in enumerate(candidates)]
         return {task.name: torch.stack(rows) for task, rows in zip(tasks, zip(*scores, strict=True), strict=True)}
 
     def _weight_merger(self) -> WeightMerger:
@@ -224,7 +240,8 @@ class LoRAMergeProblem(Problem):
 
         :param pop: a `(P, n)` tensor of effective coefficients.
         :return: scores, higher is better, on the device and in the dtype of `pop`: a `(P,)` tensor, or with
-            `objectives="tasks"` a `(P, M)` tensor with a column per task.
+            `objectives="tasks"` a `(P, M)` tensor with a column per task, or with `objectives="outcomes"` a `(P, 1 + S)`
+            tensor of the mean and the margins of all examples (NaN where a merge failed), which mean what `outcomes` says.
         :raises ValueError: if `pop` has another number of columns.
         :raises RuntimeError: if every merge of the population failed. If some do, they score -inf, and `on_evaluations` hears
             why.
@@ -256,16 +273,20 @@ class LoRAMergeProblem(Problem):
         return evaluations
 
     def recall(self, records: Iterable[Mapping]) -> None:
-        """Take over evaluations of an earlier process, which will not be made again.
+        """Take over evaluations of an earlier process, which will not be made again, unless they failed.
 
         :param records: what `Evaluation.as_record` gave for each.
         """
         for evaluation in map(Evaluation.from_record, records):
-            self._known.setdefault(self._weights_key(torch.tensor(evaluation.coefficients)), evaluation)
+            if not evaluation.failure:
+                self._known.setdefault(self._weights_key(torch.tensor(evaluation.coefficients)), evaluation)
 
     def _objective(self, evaluation: Evaluation) -> float | list[float]:
         if self.objectives == "tasks":
             return list(evaluation.by_task.values()) or [evaluation.score] * len(self.tasks)
+        if self.objectives == "outcomes":
+            failed = [float("nan")] * sum(len(task.examples) for task in self.tasks)
+            return [evaluation.score, *([m for values in evaluation.margins.values() for m in values] or failed)]
         return evaluation.score
 
     def _evaluate_new(self, pop: torch.Tensor) -> list[Evaluation]:
@@ -282,9 +303,16 @@ class LoRAMergeProblem(Problem):
             return [evaluation for row in pop for evaluation in self._evaluate_new(row[None])]
         if evaluations is None:
             evaluations, failure, _ = self._try(pop)
+        else:
+            for row, evaluation in enumerate(evaluations):
+                if evaluation.failure:
+                    again, failure, _ = self._try(pop[row : row + 1])
+                    evaluations[row] = again[0] if again else replace(evaluation, failure=failure)
         if evaluations is None:
-            log.warning("a merge failed twice and counts as worst: %s", failure)
-            return [Evaluation(tuple(pop[0].tolist()), {}, time.perf_counter() - start, failure)]
+            evaluations = [Evaluation(tuple(pop[0].tolist()), {}, time.perf_counter() - start, failure)]
+        for evaluation in evaluations:
+            if evaluation.failure:
+                log.warning("a merge failed twice and counts as worst: %s", evaluation.failure)
         return evaluations
 
     def _try(self, pop: torch.Tensor) -> tuple[list[Evaluation] | None, str, bool]:
@@ -292,9 +320,10 @@ class LoRAMergeProblem(Problem):
 
         Afterwards nothing holds on to the tensors of what failed.
         """
-        start = time.perf_counter()
+        start, margins = time.perf_counter(), {}
         try:
-            by_task = self.score_together(pop)
+            wanted = {"margins": margins} if self.objectives == "outcomes" else {}
+            by_task = self.score_together(pop, **wanted)
         except ValueError:
             raise  # input that cannot be used, whatever the merge
         except Exception as error:  # a merge can break the model in many ways, and the search goes on
@@ -305,7 +334,8 @@ class LoRAMergeProblem(Problem):
             scores = {name: tuple(values[row].tolist()) for name, values in by_task.items()}
             odd = [name for name, values in by_task.items() if not values[row].isfinite().all()]
             failure = f"task {odd[0]}: expected finite scores, found others" if odd else None
-            evaluations.append(Evaluation(tuple(coefficients), {} if odd else scores, seconds, failure))
+            kept = {} if odd else {name: tuple(values[row].tolist()) for name, values in margins.items()}
+            evaluations.append(Evaluation(tuple(coefficients), {} if odd else scores, seconds, failure, kept))
         return evaluations, "", False
 
     def _weights_key(self, coefficients: torch.Tensor) -> tuple[float, ...]:

@@ -239,7 +239,7 @@ def export_adapter(experts: Sequence[Expert], coefficients: torch.Tensor, folder
     :param base: the name of the base model, written into the configuration.
     :raises ValueError: if every coefficient is 0: the merge is the base itself.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     modules, coefficients = _stack_used(experts, coefficients)
     if not modules:
@@ -270,7 +270,7 @@ def export_adapter(experts: Sequence[Expert], coefficients: torch.Tensor, folder
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file has no OSError for a full disk
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -61,6 +61,11 @@ def make_example(row: Mapping, where: str, index: int, *, instruction: str = BES
         choices = {chr(ord("A") + index): text for index, text in enumerate(choices)}
     if not isinstance(choices, Mapping) or not all(isinstance(text, str) for text in choices.values()):
         raise ValueError(f"{where}: expected choices as key -> text or a list of texts, found {choices!r}")
+    texts = json.dumps([question, answer, str(row.get("id", index)), instruction, icl, choices], ensure_ascii=False)
+    try:
+        texts.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: expected text, found half of a character, {texts[error.start]!r}") from error
     prompt = choice_prompt(question, choices, instruction=instruction, icl=icl) if choices else answer_prompt(question)
     return Example(str(row.get("id", index)), prompt, answer, tuple(choices.items()))
 

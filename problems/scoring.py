@@ -18,25 +18,45 @@ Case = tuple[int, Example]  # the candidate that is asked, and what
 SHORT_OUTPUT = 100  # characters; ten new tokens stay below this
 
 
-def score_task(task: Task, model: LanguageModel) -> torch.Tensor:
+def tokenize_task(task: Task, model: LanguageModel) -> int:
+    """Make the tokens of everything that the task will ask, which the model keeps.
+
+    :return: the tokens of all prompts.
+    :raises ValueError: if a prompt or an answer has none, or the tokenizer lacks the chat template that the task wants.
+    """
+    for example in task.examples:
+        if task.rule == "choice_likelihood":
+            answers = [_continuation(task, *choice) for choice in example.choices]
+        else:
+            forward = task.rule == "gold_log_probability" or (task.rule == "exact_match" and task.match == "equal")
+            answers = [gold_text(task, example)] if forward else []
+        for answer in answers:
+            model.continuation_tokens(answer, chat=task.chat)
+    return sum(len(model.prompt_tokens(example.prompt, chat=task.chat)) for example in task.examples)
+
+
+def score_task(task: Task, model: LanguageModel, margins: torch.Tensor | None = None) -> torch.Tensor:
     """Score every example of a task.
 
     :param task: S examples and a rule.
     :param model: the language model that answers.
+    :param margins: an `(S,)` tensor on the CPU to write to: what the rule compares, see `RULES_BY_SIGN`.
     :return: an `(S,)` float32 tensor on the CPU, higher is better.
     """
-    return SCORERS[task.rule](task, model)
+    return SCORERS[task.rule](task, model, margins=margins)
 
 
-def score_population(task: Task, model: LanguageModel, count: int) -> torch.Tensor:
+def score_population(task: Task, model: LanguageModel, count: int, margins: torch.Tensor | None = None) -> torch.Tensor:
     """Score every example of a task for several candidates, whose requests share batches.
 
     :param model: the language model, inside `model.candidates(...)`.
     :param count: P, the number of candidates.
+    :param margins: a `(P, S)` tensor to write to, as in `score_task`.
     :return: a `(P, S)` float32 tensor on the CPU, higher is better.
     """
     cases = [(candidate, example) for candidate in range(count) for example in task.examples]
-    return SCORERS[task.rule](task, model, cases).view(count, len(task.examples))
+    flat = None if margins is None else margins.view(-1)
+    return SCORERS[task.rule](task, model, cases, margins=flat).view(count, len(task.examples))
 
 
 def _cases(task: Task, cases: Sequence[Case] | None) -> Sequence[Case]:
@@ -70,13 +90,24 @@ def choice_log_probabilities(task: Task, model: LanguageModel, cases: Sequence[C
     return list(model.likelihoods(requests, asked).log_probability.split([len(row) for row in choices]))
 
 
-def choice_likelihood(task: Task, model: LanguageModel, cases: Sequence[Case] | None = None) -> torch.Tensor:
+def choice_likelihood(
+    task: Task, model: LanguageModel, cases: Sequence[Case] | None = None, *, margins: torch.Tensor | None = None
+) -> torch.Tensor:
     cases = _cases(task, cases)
-    right = [
-        example.choices[int(scores.argmax())][0] == example.target
-        for scores, (_, example) in zip(choice_log_probabilities(task, model, cases), cases, strict=True)
-    ]
-    return torch.tensor(right, dtype=torch.float32)
+    right = torch.zeros(len(cases))
+    for row, (scores, (_, example)) in enumerate(zip(choice_log_probabilities(task, model, cases), cases, strict=True)):
+        keys = [key for key, _ in example.choices]
+        right[row] = keys[int(scores.argmax())] == example.target
+        if margins is not None:
+            gold = torch.tensor([key == example.target for key in keys])
+            others = scores[~gold].max() if len(keys) > 1 else torch.tensor(0.0)
+            margins[row] = signed(scores[gold].max() - others, right[row])
+    return right
+
+
+def signed(size: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """A margin with the sign that its score has: ties and other ways to be right are decided elsewhere."""
+    return torch.where(right > 0.5, size.abs().clamp_min(1e-6), -size.abs())
 
 
 def gold_text(task: Task, example: Example) -> str:
@@ -85,14 +116,19 @@ def gold_text(task: Task, example: Example) -> str:
     return _continuation(task, example.target, texts[example.target]) if texts else example.target
 
 
-def gold_log_probability(task: Task, model: LanguageModel, cases: Sequence[Case] | None = None) -> torch.Tensor:
+def gold_log_probability(
+    task: Task, model: LanguageModel, cases: Sequence[Case] | None = None, *, margins: torch.Tensor | None = None
+) -> torch.Tensor:
     cases = _cases(task, cases)
     requests = [
         (prompt, model.continuation_tokens(gold_text(task, example), chat=task.chat))
         for prompt, (_, example) in zip(_prompts(task, model, cases), cases, strict=True)
     ]
     lengths = torch.tensor([len(continuation) for _, continuation in requests])
-    return model.likelihoods(requests, _candidates(cases)).log_probability / lengths
+    scores = model.likelihoods(requests, _candidates(cases)).log_probability / lengths
+    if margins is not None:
+        margins.copy_(scores)
+    return scores
 
 
 def agrees(output: str, target: str, match: str) -> bool:
@@ -119,6 +155,7 @@ def generated_match(
     begun: Sequence[Sequence[int]] | None = None,
     *,
     to_the_end: bool = True,
+    margins: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`exact_match` the plain way: decode every answer and compare the texts.
 
@@ -129,11 +166,16 @@ def generated_match(
     targets = [gold_text(task, example) for _, example in cases]
     enough = None if to_the_end else lambda row, text: decided(text, targets[row], task.match)
     outputs = model.generate(_prompts(task, model, cases), task.max_new_tokens, _candidates(cases), enough, begun)
-    right = [agrees(output, target, task.match) for output, target in zip(outputs, targets, strict=True)]
-    return torch.tensor(right, dtype=torch.float32)
+    found = zip(outputs, targets, strict=True)
+    right = torch.tensor([agrees(output, target, task.match) for output, target in found], dtype=torch.float32)
+    if margins is not None:
+        margins.copy_(2 * right - 1)  # a text has no margin
+    return right
 
 
-def exact_match(task: Task, model: LanguageModel, cases: Sequence[Case] | None = None) -> torch.Tensor:
+def exact_match(
+    task: Task, model: LanguageModel, cases: Sequence[Case] | None = None, *, margins: torch.Tensor | None = None
+) -> torch.Tensor:
     """`exact_match` with one forward pass where that decides it.
 
     Greedy decoding yields the target's tokens and then stops if and only if each of them is the arg-max after the
@@ -142,7 +184,7 @@ def exact_match(task: Task, model: LanguageModel, cases: Sequence[Case] | None =
     """
     cases = _cases(task, cases)
     if task.match != "equal":
-        return generated_match(task, model, cases, to_the_end=False)
+        return generated_match(task, model, cases, to_the_end=False, margins=margins)
     requests = [
         (prompt, (*model.continuation_tokens(gold_text(task, example), chat=task.chat), model.end_token))
         for prompt, (_, example) in zip(_prompts(task, model, cases), cases, strict=True)
@@ -165,6 +207,8 @@ def exact_match(task: Task, model: LanguageModel, cases: Sequence[Case] | None =
     if begun:
         rows = list(begun)
         right[rows] = generated_match(task, model, [cases[row] for row in rows], list(begun.values()), to_the_end=False)
+    if margins is not None:
+        margins.copy_(signed(result.margin, right))
     return right
 
 
@@ -189,14 +233,16 @@ def parse_choice(output: str, choices: Mapping[str, str]) -> str | None:
     return None
 
 
-def multiple_choice_generation(task: Task, model: LanguageModel, cases: Sequence[Case] | None = None) -> torch.Tensor:
+def multiple_choice_generation(
+    task: Task, model: LanguageModel, cases: Sequence[Case] | None = None, *, margins: torch.Tensor | None = None
+) -> torch.Tensor:
     cases = _cases(task, cases)
     outputs = model.generate(_prompts(task, model, cases), task.max_new_tokens, _candidates(cases))
-    right = [
-        parse_choice(output, dict(example.choices)) == example.target
-        for output, (_, example) in zip(outputs, cases, strict=True)
-    ]
-    return torch.tensor(right, dtype=torch.float32)
+    found = zip(outputs, cases, strict=True)
+    right = torch.tensor([parse_choice(output, dict(e.choices)) == e.target for output, (_, e) in found], dtype=torch.float32)
+    if margins is not None:
+        margins.copy_(2 * right - 1)  # a text has no margin
+    return right
 
 
 SCORERS: dict[str, Callable[..., torch.Tensor]] = {
@@ -206,3 +252,17 @@ SCORERS: dict[str, Callable[..., torch.Tensor]] = {
     "multiple_choice_generation": multiple_choice_generation,
 }
 assert set(SCORERS) == set(RULES)
+
+# The margin of a score of 0 or 1 is above 0 if and only if it is 1: how far the right answer is ahead of the others, in
+# logits or nats. Elsewhere it is the score.
+RULES_BY_SIGN = frozenset(RULES) - {"gold_log_probability"}
+
+
+def outcomes_of(tasks: Sequence[Task]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the margins of all examples, one task after another, contribute to the mean over tasks.
+
+    :return: two `(S,)` tensors: the weight of each, and whether it counts by being above 0.
+    """
+    weights = [1 / (len(tasks) * len(task.examples)) for task in tasks for _ in task.examples]
+    by_sign = [task.rule in RULES_BY_SIGN for task in tasks for _ in task.examples]
+    return torch.tensor(weights), torch.tensor(by_sign)

@@ -153,7 +153,7 @@ def merge(project, *options, out="out"):
 
 def history(out):
     """The evaluations of a run without what depends on the clock."""
-    from evox_evogm.journal import read_records
+    from evox_evogm.journal import read_blocks
 
-    rows = read_records(out / "history.jsonl")[0]
+    rows = [record for block, _ in read_blocks(out / "history.jsonl") for record in block]
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]

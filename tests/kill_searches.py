@@ -27,12 +27,10 @@ class TornFile:
         self.file = file
 
     def write(self, data):
-        for half in (data[: len(data) // 2], data[len(data) // 2 :]):
-            os.write(self.file.fileno(), half)
-            time.sleep(0.01)
-
-    def flush(self):
-        pass
+        os.write(self.file.fileno(), data[: len(data) // 2])
+        time.sleep(0.3)  # long enough for some of 50 kills to fall into it
+        os.write(self.file.fileno(), data[len(data) // 2 :])
+        return len(data)
 
     def __getattr__(self, name):
         return getattr(self.file, name)
@@ -46,7 +44,7 @@ def search(project: Path, out: Path) -> int:
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     path = out / "history.jsonl"
-    known = {tuple(record["coefficients"]) for record in journal.read_records(path)[0]} if path.exists() else set()
+    known = {tuple(record["coefficients"]) for record in records(path)} if path.exists() else set()
     evaluate_new, open_journal = LoRAMergeProblem._evaluate_new, journal.Journal.__init__
 
     def watched(problem, pop):
@@ -63,8 +61,12 @@ def search(project: Path, out: Path) -> int:
     os._exit(cli.main(["merge", str(project / "run.yaml"), "--out", str(out)]))
 
 
+def records(path: Path) -> list[dict]:
+    return [record for block, _ in journal.read_blocks(path) for record in block]
+
+
 def history(out: Path) -> list[dict]:
-    rows = journal.read_records(out / "history.jsonl")[0]
+    rows = records(out / "history.jsonl")
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
@@ -76,7 +78,7 @@ def main() -> None:
     seconds = time.monotonic() - start
     whole, killed, torn, finished, equal, statuses = history(project / "whole"), 0, 0, 0, 0, set()
     while killed < kills:
-        out = project / f"run{finished}"
+        out, seen = project / f"run{finished}", 0
         while True:
             pid = search(project, out)
             if killed < kills:
@@ -86,7 +88,10 @@ def main() -> None:
             if status == -signal.SIGKILL:
                 killed += 1
                 path = out / "history.jsonl"
-                torn += path.exists() and journal.read_records(path)[1] < path.stat().st_size
+                size = path.stat().st_size if path.exists() else 0
+                # A torn block stays until the next one is written, and counts once.
+                torn += size not in (seen, 0) and sum(n for _, n in journal.read_blocks(path)) < size
+                seen = size
             else:
                 statuses.add(status)
                 break

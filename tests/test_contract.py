@@ -18,8 +18,9 @@ ABLATIONS = {
     "one round": {"n_rounds": 1},
     "no cycle loss": {"cycle_weight": 0.0},
     "no clamp": {"clamp": False},
+    "screened": {"proposal": "screened"},
 }
-SHAPES = [(3, 5), (1, 2), (64, 7), (2, 8), (10, 21)]  # n and P: odd and even, under and over n + 1
+SHAPES = [(3, 5), (1, 2), (64, 7), (2, 8), (10, 21), (4, 3)]  # n and P: odd and even, under and over n + 1
 DTYPES = [torch.float32, torch.float64]
 MIXED = [  # every ablation and every shape once, in turn in float32 and float64
     (ablation, *shape, DTYPES[index % 2]) for index, (ablation, shape) in enumerate(zip(ABLATIONS, SHAPES, strict=True))

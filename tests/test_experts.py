@@ -110,10 +110,11 @@ def test_tensors_stored_in_half_precision_are_read_in_float32(make_adapter, edit
     assert torch.equal(factors.a, load_file(folder / WEIGHTS)[KEY.format("A")].float())
 
 
-def test_settings_that_older_versions_of_peft_left_out_have_their_defaults(make_adapter, model):
+@pytest.mark.parametrize("patterns", [{"rank_pattern": None, "alpha_pattern": None}, {}])
+def test_settings_that_older_versions_of_peft_left_out_have_their_defaults(make_adapter, model, patterns):
     folder = make_adapter("code")
-    needed = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": None, "alpha_pattern": None}
-    (folder / CONFIG).write_text(json.dumps(needed))
+    needed = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+    (folder / CONFIG).write_text(json.dumps(needed | patterns))
     (expert,) = load([folder], model)
     assert set(scales(expert).values()) == {2.0}
     assert expert.base == ""

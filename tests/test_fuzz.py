@@ -1,15 +1,17 @@
 """Whatever stands in settings, tasks and adapters, reading them succeeds or ends in a `ValueError` of one sentence."""
 
 import json
+import shutil
 from contextlib import suppress
 
 import pytest
 import yaml
+from conftest import merge
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evox_evogm.merge_run import expert_folders, read_task
-from evox_evogm.problems.experts import CONFIG, WEIGHTS, check_together, read_expert
+from evox_evogm.problems.experts import CONFIG, WEIGHTS, check_fit, check_together, read_expert
 from evox_evogm.problems.readers import read_json_lines, read_swarm_eval
 from evox_evogm.settings import RunSettings, read_settings
 
@@ -17,6 +19,7 @@ SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.function_scope
 few = settings(max_examples=150, **SHARED)
 many = settings(max_examples=5000, **SHARED)
 EFFORTS = [few, pytest.param(many, marks=pytest.mark.slow)]
+RUNS = [settings(max_examples=12, **SHARED), pytest.param(settings(max_examples=300, **SHARED), marks=pytest.mark.slow)]
 
 scalars = st.none() | st.booleans() | st.integers(-3, 10**25) | st.floats() | st.text(max_size=8)
 values = st.recursive(
@@ -97,7 +100,7 @@ def test_tasks(effort, tmp_path):
 
 
 @pytest.mark.parametrize("effort", EFFORTS)
-def test_adapter_configurations(effort, make_adapter):
+def test_adapter_configurations(effort, make_adapter, model, tokenizer):
     folder = make_adapter("first")
     plain = json.loads((folder / CONFIG).read_text())
 
@@ -108,12 +111,13 @@ def test_adapter_configurations(effort, make_adapter):
         expert = read(lambda: read_expert(folder))
         if expert is not None:
             read(lambda: check_together([expert, expert]))
+            read(lambda: check_fit([expert], model, tokenizer))
 
     check()
 
 
 @pytest.mark.parametrize("effort", EFFORTS)
-def test_adapter_weights(effort, make_adapter):
+def test_adapter_weights(effort, make_adapter, model, tokenizer):
     folder = make_adapter("first")
     plain = (folder / WEIGHTS).read_bytes()
     size = int.from_bytes(plain[:8], "little")
@@ -134,6 +138,56 @@ def test_adapter_weights(effort, make_adapter):
             len(changed).to_bytes(8, "little") + changed + plain[8 + size :],
         ):
             (folder / WEIGHTS).write_bytes(content)
-            read(lambda: read_expert(folder))
+            read(lambda: check_fit([read_expert(folder)], model, tokenizer))
+
+    check()
+
+
+@pytest.mark.parametrize("effort", RUNS)
+def test_names_of_tensors(effort, make_adapter, model, tokenizer):
+    from safetensors.torch import load_file, save_file
+
+    folder = make_adapter("first")
+    plain = load_file(folder / WEIGHTS)
+    modules = st.sampled_from([name for name, _ in model.named_modules() if name] + ["nothing"])
+    ends = st.sampled_from(["base_layer.weight", "lora_A.weight", "lora_embedding_B", "bias"])
+
+    @effort
+    @given(st.dictionaries(st.tuples(modules, ends), st.sampled_from(sorted(plain)), max_size=3), st.booleans())
+    def check(more, alone):
+        added = {f"base_model.model.{module}.{end}": plain[name].clone() for (module, end), name in more.items()}
+        save_file({**({} if alone else plain), **added}, folder / WEIGHTS)
+        expert = read(lambda: read_expert(folder))
+        if expert is not None:
+            read(lambda: check_fit([expert], model, tokenizer))
+
+    check()
+
+
+KEYS = [name for name in RunSettings.__dataclass_fields__ if name not in ("budget", "pop_size", "batch_tokens", "search")]
+
+
+@pytest.mark.parametrize("effort", RUNS)
+def test_whole_runs(effort, project, capsys):
+    """Through the command: a run that ends well, or one sentence and nothing half-written."""
+    path, config = project / "run.yaml", project / "experts/first" / CONFIG
+    plain, plain_config = yaml.safe_load(path.read_text()), json.loads(config.read_text())
+
+    @effort
+    @given(
+        st.dictionaries(st.sampled_from(KEYS), values, max_size=1),
+        st.dictionaries(st.sampled_from(sorted(plain_config)), values, max_size=1),
+        st.lists(rows.map(json.dumps), max_size=3),
+    )
+    def check(changes, config_changes, lines):
+        path.write_text(yaml.safe_dump({**plain, "budget": 4, **changes}), encoding="utf-8")
+        config.write_text(json.dumps({**plain_config, **config_changes}))
+        (project / "dev.jsonl").write_text("\n".join(lines) or '{"question": "q", "answer": "a"}')
+        shutil.rmtree(project / "out", ignore_errors=True)
+        status = merge(project)
+        error = capsys.readouterr().err
+        assert status in (0, 2), error
+        assert (status == 0) == (project / "out").exists()
+        assert not status or (error.startswith("evogm: ") and error.count("\n") == 1)
 
     check()

@@ -5,13 +5,18 @@ import json
 import multiprocessing
 import os
 import resource
+import sys
 
 import pytest
 
-from evox_evogm.journal import Journal, read_records, seal, unseal
+from evox_evogm.journal import Journal, read_blocks, seal, unseal
 
 BLOCKS = [[{"x": 1}], [{"x": 2.5, "t": 'é\n"'}, {"x": None}], [{"x": [0.1]}, {"x": [0.2]}, {"x": [0.3]}]]
 ALL = [record for block in BLOCKS for record in block]
+
+
+def read(path):
+    return [record for block, _ in read_blocks(path) for record in block]
 
 
 @pytest.fixture
@@ -27,7 +32,7 @@ def test_a_later_process_reads_what_was_written(written):
     with Journal(written) as journal:
         assert journal.records == ALL
         journal.append([{"x": 4}])
-    assert read_records(written)[0] == [*ALL, {"x": 4}]
+    assert read(written) == [*ALL, {"x": 4}]
 
 
 def test_every_line_is_json_and_its_checksum_is_that_of_the_rest(written):
@@ -50,15 +55,69 @@ def test_whatever_is_cut_off_at_the_end_leaves_the_whole_blocks_before_it(writte
         with Journal(written) as journal:
             assert journal.records == expected
             journal.append([{"x": "next"}])
-        assert read_records(written)[0] == [*expected, {"x": "next"}]
+        assert read(written) == [*expected, {"x": "next"}]
 
 
-def test_damage_before_the_end_is_refused(written):
-    content = written.read_bytes()
-    written.write_bytes(content.replace(b"2.5", b"2.6"))
-    with pytest.raises(ValueError, match=r"history.jsonl: expected records with their checksum, found line 2 damaged"):
-        Journal(written)
-    assert written.read_bytes() == content.replace(b"2.5", b"2.6")  # nothing was cut off
+def test_opening_changes_nothing_and_the_torn_block_goes_when_the_next_is_written(written):
+    torn = written.read_bytes()[:-5]
+    written.write_bytes(torn)
+    with Journal(written) as journal:
+        assert journal.records == ALL[:3] and written.read_bytes() == torn
+        journal.append([{"x": 4}])
+    assert read(written) == [*ALL[:3], {"x": 4}]
+
+
+def test_damage_is_refused_wherever_it_is_and_nothing_is_cut_off(written):
+    whole = written.read_bytes()
+    for position in range(len(whole)):
+        written.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(ValueError, match=r"history.jsonl: expected records with their checksum, found line \d damaged"):
+            Journal(written)
+    assert len(written.read_bytes()) == len(whole)
+
+
+def test_a_torn_block_may_have_holes_as_a_machine_without_power_leaves_them(written):
+    lines = written.read_bytes().splitlines(keepends=True)
+    written.write_bytes(b"".join(lines[:4]) + b"\0" * (len(lines[4]) - 1) + b"\n")  # the last of three is missing
+    assert read(written) == ALL[:3]
+    written.write_bytes(b"".join(lines[:4]) + b"\0" * (len(lines[4]) - 1) + b"\n" + lines[5])
+    with pytest.raises(ValueError, match="found line 5 damaged"):
+        read(written)
+
+
+@pytest.mark.parametrize("missing", range(5))
+def test_a_line_that_is_missing_in_the_middle_is_refused(tmp_path, missing):
+    path = tmp_path / "history.jsonl"
+    with Journal(path) as journal:
+        for first, size in ((0, 1), (1, 2), (3, 1), (4, 2)):
+            journal.append([{"evaluation": first + index} for index in range(size)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:missing] + lines[missing + 1 :]))
+    with pytest.raises(ValueError, match="expected every record in its order, found one missing before line"):
+        Journal(path)
+
+
+@pytest.mark.parametrize("content", ["my thesis", "my\nthesis\n", "[1, 2]", '{"my": "thesis"}\n'])
+def test_another_file_is_refused_and_left_as_it_is(tmp_path, content):
+    path = tmp_path / "history.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="expected records with their checksum, found line 1 damaged"):
+        Journal(path)
+    assert path.read_text() == content
+
+
+def test_numbers_that_json_lacks_are_refused(written):
+    with Journal(written) as journal, pytest.raises(ValueError, match="not JSON compliant"):
+        journal.append([{"x": float("nan")}])
+    assert read(written) == ALL
+
+
+def test_blocks_can_be_forgotten_and_written_otherwise(written):
+    with Journal(written) as journal:
+        journal.cut(4)  # in the middle of the last block
+        assert journal.records == ALL[:3] and read(written) == ALL
+        journal.append([{"x": "other"}])
+    assert read(written) == [*ALL[:3], {"x": "other"}]
 
 
 def open_elsewhere(path, said):
@@ -101,6 +160,24 @@ def test_a_full_disk_is_an_error_and_costs_nothing_that_was_written(written):
     process.join()
     with Journal(written) as journal:
         assert journal.records == ALL
+
+
+def test_after_a_full_disk_the_same_journal_goes_on(written, monkeypatch):
+    with Journal(written) as journal:
+        with monkeypatch.context() as full:
+            full.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+            with pytest.raises(OSError, match="full"):
+                journal.append([{"x": "lost"}])
+        journal.append([{"x": "kept"}])
+    assert read(written) == [*ALL, {"x": "kept"}]
+
+
+def test_a_system_without_locks_is_told_so_only_when_it_opens_a_journal(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(
+        ModuleNotFoundError, match="a journal needs the module fcntl, which Python has on Linux and macOS only"
+    ):
+        Journal(tmp_path / "history.jsonl")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -9,6 +9,7 @@ from evox.workflows import EvalMonitor, StdWorkflow
 from evox_evogm import EvoGM
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.base_model import load_base
+from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.language_model import LanguageModel
 from evox_evogm.problems.scoring import score_task
 
@@ -90,7 +91,7 @@ def test_an_unknown_path_is_refused(model, tokenizer, folders, path, message):
 def test_merges_that_are_the_same_in_the_models_dtype_are_scored_once(tokenizer, folders):
     problem = LoRAMergeProblem(build_model().to(torch.bfloat16), folders, [ADD], tokenizer=tokenizer)
     scored, reported, score_together = [], [], problem.score_together
-    problem.score_together = lambda pop, *rest: scored.extend(pop.tolist()) or score_together(pop, *rest)
+    problem.score_together = lambda pop, *rest, **more: scored.extend(pop.tolist()) or score_together(pop, *rest, **more)
     problem.on_evaluations = reported.extend
     pop = torch.tensor([[0.5, 1.0], [0.5, 1.0], [0.5001, 1.0], [0.6, 1.0]])
     scores = problem.evaluate(pop)
@@ -111,8 +112,39 @@ def test_tasks_as_objectives_are_columns_whose_mean_is_the_single_score(model, t
     assert columns.shape == (3, 2)
     torch.testing.assert_close(columns.mean(1), problem.evaluate(pop))
     torch.testing.assert_close(columns[0, 1], problem.score_tasks(pop[0])["pick"].mean())
-    with pytest.raises(ValueError, match='objectives: expected "mean" or "tasks", found \'every\''):
+    with pytest.raises(ValueError, match='objectives: expected "mean", "tasks" or "outcomes", found \'every\''):
         LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, objectives="every")
+
+
+ANSWER = Task("answer", "1", "exact_match", (Example("0", "1+1=", "2"), Example("1", "2+5=", "7")), max_new_tokens=3)
+
+
+@pytest.mark.parametrize("path", ["factored", "merged"])
+def test_outcomes_say_by_how_much_every_example_is_right(model, tokenizer, folders, path):
+    tasks = [ADD, PICK, ANSWER]
+    problem = LoRAMergeProblem(model, folders, tasks, tokenizer=tokenizer, objectives="outcomes", path=path)
+    pop = torch.tensor([[0.3, -0.9], [1.0, 0.0], [-2.0, 0.5], [3.0, 3.0]])
+    fitness = problem.evaluate(pop)
+    assert fitness.shape == (4, 1 + 2 + 5 + 2)
+    weights, by_sign = problem.outcomes
+    assert by_sign.tolist() == [False] * 2 + [True] * 7
+    outcomes = fitness[:, 1:]
+    assert 0 < float((outcomes[:, by_sign] > 0).float().mean()) < 1
+    torch.testing.assert_close(torch.where(by_sign, (outcomes > 0).float(), outcomes) @ weights, fitness[:, 0])
+
+
+def test_outcomes_are_known_again_with_the_evaluation_and_unknown_where_it_failed(model, tokenizer, folders):
+    settings = {"tokenizer": tokenizer, "objectives": "outcomes"}
+    kept, pop = [], torch.tensor([[0.3, -0.9], [1.0, 0.0]])
+    problem = LoRAMergeProblem(model, folders, [ADD, PICK], on_evaluations=kept.extend, **settings)
+    expected = problem.evaluate(pop)
+    again = LoRAMergeProblem(model, folders, [ADD, PICK], **settings)
+    again.recall([evaluation.as_record() for evaluation in kept])
+    again.score_together = None
+    torch.testing.assert_close(again.evaluate(pop), expected)
+    problem.score_together = Breaking(problem, *[RuntimeError("broken")] * 3)
+    fitness = problem.evaluate(torch.tensor([[0.1, 0.1], [0.2, 0.2]]))
+    assert fitness[0, 0] == -torch.inf and fitness[0, 1:].isnan().all() and fitness[1].isfinite().all()
 
 
 @pytest.mark.parametrize("multi_objective", [NSGA2, RVEA])
@@ -155,17 +187,25 @@ def test_evaluations_of_an_earlier_process_are_not_made_again(model, tokenizer, 
     assert torch.equal(later.evaluate(pop), scores)
 
 
+def test_failures_of_an_earlier_process_are_tried_again(problem):
+    pop = torch.randn(2, 2)
+    expected = problem.evaluate(pop)
+    problem._known.clear()
+    problem.recall([Evaluation(tuple(pop[0].tolist()), {}, 0.1, "RuntimeError: broken").as_record()])
+    torch.testing.assert_close(problem.evaluate(pop), expected)
+
+
 class Breaking:
     """Stands in for `score_together`: raises on call after call, until nothing is left to raise."""
 
     def __init__(self, problem, *errors):
         self.score_together, self.errors, self.sizes = problem.score_together, list(errors), []
 
-    def __call__(self, pop, *rest):
+    def __call__(self, pop, *rest, **more):
         self.sizes.append(len(pop))
         if self.errors and (error := self.errors.pop(0)) is not None:
             raise error
-        return self.score_together(pop, *rest)
+        return self.score_together(pop, *rest, **more)
 
 
 def test_merges_that_fail_together_are_tried_alone_and_one_that_fails_twice_counts_as_worst(problem):
@@ -195,18 +235,36 @@ def test_when_memory_runs_out_the_batches_are_halved(problem):
 def test_a_merge_whose_scores_are_not_finite_has_failed_and_the_others_have_not(problem):
     score_together, calls = problem.score_together, []
 
-    def scored(pop, *rest):
+    def scored(pop, *rest, **more):
         calls.append(len(pop))
-        scores = score_together(pop, *rest)
-        scores["add"][1] = torch.nan
+        scores = score_together(pop, *rest, **more)
+        scores["add"][1 if len(pop) == 3 else 0] = torch.nan
         return scores
 
     problem.score_together = scored
     scores = problem.evaluate(torch.randn(3, 2))
-    assert calls == [3] and scores[1] == -torch.inf and scores[[0, 2]].isfinite().all()
-    problem.score_together = lambda pop, *rest: {"add": torch.full((len(pop), 2), torch.nan), "pick": torch.zeros(len(pop), 5)}
+    assert calls == [3, 1] and scores[1] == -torch.inf and scores[[0, 2]].isfinite().all()
+    problem.score_together = lambda pop, *rest, **more: {
+        "add": torch.full((len(pop), 2), torch.nan),
+        "pick": torch.zeros(len(pop), 5),
+    }
     with pytest.raises(RuntimeError, match="all 2 merges .* failed: task add: expected finite scores"):
         problem.evaluate(torch.randn(2, 2))
+
+
+def test_scores_that_are_not_finite_once_are_tried_again(problem):
+    pop = torch.randn(3, 2)
+    expected = problem.evaluate(pop)
+    problem._known.clear()
+    score_together = problem.score_together
+
+    def scored(pop, *rest, **more):
+        scores = score_together(pop, *rest, **more)
+        scores["add"][1:2] = torch.inf  # of three; the second time there is one
+        return scores
+
+    problem.score_together = scored
+    torch.testing.assert_close(problem.evaluate(pop), expected)
 
 
 def test_failures_are_the_worst_of_every_objective(model, tokenizer, folders):

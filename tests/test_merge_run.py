@@ -66,6 +66,21 @@ def test_the_table_scores_base_experts_average_and_result_as_the_problem_does(fi
     assert rows["base"]["test"].keys() == {"sums", "quiz"}
 
 
+def test_seconds_are_those_of_all_evaluations_whichever_process_made_them(finished):
+    out, _ = finished
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert json.loads((out / "result.json").read_text())["seconds"] == round(sum(row["seconds"] for row in rows), 1)
+
+
+def test_inputs_hold_digests_of_all_that_was_read_and_what_it_was_read_with(finished):
+    out, _ = finished
+    inputs, result = (json.loads((out / name).read_text()) for name in ("inputs.json", "result.json"))
+    tasks = [f"task {name} ({split})" for split in ("dev", "test") for name in ("sums", "quiz")]
+    assert list(inputs["sha256"]) == ["base", "tokenizer", *tasks, "expert first", "expert second"]
+    assert inputs["sha256"]["base"] == result["base_sha256"]
+    assert inputs["made with"] == {name: result[name] for name in ("device", "threads", "versions")}
+
+
 @torch.no_grad()
 def test_the_adapter_is_the_best_merge_for_plain_peft(finished, project):
     from peft import PeftModel

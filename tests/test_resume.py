@@ -1,14 +1,16 @@
 """Searches that are cut off and go on, beside the same search in one piece."""
 
 import json
+from contextlib import closing
 
 import pytest
 import torch
 from evox.algorithms import PSO
-from evox.core import Problem
+from evox.core import Algorithm, Problem
 from evox.workflows import EvalMonitor, StdWorkflow
 
 from evox_evogm import EvoGM, ResumableSearch
+from evox_evogm.baselines import CMAES
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 
 
@@ -102,15 +104,106 @@ def test_the_state_of_another_workflow_is_refused(tmp_path):
     first = ResumableSearch(workflow_of(evogm, Costly()), tmp_path)
     first.run(1)
     first.close()
-    with pytest.raises(ValueError, match="expected the state of this workflow, found one that differs in 'algorithm"):
+    with pytest.raises(
+        ValueError, match="expected the state of this workflow, found one that was made or seeded with another 'algorithm"
+    ):
         ResumableSearch(workflow_of(pso, Costly()), tmp_path)
+
+
+def larger():
+    return EvoGM(6, -torch.ones(3), torch.ones(3), n_iters=2, epochs=5, hidden_dims=(8,))
+
+
+def wider():
+    return EvoGM(5, -torch.ones(3), 2 * torch.ones(3), n_iters=2, epochs=5, hidden_dims=(8,))
+
+
+def longer():
+    return EvoGM(5, -torch.ones(3), torch.ones(3), n_iters=2, epochs=6, hidden_dims=(8,))
+
+
+@pytest.mark.parametrize(
+    ("make", "seed", "what"),
+    [
+        (larger, 3, "algorithm.fitness"),
+        (wider, 3, "algorithm.center"),
+        (longer, 3, "algorithm.epochs"),
+        (evogm, 4, "random state"),
+    ],
+)
+def test_the_state_of_another_search_is_refused(tmp_path, make, seed, what):
+    with closing(ResumableSearch(workflow_of(evogm, Costly()), tmp_path)) as first:
+        first.run(1)
+    torch.manual_seed(seed)
+    with pytest.raises(ValueError, match=f"one that was made or seeded with another '{what}'"):
+        ResumableSearch(StdWorkflow(make(), Costly(), EvalMonitor()), tmp_path)
+    ResumableSearch(workflow_of(evogm, Costly()), tmp_path).close()  # the refusal has let go of the folder
+
+
+class Remembering(Algorithm):
+    """Keeps something beside its tensors."""
+
+    def __init__(self, thing):
+        super().__init__()
+        self.pop_size, self.thing = 2, thing
+
+    def step(self):
+        self.evaluate(torch.rand(2, 3))
+        if isinstance(self.thing, torch.Tensor):
+            self.thing = torch.cat([self.thing, torch.rand(1)])
+        else:
+            self.thing.append(1)
+
+    def record_step(self):
+        return {}
+
+
+def cma_es():
+    return CMAES(torch.zeros(3), 0.3, 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [(cma_es, "cma"), (lambda: Remembering(torch.empty(0)), "thing"), (lambda: Remembering([]), "thing")],
+    ids=["CMA-ES", "a growing tensor", "a list"],
+)
+def test_an_algorithm_whose_state_is_not_in_tensors_is_refused(tmp_path, make, what):
+    message = rf"algorithm: expected one that keeps its state in tensors \(Mutable\), found that a step changes '{what}'"
+    with closing(ResumableSearch(workflow_of(make, Costly()), tmp_path)) as search, pytest.raises(ValueError, match=message):
+        search.run(2)
+    assert not (tmp_path / "state.safetensors").exists()
+
+
+class Odd(Problem):
+    """Has no number for some points."""
+
+    def evaluate(self, pop):
+        fitness = pop.sum(1)
+        return torch.where(fitness > 0, torch.tensor([torch.nan, torch.inf, -torch.inf])[fitness.sign().long() - 1], fitness)
+
+
+def test_fitness_that_is_no_number_is_written_by_its_name_and_read_again(tmp_path, monkeypatch):
+    first = ResumableSearch(workflow_of(evogm, Odd()), tmp_path)
+    monkeypatch.setattr(first, "_save", lambda: (_ for _ in ()).throw(Cut))
+    with pytest.raises(Cut):
+        first.run(1)
+    first.close()
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    written = [json.loads(line, parse_constant=pytest.fail)["fitness"] for line in lines]
+    assert "nan" in written
+    problem = Costly(fail_at=0)  # nothing is evaluated
+    with closing(ResumableSearch(workflow_of(evogm, problem), tmp_path)) as second:
+        second.run(1)
+    assert [str(value) for value in second.workflow.monitor.latest_fitness.tolist()] == [
+        str(float(value)) for value in written
+    ]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"rubbish", "state.safetensors: expected a state in safetensors"),
-        (None, r"state.safetensors: expected format 1, found 2, which another version"),
+        (None, r"state.safetensors: expected format 2, found 7, which another version"),
     ],
 )
 def test_a_state_that_cannot_be_read_is_refused(tmp_path, content, message):
@@ -118,7 +211,7 @@ def test_a_state_that_cannot_be_read_is_refused(tmp_path, content, message):
 
     path = tmp_path / "state.safetensors"
     if content is None:
-        save_file({"x": torch.zeros(1)}, path, metadata={"format": "2"})
+        save_file({"x": torch.zeros(1)}, path, metadata={"format": "7"})
     else:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -142,11 +235,11 @@ def test_merges_are_written_down_by_the_candidates_that_are_scored_together(tmp_
         problem = LoRAMergeProblem(model, folders, [task], tokenizer=tokenizer, path="factored", candidates_at_once=2)
         score_together, calls = problem.score_together, []
 
-        def scored(pop, *rest):
+        def scored(pop, *rest, **more):
             if len(calls) == fail_at:
                 raise KeyboardInterrupt
             calls.append(len(pop))
-            return score_together(pop, *rest)
+            return score_together(pop, *rest, **more)
 
         problem.score_together = scored
         torch.manual_seed(5)

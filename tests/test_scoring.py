@@ -349,3 +349,31 @@ def test_scores_do_not_depend_on_the_size_of_a_batch(tokenizer, rule, architectu
     torch.testing.assert_close(several, one, rtol=0, atol=1e-5)
     torch.testing.assert_close(all_rows, one, rtol=0, atol=1e-5)
     assert len(set(one.tolist())) > 1
+
+
+@torch.no_grad()
+def test_the_margin_of_an_exact_match_is_the_least_lead_of_its_tokens(model, tokenizer):
+    examples = tuple(Example(str(i), question, "12") for i, question in enumerate(QUESTIONS))
+    task, found = Task("exact", "1", "exact_match", examples), torch.zeros(len(examples))
+    score_task(task, LanguageModel(model, tokenizer), found)
+    for example, margin in zip(examples, found.tolist(), strict=True):
+        prompt, text = plain_tokens(tokenizer, example.prompt, "12", False)
+        text = [*text, tokenizer.eos_token_id]
+        logits = model(torch.tensor([prompt + text])).logits[0]
+        leads = []
+        for place, token in enumerate(text, len(prompt) - 1):
+            others = torch.cat([logits[place, :token], logits[place, token + 1 :]])
+            leads.append(float(logits[place, token] - others.max()))
+        assert margin == pytest.approx(min(leads), abs=1e-4)
+
+
+@torch.no_grad()
+def test_the_margin_of_a_choice_is_its_lead_in_log_probability(model, tokenizer):
+    examples = tuple(Example(q, q, "B", CHOICES) for q in QUESTIONS)
+    task, found = Task("pick", "1", "choice_likelihood", examples, continuation="text"), torch.zeros(len(examples))
+    score_task(task, LanguageModel(model, tokenizer), found)
+    for example, margin in zip(examples, found.tolist(), strict=True):
+        right, *others = [
+            plain_log_probability(model, tokenizer, example.prompt, dict(CHOICES)[key])[0] for key in ("B", "A", "C", "D")
+        ]
+        assert margin == pytest.approx(right - max(others), abs=1e-4)

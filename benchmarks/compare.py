@@ -1,0 +1,329 @@
+"""Is EvoGM better here? Every search under one protocol: the same base, experts, dev examples and number of evaluations.
+
+A case is one method with one seed. It searches on dev until its evaluations are spent, its answer is scored on test once, and
+its files are written: `METHOD_seedK.csv`, a line per evaluation (number, dev score, seconds since the start of the search,
+coefficients), and `METHOD_seedK.json`, the result. Cases that have their files are not run again; an interrupted case at
+`--level real` goes on from its journal. A method whose population does not divide the budget ends with a part of one.
+
+    python benchmarks/compare.py run --level small                     # 20 seeds x all search methods, 160 evaluations
+    python benchmarks/compare.py run --level small --group ablations   # and: sweeps, controls
+    python benchmarks/compare.py report --level small                  # tables and plots from the files
+
+Level small is `small_level.py`: a model of half a million parameters. Level real is SmolLM2-135M with the shipped experts, on
+their tasks and three that no expert has seen.
+"""
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from evox.algorithms import CSO, DE, PSO
+from evox.core import Algorithm, Problem
+from evox.workflows import StdWorkflow
+
+from evox_evogm import EvoGM
+from evox_evogm.baselines import (
+    CMAES,
+    BayesianOptimization,
+    ModelSwarms,
+    PSOMerging,
+    RandomSearch,
+    first_population,
+    start_from,
+)
+from evox_evogm.journal import Journal
+from evox_evogm.surrogate import Outcomes
+
+RUNS = Path("runs/compare")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is searched, how, and with how many evaluations."""
+
+    level: str
+    method: str
+    seed: int
+    n: int
+    budget: int = 160
+    pop_size: int = 20
+    control: str = ""
+    """`random`: adapters of random numbers of the same norms. `shuffled`: the answers of dev are shuffled."""
+
+    @property
+    def path(self) -> Path:
+        """Of its files, without suffix."""
+        what = f"n{self.n}_{self.budget}" + (f"_{self.control}" if self.control else "")
+        return RUNS / self.level / what / f"{self.method}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A search. `make(n, P)` gives a fresh algorithm; with two `rounds` the best n points of the first become the axes of the
+    second, which starts anew: the published basis shift for algorithms that have none."""
+
+    make: Callable[[int, int], Algorithm]
+    group: str = "search"
+    rounds: int = 1
+    settings: dict = field(default_factory=dict)
+    """Of the case where they differ: `pop_size`."""
+    outcomes: bool = False
+    """Whether the algorithm also takes what the problem says of every example."""
+
+
+def box(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return -torch.ones(n), torch.ones(n)
+
+
+def evogm(n: int, pop_size: int, **settings) -> Algorithm:
+    return EvoGM(pop_size, *box(n), clamp=False, **settings)
+
+
+def screened(n: int, pop_size: int, *, problem=None, cls: type[EvoGM] = EvoGM, **settings) -> Algorithm:
+    """EvoGM with its surrogate; with a problem, on the outcomes of its examples."""
+    outcomes = None if problem is None else Outcomes(*problem.outcomes)
+    return cls(pop_size, *box(n), clamp=False, proposal="screened", outcomes=outcomes, **settings)
+
+
+class WithoutGenerators(EvoGM):
+    """The surrogate alone: nothing is trained, and no candidate is moved by a generator."""
+
+    def _train_generators(self, new_round: torch.Tensor) -> None:
+        pass
+
+    def _moved(self, points: torch.Tensor) -> torch.Tensor:
+        return points
+
+
+def from_known_points(cls: type[Algorithm], n: int, pop_size: int) -> Algorithm:
+    return start_from(cls(pop_size, *box(n)), first_population(pop_size, *box(n)))
+
+
+def cma_es(n: int, pop_size: int | None) -> Algorithm:
+    """mergekit-evolve's: from the average, sigma 1/6, without bounds."""
+    return CMAES(torch.full((n,), 1 / n), 1 / 6, pop_size)
+
+
+METHODS: dict[str, Method] = {
+    "EvoGM": Method(screened, settings={"pop_size": 10}, outcomes=True),
+    "EvoGM scores": Method(screened, settings={"pop_size": 10}),
+    "EvoGM paper": Method(evogm),
+    "random": Method(lambda n, p: RandomSearch(p, *box(n))),
+    "CMA-ES": Method(lambda n, p: cma_es(n, None)),
+    "CMA-ES P20": Method(cma_es),
+    "PSO-Merging": Method(lambda n, p: PSOMerging(p, *box(n))),
+    "PSO-Merging known": Method(lambda n, p: PSOMerging(p, *box(n), start="known")),
+    "Model Swarms": Method(lambda n, p: ModelSwarms(p, *box(n))),
+    "Model Swarms known": Method(lambda n, p: ModelSwarms(p, *box(n), start="known")),
+    "PSO": Method(partial(from_known_points, PSO)),
+    "PSO own start": Method(lambda n, p: PSO(p, *box(n))),
+    "CSO": Method(partial(from_known_points, CSO)),
+    "DE": Method(partial(from_known_points, DE)),
+    "BO qLogEI": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="qlogei")),
+    "BO TuRBO": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="turbo")),
+    # The paper's ablations (tables 5 and 11).
+    "single generator": Method(partial(evogm, dual=False), "ablations"),
+    "one round": Method(partial(evogm, n_rounds=1, n_iters=7), "ablations"),
+    "no cycle loss": Method(partial(evogm, cycle_weight=0.0), "ablations"),
+    "PSO two rounds": Method(partial(from_known_points, PSO), "ablations", rounds=2),
+    # Parts of EvoGM beyond the paper.
+    "no generators": Method(partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 10}, outcomes=True),
+    "no generators, scores": Method(partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 10}),
+    "P 5": Method(screened, "parts", settings={"pop_size": 5}, outcomes=True),
+    "P 20": Method(screened, "parts", settings={"pop_size": 20}, outcomes=True),
+    # The paper's sweeps (table 12). With P 10 and 30 the rounds are longer and shorter, so that the budget is spent.
+    "P 10": Method(partial(evogm, n_iters=7), "sweeps", settings={"pop_size": 10}),
+    "P 30": Method(partial(evogm, n_iters=2), "sweeps", settings={"pop_size": 30}),
+    "T 5": Method(partial(evogm, n_iters=5), "sweeps"),
+    "T 8": Method(partial(evogm, n_iters=8), "sweeps"),
+    "400 epochs": Method(partial(evogm, epochs=400), "sweeps"),
+    "600 epochs": Method(partial(evogm, epochs=600), "sweeps"),
+    "lr 1e-3": Method(partial(evogm, lr=1e-3), "sweeps"),
+    "lr 5e-3": Method(partial(evogm, lr=5e-3), "sweeps"),
+    "R 3": Method(partial(evogm, n_rounds=3), "sweeps"),
+    "R 5": Method(partial(evogm, n_rounds=5), "sweeps"),
+}
+CONTROLLED = ("EvoGM paper", "CMA-ES", "BO qLogEI", "random")  # methods that run on the controls
+
+
+@lru_cache(maxsize=2)
+def level(name: str, n: int, control: str):
+    """The dev problem and the test tasks."""
+    if name == "small":
+        import small_level
+
+        return small_level.make_problem(n, control=control, objectives="outcomes"), small_level.tasks(n, "test")
+    import real_level
+
+    return real_level.make_problem(n, control=control, objectives="outcomes"), real_level.tasks(n, "test")
+
+
+class Spent(Exception):
+    """The budget is."""
+
+
+class Recorder(Problem):
+    """Hands populations to the problem until the budget is spent, and keeps what was evaluated."""
+
+    def __init__(self, problem: Problem, budget: int, outcomes: bool):
+        super().__init__()
+        self.problem, self.outcomes = problem, outcomes
+        self.rows: list[tuple[float, float, list[float]]] = []  # score, seconds since the start, coefficients
+        self.start, self.evaluation_seconds = time.perf_counter(), 0.0
+        self.basis: torch.Tensor | None = None
+        self.until = budget
+
+    @torch.compiler.disable
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        pop = pop if self.basis is None else pop @ self.basis
+        start, left = time.perf_counter(), self.until - len(self.rows)
+        fitness = self.problem.evaluate(pop[:left])
+        scores = fitness[:, 0]
+        self.evaluation_seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - self.start
+        self.rows += [(score, seconds, point) for score, point in zip(scores.tolist(), pop[:left].tolist(), strict=True)]
+        if left <= len(pop):
+            raise Spent
+        return fitness if self.outcomes else scores
+
+
+def best_rows(rows: list, count: int) -> torch.Tensor:
+    """The points of the best `count` evaluations, of equals the earlier."""
+    order = sorted(range(len(rows)), key=lambda index: -rows[index][0])[:count]
+    return torch.tensor([rows[index][2] for index in order])
+
+
+def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
+    """Spend the budget; returns the evaluations and the answer, which is the best on dev."""
+    method, recorder = METHODS[case.method], Recorder(problem, case.budget, METHODS[case.method].outcomes)
+    pop_size = method.settings.get("pop_size", case.pop_size)
+    for round_ in range(1, method.rounds + 1):
+        torch.manual_seed(1000 * case.seed + round_)
+        if round_ > 1:
+            recorder.basis = best_rows(recorder.rows, case.n)
+        recorder.until = case.budget * round_ // method.rounds
+        settings = {"problem": problem} if method.outcomes else {}
+        algorithm = method.make(case.n, pop_size, **settings)
+        workflow = StdWorkflow(algorithm, recorder, opt_direction="max", device="cpu")
+        try:
+            workflow.init_step()
+            while True:
+                workflow.step()
+        except Spent:
+            pass
+    return recorder, best_rows(recorder.rows, 1)[0]
+
+
+def run_case(case: Case) -> str:
+    """Run one case and write its files, unless they are there."""
+    result_path = case.path.with_name(case.path.name + ".json")
+    if result_path.exists():
+        return f"{case.path.name} is there"
+    torch.set_num_threads(1 if case.level == "small" else 2)
+    problem, test_tasks = level(case.level, case.n, case.control)
+    case.path.parent.mkdir(parents=True, exist_ok=True)
+    journal = None
+    problem._known.clear()
+    if (
+        case.level == "real"
+    ):  # minutes long: what a killed process evaluated is recalled, and the search repeated from its seed
+        journal = Journal(case.path.with_name(case.path.name + ".jsonl"))
+        problem.recall(journal.records)
+        problem.on_evaluations = lambda block: journal.append([e.as_record() for e in block if e.seconds])
+    recorder, answer = search(case, problem)
+    seconds = time.perf_counter() - recorder.start
+    test = {name: float(scores.mean()) for name, scores in problem.score_tasks(answer, test_tasks).items()}
+    dev = {name: float(scores.mean()) for name, scores in problem.score_tasks(answer).items()}
+    with case.path.with_name(case.path.name + ".csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["evaluation", "score", "seconds", *(f"coefficient {k}" for k in range(case.n))])
+        for number, (score, at, point) in enumerate(recorder.rows, 1):
+            table.writerow([number, f"{score:.6g}", f"{at:.3f}", *(f"{value:.6g}" for value in point)])
+    result = {
+        "method": case.method,
+        "seed": case.seed,
+        "evaluations": len(recorder.rows),
+        "dev": sum(dev.values()) / len(dev),
+        "test": sum(test.values()) / len(test),
+        "dev by task": dev,
+        "test by task": test,
+        "seconds": seconds,
+        "seconds of evaluation": recorder.evaluation_seconds,
+        "answer": answer.tolist(),
+    }
+    partial_path = result_path.with_suffix(".part")
+    partial_path.write_text(json.dumps(result, indent=1))
+    partial_path.rename(result_path)
+    if journal is not None:
+        journal.close()
+    return f"{case.path.name}: dev {result['dev']:.3f} test {result['test']:.3f}, {seconds:.1f} s"
+
+
+def run(cases: list[Case], processes: int) -> None:
+    """Run cases, several at a time."""
+    start = time.time()
+    if processes == 1:
+        results = map(run_case, cases)
+        for index, line in enumerate(results, 1):
+            print(f"{index}/{len(cases)} {time.time() - start:.0f} s  {line}", flush=True)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for index, done in enumerate(as_completed([pool.submit(run_case, case) for case in cases]), 1):
+            print(f"{index}/{len(cases)} {time.time() - start:.0f} s  {done.result()}", flush=True)
+
+
+def cases_of(arguments: argparse.Namespace) -> list[Case]:
+    """The cases that the command line names, seeds first, so that what is done is comparable at any time."""
+    names = arguments.methods or [
+        name
+        for name, method in METHODS.items()
+        if (name in CONTROLLED if arguments.group == "controls" else method.group == arguments.group)
+    ]
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise SystemExit(f"methods: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
+    controls = ("random", "shuffled") if arguments.group == "controls" else ("",)
+    settings = {"n": arguments.n, "budget": arguments.budget, "pop_size": arguments.pop_size}
+    return [
+        Case(arguments.level, name, seed, control=control, **settings)
+        for control in controls
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+        for name in names
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["run", "report"])
+    parser.add_argument("--level", choices=["small", "real"], default="small")
+    parser.add_argument("--group", choices=["search", "ablations", "parts", "sweeps", "controls"], default="search")
+    parser.add_argument("--methods", nargs="*", help="by name, instead of a group")
+    parser.add_argument("--seeds", type=int, help="20 at level small, 3 at level real")
+    parser.add_argument("--first-seed", type=int, default=0, help="seeds from 100 on are for trying things out")
+    parser.add_argument("--n", type=int, help="experts: 10 at level small, 8 at level real")
+    parser.add_argument("--budget", type=int, default=160, help="evaluations")
+    parser.add_argument("--pop-size", type=int, default=20)
+    parser.add_argument("--processes", type=int, help="2 at level small, 1 at level real")
+    arguments = parser.parse_args()
+    small = arguments.level == "small"
+    arguments.seeds = arguments.seeds or (20 if small else 3)
+    arguments.n = arguments.n or (10 if small else 8)
+    arguments.processes = arguments.processes or (2 if small else 1)
+    if arguments.command == "run":
+        run(cases_of(arguments), arguments.processes)
+    else:
+        from compare_report import report
+
+        report(RUNS / arguments.level)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Tables and plots from the files that `compare.py run` wrote; layouts after the tables of the EvoGM paper.
+
+Everything goes to standard output as Markdown, plots to the folder `report` beside the files.
+"""
+
+import csv
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+AT = (40, 80, 160, 320, 640)  # evaluations of which the best dev score is shown
+
+
+@dataclass(frozen=True)
+class Run:
+    """One case: its result, and per evaluation the dev score and the seconds since the start."""
+
+    result: dict
+    scores: np.ndarray
+    seconds: np.ndarray
+
+    @property
+    def best(self) -> np.ndarray:
+        """The best dev score so far."""
+        return np.maximum.accumulate(self.scores)
+
+
+def read_runs(folder: Path) -> dict[str, list[Run]]:
+    """The runs of every method, in the order of their seeds."""
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for path in folder.glob("*_seed*.json"):
+        result = json.loads(path.read_text())
+        with path.with_suffix(".csv").open(newline="") as file:
+            rows = list(csv.reader(file))[1:]
+        values = np.array([[float(row[1]), float(row[2])] for row in rows])
+        runs[result["method"]].append(Run(result, np.nan_to_num(values[:, 0], neginf=0.0), values[:, 1]))
+    return {name: sorted(mine, key=lambda run: run.result["seed"]) for name, mine in sorted(runs.items())}
+
+
+def final(runs: list[Run], split: str) -> np.ndarray:
+    return np.array([run.result[split] for run in runs])
+
+
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """Holm's correction of several p values."""
+    corrected, largest = {}, 0.0
+    for place, name in enumerate(sorted(p_values, key=p_values.get)):
+        largest = max(largest, min(1.0, p_values[name] * (len(p_values) - place)))
+        corrected[name] = largest
+    return corrected
+
+
+def mean_ranks(runs: dict[str, list[Run]], split: str) -> dict[str, float]:
+    """Mean over seeds of the rank among the methods that have this seed; 1 is the best, equals share."""
+    from scipy.stats import rankdata
+
+    seeds = set.intersection(*({run.result["seed"] for run in mine} for mine in runs.values()))
+    scores = {name: [run.result[split] for run in mine if run.result["seed"] in seeds] for name, mine in runs.items()}
+    ranks = np.array([rankdata([-value for value in row]) for row in zip(*scores.values(), strict=True)])
+    return dict(zip(scores, ranks.mean(0), strict=True))
+
+
+def welch(runs: dict[str, list[Run]], reference: str, split: str) -> dict[str, float]:
+    """Welch's test of every method against the reference, with Holm's correction."""
+    from scipy.stats import ttest_ind
+
+    ours = final(runs[reference], split)
+    return holm(
+        {
+            name: float(ttest_ind(ours, final(mine, split), equal_var=False).pvalue)
+            for name, mine in runs.items()
+            if name != reference and min(len(ours), len(mine)) > 1
+        }
+    )
+
+
+def print_table(header: list[str], rows: list[list]) -> None:
+    print("\n| " + " | ".join(header) + " |\n| --- |" + " ---: |" * (len(header) - 1))
+    for row in rows:
+        print("| " + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
+
+
+def print_summary(runs: dict[str, list[Run]], reference: str) -> None:
+    """Best dev score by evaluations, test score, ranks and tests: the paper's tables 3, 4 and 7 in one."""
+    budget = max(len(run.scores) for mine in runs.values() for run in mine)
+    at = [count for count in AT if count <= budget]
+    ranks = {split: mean_ranks(runs, split) for split in ("dev", "test")}
+    tests = {split: welch(runs, reference, split) for split in ("dev", "test")} if reference in runs else {}
+    header = ["method", "seeds", *(f"dev at {count}" for count in at), "test", "rank dev", "rank test"]
+    header += ["p dev", "p test"] if tests else []
+    rows = []
+    for name in sorted(runs, key=lambda name: ranks["dev"][name]):
+        mine = runs[name]
+        row = [name, len(mine), *(float(np.mean([run.best[min(count, len(run.best)) - 1] for run in mine])) for count in at)]
+        test = final(mine, "test")
+        row += [f"{test.mean():.3f} ± {test.std(ddof=1) if len(test) > 1 else 0:.3f}"]
+        row += [f"{ranks[split][name]:.1f}" for split in ranks]
+        row += ["" if name == reference or name not in tests[split] else f"{tests[split][name]:.1g}" for split in tests]
+        rows.append(row)
+    print_table(header, rows)
+    rows = [
+        [name, *(f"{np.mean([run.result[key] for run in mine]):.1f}" for key in ("seconds", "seconds of evaluation"))]
+        for name, mine in runs.items()
+    ]
+    print_table(["method", "seconds", "of these in evaluation"], rows)
+
+
+def print_by_task(runs: dict[str, list[Run]]) -> None:
+    """Test scores by task, as the paper's table 1."""
+    tasks = list(next(iter(runs.values()))[0].result["test by task"])
+    rows = [
+        [name, *(float(np.mean([run.result["test by task"][task] for run in mine])) for task in tasks)]
+        for name, mine in runs.items()
+    ]
+    print_table(["method, test", *tasks], rows)
+
+
+def plot_curves(runs: dict[str, list[Run]], path: Path, title: str) -> None:
+    """Median of the best dev score so far with quartile bands, against evaluations and against seconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (by_evaluation, by_second) = plt.subplots(1, 2, figsize=(13, 5), sharey=True)
+    for index, (name, mine) in enumerate(runs.items()):
+        length = min(len(run.best) for run in mine)
+        best = np.stack([run.best[:length] for run in mine])
+        lower, median, upper = np.quantile(best, [0.25, 0.5, 0.75], axis=0)
+        style = {"color": plt.cm.tab20(index % 20)}
+        by_evaluation.plot(np.arange(1, length + 1), median, label=name, **style)
+        by_evaluation.fill_between(np.arange(1, length + 1), lower, upper, alpha=0.12, **style)
+        seconds = np.median([run.seconds[:length] for run in mine], axis=0)
+        by_second.plot(seconds, median, **style)
+        by_second.fill_between(seconds, lower, upper, alpha=0.12, **style)
+    by_evaluation.set(xlabel="evaluations", ylabel="best dev score", title=title)
+    by_second.set(xlabel="seconds", xscale="log")
+    by_evaluation.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def plot_bars(runs: dict[str, list[Run]], path: Path) -> None:
+    """Final dev and test scores with their standard deviations: the ablations and sweeps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(max(6, 0.6 * len(runs)), 4))
+    for offset, split in ((-0.2, "dev"), (0.2, "test")):
+        values = [final(mine, split) for mine in runs.values()]
+        axis.bar(
+            np.arange(len(runs)) + offset,
+            [v.mean() for v in values],
+            0.4,
+            yerr=[v.std() for v in values],
+            label=split,
+        )
+    axis.set_xticks(np.arange(len(runs)), runs, rotation=45, ha="right", fontsize=8)
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def print_counts(folders: dict[str, dict[str, list[Run]]], path: Path) -> None:
+    """Test score against the number of experts, as the paper's table 13 and figure 5."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    counts = {int(name.split("_")[0][1:]): runs for name, runs in folders.items() if name.endswith("_160")}
+    names = sorted({name for runs in counts.values() for name in runs})
+    names = [name for name in names if sum(name in runs for runs in counts.values()) > 2]
+    if not names:
+        return
+    cells = {
+        name: {n: float(final(counts[n][name], "test").mean()) for n in sorted(counts) if name in counts[n]} for name in names
+    }
+    print_table(
+        ["experts, test", *map(str, sorted(counts))], [[k, *(v.get(n, "") for n in sorted(counts))] for k, v in cells.items()]
+    )
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name, values in cells.items():
+        axis.plot(list(values), list(values.values()), marker="o", label=name)
+    axis.set(xlabel="experts", ylabel="test score")
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def report(folder: Path, reference: str = "EvoGM") -> None:
+    """Print the tables of a level, and write its plots."""
+    folders = {path.name: read_runs(path) for path in sorted(folder.glob("n*_*")) if path.is_dir()}
+    if not folders:
+        raise SystemExit(f"{folder}: expected the files of compare.py run, found none")
+    plots = folder / "report"
+    plots.mkdir(exist_ok=True)
+    for name, runs in folders.items():
+        print(f"\n## {name}")
+        print_summary(runs, reference)
+        print_by_task(runs)
+        plot_curves(runs, plots / f"{name}.png", name)
+        plot_bars(runs, plots / f"{name}_final.png")
+    print_counts(folders, plots / "expert_counts.png")

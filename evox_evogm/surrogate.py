@@ -1,0 +1,305 @@
+"""A Gaussian process on everything that was evaluated, which says which proposals are worth an evaluation.
+
+A fitness is often a weighted sum of many outcomes that are known one by one: accuracy is the mean over examples of "the margin
+of the right answer is above 0". Margins change smoothly where the fitness has steps, and one evaluation yields hundreds of
+them. So the process models every outcome, all with one kernel (one Cholesky factor for hundreds of outputs), and the expected
+fitness follows: sum_s w_s P(outcome_s > 0) for outcomes that count by their sign, sum_s w_s E[outcome_s] for the others. A
+fitness without outcomes is one outcome of weight 1 that counts as it is.
+
+Kernel: Matern 5/2 with a length scale per coordinate, the prior of C. Hvarfner et al., "Vanilla Bayesian Optimization
+Performs Great in High Dimensions", ICML 2024, arXiv 2402.02229; hyper-parameters by maximum a posteriori (L-BFGS). Batches
+are picked one by one, each pick entered as if its mean had been observed (the "kriging believer", D. Ginsbourger et al.
+2010), by the expected fitness less a random multiple of its deviation.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from evox.utils import register_vmap_op
+
+from evox_evogm.leading_dims import flatten_lead
+
+ROWS = 512  # the most evaluations that the process is fitted to: a Cholesky factor takes their cube
+NOISE_FLOOR = 1e-3  # variance, in units of an outcome's variance
+FIT_STEPS = 25  # of L-BFGS
+EVIDENCE = 20.0  # outcomes that the evidence counts as: hundreds of similar ones would drown the priors
+SQUASH = 2.0  # outcomes that count by their sign are bent beyond this multiple of their median size
+CORRELATION = 0.3  # of the errors of outcomes, as the share of their summed deviations that the sum deviates by
+SCALES = (0.03, 0.1, 0.3)  # of the noise around good points, in half widths of the box
+PARENTS = 10  # good points that noise is added to
+AROUND, BETWEEN = 2000, 1000  # candidates by noise, and on lines through two points
+KEPT = 30  # candidates of the first pool that the second grows around
+
+
+class Outcomes(NamedTuple):
+    """What the columns of fitness beyond the first are: `weights` (S,), at least 0, and `by_sign` (S,), whether an outcome
+    counts by being above 0 (else as it is). As given by the problem, before a workflow changes their sign."""
+
+    weights: torch.Tensor
+    by_sign: torch.Tensor
+
+
+class Posterior(NamedTuple):
+    """Of C candidates: `means` (C, S) of the outcomes, `variance` (C,) in units of an outcome's variance, and `projected`
+    (N, C), the candidates' covariances with the evaluations, whitened."""
+
+    means: torch.Tensor
+    variance: torch.Tensor
+    projected: torch.Tensor
+
+
+def matern(distance: torch.Tensor) -> torch.Tensor:
+    """Matern's correlation of smoothness 5/2."""
+    scaled = math.sqrt(5) * distance
+    return (1 + scaled + scaled.square() / 3) * torch.exp(-scaled)
+
+
+def improbability(logarithms: torch.Tensor, points: torch.Tensor, standard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative logarithm of the posterior density of hyper-parameters, and its gradient.
+
+    Written out, because there is no autograd inside an operator: with G = (S K^-1 - A A^T) / 2, A = K^-1 Z, the derivative by
+    a parameter is the sum of the elements of G times those of dK. (C. Rasmussen and C. Williams, "Gaussian
+    Processes for Machine Learning", 2006, eq. 5.9, for S outputs.)
+
+    :param logarithms: an `(n + 2,)` tensor: of the length scales, the variance, and the noise above its floor.
+    :param points: an `(N, n)` tensor.
+    :param standard: Z, an `(N, S)` tensor of outcomes of mean 0 and deviation 1.
+    """
+    (rows, dim), outputs = points.shape, standard.shape[1]
+    *_, variance, noise = logarithms.exp()
+    scaled = points / logarithms[:dim].exp()
+    distance = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
+    signal = variance * matern(distance)  # (N, N)
+    factor, failed = torch.linalg.cholesky_ex(signal + (noise + NOISE_FLOOR) * torch.eye(rows, dtype=points.dtype))
+    if failed:
+        return torch.tensor(torch.inf), torch.zeros_like(logarithms)
+    inverse = torch.cholesky_inverse(factor)
+    solved = inverse @ standard  # (N, S)
+    tempered = min(1.0, EVIDENCE / outputs)
+    evidence = (standard * solved).sum() / 2 + outputs * factor.diagonal().log().sum()
+    slope = tempered * (outputs * inverse - solved @ solved.T) / 2  # G
+    root = math.sqrt(5) * distance
+    weights = slope * variance * (5 / 3) * (1 + root) * torch.exp(-root)  # times the squared differences
+    by_length = 2 * (scaled.square() * weights.sum(1, keepdim=True)).sum(0) - 2 * (scaled * (weights @ scaled)).sum(0)
+    gradient = torch.cat([by_length, (slope * signal).sum()[None], (noise * slope.trace())[None]])
+
+    typical = math.log(2) + math.sqrt(2) + math.log(dim) / 2  # the prior is for [0, 1], the box is twice as wide
+    means = torch.tensor([typical] * dim + [0.0, math.log(0.01)], dtype=points.dtype)
+    variances = torch.tensor([3.0] * dim + [1.0, 4.0], dtype=points.dtype)
+    away = logarithms - means
+    return tempered * evidence + (away.square() / variances).sum() / 2, gradient + away / variances
+
+
+class GaussianProcess:
+    """S outcomes of N points under one kernel; everything in float64.
+
+    :param points: an `(N, n)` tensor inside about [-1, 1]^n.
+    :param outcomes: an `(N, S)` tensor.
+    """
+
+    def __init__(self, points: torch.Tensor, outcomes: torch.Tensor):
+        self.points = points
+        self.center, self.scale = outcomes.mean(0), outcomes.std(0, correction=0).clamp_min(1e-6)  # (S,)
+        standard = (outcomes - self.center) / self.scale  # (N, S)
+        self.length_scales, self.variance, self.noise = self._fit(standard)
+        covariance = self.covariance(points, points)
+        covariance.diagonal().add_(self.noise)
+        self.factor = torch.linalg.cholesky(covariance)  # (N, N)
+        self.coefficients = torch.cholesky_solve(standard, self.factor)  # (N, S)
+
+    def covariance(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return self.variance * matern(torch.cdist(first / self.length_scales, second / self.length_scales))
+
+    def _fit(self, standard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Length scales (n,), variance and noise that are most probable after the data."""
+        dim = self.points.shape[1]
+        start = torch.tensor([math.log(2) + math.log(dim) / 2] * dim + [0.0, math.log(0.05)], dtype=torch.float64)
+        logarithms = start.clone()
+        optimizer = torch.optim.LBFGS(
+            [logarithms], max_iter=FIT_STEPS, tolerance_grad=1e-3, tolerance_change=1e-6, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> torch.Tensor:
+            value, logarithms.grad = improbability(logarithms, self.points, standard)
+            return value
+
+        optimizer.step(closure)
+        found = logarithms if bool(logarithms.isfinite().all()) else start
+        *_, variance, noise = found.exp()
+        return found[:dim].exp(), variance, noise + NOISE_FLOOR
+
+    def posterior(self, candidates: torch.Tensor) -> Posterior:
+        """Of `(C, n)` candidates."""
+        covariance = self.covariance(candidates, self.points)  # (C, N)
+        projected = torch.linalg.solve_triangular(self.factor, covariance.T, upper=False)  # (N, C)
+        means = self.center + self.scale * (covariance @ self.coefficients)
+        return Posterior(means, (self.variance - projected.square().sum(0)).clamp_min(1e-9), projected)
+
+    def expected_fitness(
+        self, means: torch.Tensor, variance: torch.Tensor, weights: torch.Tensor, by_sign: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Expected fitness of C candidates, and by how much it may deviate, `(C,)` each.
+
+        :param weights: an `(S,)` tensor of weights of the outcomes as the process has them.
+        """
+        spread = (variance[:, None] + self.noise).sqrt() * self.scale  # (C, S)
+        above = torch.special.ndtr(means / spread)
+        known = (variance / (variance + self.noise)).sqrt()[:, None]  # the share of the spread that an evaluation ends
+        deviation = torch.where(by_sign, (above * (1 - above)).sqrt() * known, variance.sqrt()[:, None] * self.scale)
+        correlation = CORRELATION if len(weights) > 1 else 1.0
+        return torch.where(by_sign, above, means) @ weights, correlation * (deviation @ weights.abs())
+
+
+class Surrogate:
+    """The process with what its outcomes mean: it says what fitness to expect.
+
+    :param points: an `(N, n)` tensor.
+    :param fitness: an `(N, 1 + S)` tensor, minimised; the first column is the fitness, the others its outcomes.
+    :param weights: an `(S,)` tensor, by_sign: an `(S,)` tensor; see `Outcomes`.
+    """
+
+    def __init__(self, points: torch.Tensor, fitness: torch.Tensor, weights: torch.Tensor, by_sign: torch.Tensor):
+        outcomes = fitness[:, 1:]
+        if len(weights):
+            # What failed is as bad as the worst that did not.
+            finite = outcomes.isfinite()
+            worst = torch.where(finite, outcomes, -torch.inf).amax(0).nan_to_num(neginf=1.0)
+            outcomes = torch.where(finite, outcomes, worst)
+            self.weights, self.by_sign = weights.double(), by_sign.bool()
+            size = SQUASH * outcomes.abs().median(0).values.median().clamp_min(1e-9)
+            outcomes = torch.where(self.by_sign, size * torch.tanh(outcomes / size), outcomes)
+        else:
+            outcomes = fitness[:, :1]
+            self.weights, self.by_sign = torch.ones(1).double(), torch.zeros(1, dtype=torch.bool)
+        self.process = GaussianProcess(points, outcomes)
+
+    def expected_fitness(self, points: torch.Tensor) -> torch.Tensor:
+        """What fitness to expect of `(C, n)` points, up to a constant."""
+        return self._expect(self.process.posterior(points))[0]
+
+    def _expect(self, posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.process.expected_fitness(posterior.means, posterior.variance, self.weights, self.by_sign)
+
+    def pick(self, candidates: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Row numbers of a batch of candidates, one by one."""
+        posterior = self.process.posterior(candidates)
+        variance, updates, picked = posterior.variance.clone(), [], []
+        for _ in range(count):
+            expected, deviation = self._expect(posterior._replace(variance=variance))
+            optimism = torch.randn((), generator=generator, dtype=torch.float64).abs()
+            value = expected - optimism * deviation
+            value[picked] = torch.inf
+            choice = int(value.argmin())
+            picked.append(choice)
+            covariance = self.process.covariance(candidates, candidates[choice : choice + 1])[:, 0]  # (C,)
+            covariance = covariance - posterior.projected.T @ posterior.projected[:, choice]
+            for update in updates:
+                covariance = covariance - update * update[choice]
+            update = covariance / (covariance[choice].clamp_min(1e-12) + self.process.noise).sqrt()
+            updates.append(update)
+            variance = (variance - update.square()).clamp_min(1e-9)
+        return torch.tensor(picked)
+
+
+def candidates_around(
+    points: torch.Tensor, merit: torch.Tensor, moved: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """What might be evaluated next: noise around good points, points on lines through them, and what the generators say.
+
+    :param points: an `(N, n)` tensor.
+    :param merit: an `(N,)` tensor, expected fitness.
+    :param moved: an `(M, n)` tensor of points that the generators have moved.
+    :return: a `(C, n)` tensor inside [-1, 1].
+    """
+    dim, options = points.shape[1], {"generator": generator, "dtype": torch.float64}
+    parents = points[merit.argsort()[:PARENTS]]
+
+    def draw(source: torch.Tensor, count: int) -> torch.Tensor:
+        return source[torch.randint(len(source), (count,), generator=generator)]
+
+    scales = draw(torch.tensor(SCALES, dtype=torch.float64), AROUND)[:, None]
+    around = draw(parents, AROUND) + scales * torch.randn(AROUND, dim, **options)
+    start = draw(parents, BETWEEN)
+    between = start + (torch.rand(BETWEEN, 1, **options) - 0.5) * (start - draw(points, BETWEEN))
+    return torch.cat([around, between, moved]).clamp(-1, 1)
+
+
+def propose_one(
+    points: torch.Tensor,
+    fitness: torch.Tensor,
+    count: torch.Tensor,
+    moved: torch.Tensor,
+    weights: torch.Tensor,
+    by_sign: torch.Tensor,
+    seed: torch.Tensor,
+    pop_size: int,
+) -> torch.Tensor:
+    """`propose` for one run."""
+    source = torch.Generator().manual_seed(int(seed))
+    known, values, moved = (tensor.detach().cpu().double() for tensor in (points[:count], fitness[:count], moved))
+    surrogate = Surrogate(known, values, weights.cpu(), by_sign.cpu())
+    merit = surrogate.expected_fitness(known)
+    candidates = candidates_around(known, merit, moved, source)
+    expected = surrogate.expected_fitness(candidates)
+    best = expected.argsort()[:KEPT]
+    known, merit = torch.cat([known, candidates[best]]), torch.cat([merit, expected[best]])
+    candidates = torch.cat([candidates, candidates_around(known, merit, moved[:0], source)])
+    return candidates[surrogate.pick(candidates, pop_size, source)].to(points)
+
+
+OWN_DIMS = (2, 2, 0, 2, 1, 1, 0)  # dimensions of the tensors of `propose`; vmap adds others before them
+
+
+def _batched(*arguments):
+    *tensors, pop_size = arguments
+    lead, flat = flatten_lead(tensors, OWN_DIMS)
+    runs = zip(*flat, strict=True)
+    return torch.stack([propose_one(*run, pop_size) for run in runs]).unflatten(0, lead)
+
+
+def _batched_shape(*arguments):
+    *tensors, pop_size = arguments
+    lead, _ = flatten_lead(tensors, OWN_DIMS)
+    return tensors[0].new_empty(*lead, pop_size, tensors[0].shape[-1])
+
+
+def _shape(points, fitness, count, moved, weights, by_sign, seed, pop_size):
+    return points.new_empty(pop_size, points.shape[1])
+
+
+@register_vmap_op(
+    name="evogm::propose",
+    schema=(
+        "(Tensor points, Tensor fitness, Tensor count, Tensor moved, Tensor weights, Tensor by_sign, Tensor seed, "
+        "int pop_size) -> Tensor"
+    ),
+    fake_fn=_shape,
+    vmap_fn=_batched,
+    fake_vmap_fn=_batched_shape,
+    vmap_out_dims=0,
+    max_vmap_level=2,  # as `training.train`
+)
+def propose(
+    points: torch.Tensor,
+    fitness: torch.Tensor,
+    count: torch.Tensor,
+    moved: torch.Tensor,
+    weights: torch.Tensor,
+    by_sign: torch.Tensor,
+    seed: torch.Tensor,
+    pop_size: int,
+) -> torch.Tensor:
+    """A population of points that are worth an evaluation, as the process sees it; computed on the CPU in float64.
+
+    :param points: a `(C, n)` tensor in units of the box, the history.
+    :param fitness: a `(C, 1 + S)` tensor, minimised; the first column is the fitness, the others are its outcomes.
+    :param count: a `()` tensor, rows in use.
+    :param moved: an `(M, n)` tensor of further candidates.
+    :param weights: an `(S,)` tensor; with `by_sign` the meaning of the outcomes, see `Outcomes`. Empty without outcomes.
+    :param by_sign: an `(S,)` tensor.
+    :param seed: a `()` tensor, a whole number.
+    :param pop_size: P, how many points.
+    :return: a `(P, n)` tensor inside [-1, 1].
+    """
+    return propose_one(points, fitness, count, moved, weights, by_sign, seed, pop_size)

@@ -1,0 +1,211 @@
+"""The Gaussian process against its plain formulas, and what it makes of outcomes."""
+
+import math
+
+import pytest
+import torch
+from evox.core import Problem
+from evox.problems.numerical import Ackley, Sphere
+from evox.workflows import StdWorkflow
+
+from evox_evogm import EvoGM, Outcomes
+from evox_evogm.surrogate import NOISE_FLOOR, GaussianProcess, Surrogate, improbability, propose
+
+NO_OUTCOMES = torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    points = 2 * torch.rand(15, 3, generator=generator, dtype=torch.float64) - 1
+    outcomes = torch.stack([points.square().sum(1), points[:, 0] - 0.3, torch.sin(3 * points[:, 1])], 1)
+    return points, outcomes
+
+
+def plain_covariance(first, second, logarithms):
+    """Matern 5/2 element by element."""
+    scales, variance = logarithms[:-2].exp().tolist(), math.exp(logarithms[-2])
+    rows = []
+    for x in first.tolist():
+        squares = [sum(((a - b) / s) ** 2 for a, b, s in zip(x, y, scales, strict=True)) for y in second.tolist()]
+        rows.append([variance * (1 + math.sqrt(5 * d) + 5 * d / 3) * math.exp(-math.sqrt(5 * d)) for d in squares])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_the_improbability_of_hyper_parameters_is_that_of_a_normal_distribution_and_the_prior(data):
+    points, outcomes = data
+    logarithms = torch.tensor([0.1, -0.4, 0.8, 0.2, -3.0], dtype=torch.float64)
+    covariance = plain_covariance(points, points, logarithms)
+    covariance += (math.exp(-3.0) + NOISE_FLOOR) * torch.eye(len(points), dtype=torch.float64)
+    normal = torch.distributions.MultivariateNormal(torch.zeros(len(points)).double(), covariance)
+    evidence = -normal.log_prob(outcomes.T).sum() - outcomes.numel() * math.log(2 * math.pi) / 2
+    typical = math.log(2) + math.sqrt(2) + math.log(3) / 2
+    prior = ((logarithms[:3] - typical) ** 2).sum() / 6 + 0.2**2 / 2 + (-3.0 - math.log(0.01)) ** 2 / 8
+    assert torch.allclose(improbability(logarithms, points, outcomes)[0], evidence + prior)
+
+
+def test_its_gradient_is_that_of_finite_differences(data):
+    points, outcomes = data
+    logarithms = torch.tensor([0.1, -0.4, 0.8, 0.2, -3.0], dtype=torch.float64)
+    steps = 1e-5 * torch.eye(5, dtype=torch.float64)
+    values = [[improbability(logarithms + sign * step, points, outcomes)[0] for sign in (1, -1)] for step in steps]
+    expected = torch.tensor([(above - below) / 2e-5 for above, below in values], dtype=torch.float64)
+    assert torch.allclose(improbability(logarithms, points, outcomes)[1], expected, atol=1e-6)
+
+
+def test_the_posterior_is_the_textbooks(data):
+    points, outcomes = data
+    process = GaussianProcess(points, outcomes)
+    candidates = torch.tensor([[0.1, 0.2, -0.3], [0.9, -0.9, 0.0]], dtype=torch.float64)
+    logarithms = torch.cat([process.length_scales, process.variance[None], process.noise[None]]).log()
+    inverse = torch.linalg.inv(
+        plain_covariance(points, points, logarithms) + process.noise * torch.eye(len(points), dtype=torch.float64)
+    )
+    cross = plain_covariance(candidates, points, logarithms)
+    standard = (outcomes - outcomes.mean(0)) / outcomes.std(0, correction=0)
+    found = process.posterior(candidates)
+    assert torch.allclose(found.means, outcomes.mean(0) + outcomes.std(0, correction=0) * (cross @ inverse @ standard))
+    assert torch.allclose(found.variance, process.variance - (cross @ inverse * cross).sum(1), atol=1e-9)
+
+
+def test_expected_fitness_is_the_mean_over_draws_of_the_outcomes(data):
+    points, outcomes = data
+    weights, by_sign = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([False, True, True])
+    process = GaussianProcess(points, outcomes)
+    candidates = torch.tensor([[0.1, 0.2, -0.3], [0.9, -0.9, 0.0]], dtype=torch.float64)
+    found = process.posterior(candidates)
+    expected, _ = process.expected_fitness(found.means, found.variance, weights, by_sign)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(200_000, 2, 3, generator=generator, dtype=torch.float64)
+    draws = found.means + noise * (found.variance[:, None] + process.noise).sqrt() * process.scale
+    fitness = (torch.where(by_sign, (draws > 0).double(), draws) @ weights).mean(0)
+    assert torch.allclose(expected, fitness, atol=5e-3)
+
+
+def test_the_outcomes_of_a_merge_that_failed_are_the_worst_of_the_others():
+    points = torch.eye(4, dtype=torch.float64)
+    fitness = torch.tensor([[1.0, 2.0, -1.0], [0.0, -2.0, -3.0], [1.0, 1.0, 4.0], [9.0, torch.nan, torch.inf]]).double()
+    weights, by_sign = torch.tensor([0.5, 0.5]), torch.tensor([False, False])
+    surrogate = Surrogate(points, fitness, weights, by_sign)
+    assert torch.allclose(surrogate.process.center, torch.tensor([(2 - 2 + 1 + 2) / 4, (-1 - 3 + 4 + 4) / 4]).double())
+
+
+def test_a_pick_is_entered_as_if_its_mean_had_been_observed(data):
+    """The variance of the others after a pick is that of a process with one more point."""
+    points, outcomes = data
+    surrogate = Surrogate(points, outcomes[:, :1], *NO_OUTCOMES)
+    candidates = 2 * torch.rand(40, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 1
+    seen = []
+    expect = surrogate._expect
+    surrogate._expect = lambda posterior: seen.append(posterior.variance.clone()) or expect(posterior)
+    first, second = surrogate.pick(candidates, 2, torch.Generator().manual_seed(4)).tolist()
+    process = surrogate.process
+    more = torch.cat([points, candidates[first : first + 1]])
+    covariance = process.covariance(more, more) + process.noise * torch.eye(len(more), dtype=torch.float64)
+    cross = process.covariance(candidates, more)
+    expected = process.variance - (cross @ torch.linalg.inv(covariance) * cross).sum(1)
+    assert first != second
+    assert torch.allclose(seen[1], expected, atol=1e-8)
+
+
+def test_proposals_repeat_with_their_seed_and_lie_in_the_box(data):
+    points, outcomes = data
+    arguments = (points, outcomes[:, :1], torch.tensor(15), points, *NO_OUTCOMES)
+    first, again, other = (propose(*arguments, torch.tensor(seed), 6) for seed in (5, 5, 6))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.shape == (6, 3) and float(first.abs().max()) <= 1 and len(first.unique(dim=0)) == 6
+
+
+class Thresholds(Problem):
+    """The share of forty quadratic margins that are above 0, and the margins: a score with steps."""
+
+    def __init__(self, n=6):
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.centers = 0.3 + 0.25 * torch.randn(40, n, generator=generator)
+        self.outcomes = Outcomes(torch.full((40,), 1 / 40), torch.ones(40, dtype=torch.bool))
+
+    def evaluate(self, pop):
+        margins = 0.25 - torch.cdist(pop, self.centers).square()
+        return torch.cat([(margins > 0).float().mean(1, keepdim=True), margins], 1)
+
+
+class ScoreOnly(Thresholds):
+    def evaluate(self, pop):
+        return super().evaluate(pop)[:, 0]
+
+
+def best_score(problem, seed, steps=6, **settings):
+    torch.manual_seed(seed)
+    algorithm = EvoGM(8, -torch.ones(6), torch.ones(6), epochs=5, hidden_dims=(8,), clamp=False, **settings)
+    workflow = StdWorkflow(algorithm, problem, opt_direction="max")
+    workflow.init_step()
+    for _ in range(steps):
+        workflow.step()
+    return -float(workflow.algorithm.fitness[0])
+
+
+def test_with_outcomes_it_needs_fewer_evaluations():
+    """56 evaluations, the mean of three seeds."""
+    problem = Thresholds()
+    with_outcomes = sum(best_score(problem, seed, proposal="screened", outcomes=problem.outcomes) for seed in range(3)) / 3
+    scores_only = sum(best_score(ScoreOnly(), seed, proposal="screened") for seed in range(3)) / 3
+    paper = sum(best_score(ScoreOnly(), seed) for seed in range(3)) / 3
+    assert with_outcomes > scores_only > paper
+
+
+def test_the_answer_is_an_evaluated_point_of_which_the_surrogate_expects_most():
+    torch.manual_seed(0)
+    problem = Thresholds()
+    algorithm = EvoGM(8, -torch.ones(6), torch.ones(6), proposal="screened", outcomes=problem.outcomes, epochs=2)
+    workflow = StdWorkflow(algorithm, problem, opt_direction="max")
+    workflow.init_step()
+    workflow.step()
+    algorithm = workflow.algorithm
+    answer, count = algorithm.answer(), int(algorithm.count)
+    fitness = torch.cat([algorithm.fitness[:, None], algorithm.outcomes], 1)[:count].double()
+    surrogate = Surrogate(algorithm.points[:count].double(), fitness, *problem.outcomes)
+    expected = surrogate.expected_fitness(algorithm.points[:count].double())
+    assert torch.equal(answer, algorithm.points[int(expected.argmin())])
+
+
+def test_the_answer_of_paper_proposals_is_the_best_point():
+    torch.manual_seed(0)
+    workflow = StdWorkflow(EvoGM(6, -torch.ones(3), torch.ones(3), epochs=2), Sphere())
+    workflow.init_step()
+    workflow.step()
+    assert float(workflow.algorithm.answer().square().sum()) == pytest.approx(float(workflow.algorithm.fitness[0]))
+
+
+def test_fitness_without_the_outcomes_that_were_announced_is_refused():
+    problem = Thresholds()
+    algorithm = EvoGM(8, -torch.ones(6), torch.ones(6), proposal="screened", outcomes=problem.outcomes)
+    with pytest.raises(ValueError, match=r"evaluate: expected fitness \(8, 41\), a row per point, found \(8,\)"):
+        StdWorkflow(algorithm, ScoreOnly(), opt_direction="max").init_step()
+
+
+def test_an_unknown_proposal_is_refused():
+    with pytest.raises(ValueError, match="""proposal: expected "paper" or "screened", found 'quick'"""):
+        EvoGM(4, -torch.ones(2), torch.ones(2), proposal="quick")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "message"),
+    [
+        ((torch.ones(3), torch.ones(2, dtype=torch.bool)), r"expected weights \(S,\) and by_sign \(S,\) of bool, found \(3"),
+        ((-torch.ones(2), torch.ones(2, dtype=torch.bool)), "expected weights of at least 0, found -1.0"),
+    ],
+)
+def test_outcomes_that_mean_nothing_are_refused(outcomes, message):
+    with pytest.raises(ValueError, match=message):
+        EvoGM(4, -torch.ones(2), torch.ones(2), proposal="screened", outcomes=outcomes)
+
+
+def test_more_evaluations_than_rows_drop_the_worst(monkeypatch):
+    monkeypatch.setattr("evox_evogm.evogm.ROWS", 20)
+    torch.manual_seed(0)
+    workflow = StdWorkflow(EvoGM(8, -torch.ones(3), torch.ones(3), proposal="screened", epochs=2), Ackley())
+    workflow.init_step()
+    for _ in range(4):
+        workflow.step()
+    assert int(workflow.algorithm.count) == 20 and bool((workflow.algorithm.fitness.diff() >= 0).all())
