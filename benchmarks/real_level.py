@@ -7,7 +7,8 @@ import torch
 import yaml
 from controls import random_adapters, shuffled_answers
 
-from evox_evogm.merge_run import DEMO, read_task
+from evox_evogm.cli import DEMO
+from evox_evogm.merge_run import read_task
 from evox_evogm.problems import LoRAMergeProblem, Task
 from evox_evogm.problems.base_model import SMOLLM2
 

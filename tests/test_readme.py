@@ -31,7 +31,7 @@ def test_the_evox_example_has_15_lines_and_finds_a_better_point_than_the_first(c
 
 @pytest.mark.slow
 def test_the_merging_example_scores_a_merge_and_exports_it(capsys, monkeypatch, tmp_path):
-    (example,) = [block for block in BLOCKS if "LoRAMergeProblem" in block]
+    (example,) = [block for block in BLOCKS if "problem.export" in block]
     shown = run_block(example.replace("runs/readme", str(tmp_path)), capsys, monkeypatch)
     dev, test = map(float, re.search(r"dev ([\d.]+), test ([\d.]+)", shown).groups())
     assert dev >= 0.5 and 0 <= test <= 1
