@@ -167,7 +167,7 @@ def level(name: str, n: int, control: str):
 
 
 class Spent(Exception):
-    """The budget is."""
+    """The budget is, in the middle of a population."""
 
 
 class Recorder(Problem):
@@ -190,7 +190,7 @@ class Recorder(Problem):
         self.evaluation_seconds += time.perf_counter() - start
         seconds = time.perf_counter() - self.start
         self.rows += [(score, seconds, point) for score, point in zip(scores.tolist(), pop[:left].tolist(), strict=True)]
-        if left <= len(pop):
+        if left < len(pop):
             raise Spent
         return fitness if self.outcomes else scores
 
@@ -202,7 +202,7 @@ def best_rows(rows: list, count: int) -> torch.Tensor:
 
 
 def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
-    """Spend the budget; returns the evaluations and the answer, which is the best on dev."""
+    """Spend the budget; returns the evaluations and the answer: what the algorithm says, or the best on dev."""
     method, recorder = METHODS[case.method], Recorder(problem, case.budget, METHODS[case.method].outcomes)
     pop_size = method.settings.get("pop_size", case.pop_size)
     for round_ in range(1, method.rounds + 1):
@@ -215,10 +215,12 @@ def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
         workflow = StdWorkflow(algorithm, recorder, opt_direction="max", device="cpu")
         try:
             workflow.init_step()
-            while True:
+            while len(recorder.rows) < recorder.until:
                 workflow.step()
         except Spent:
             pass
+    if isinstance(algorithm, EvoGM) and algorithm.screened:
+        return recorder, workflow.algorithm.answer()
     return recorder, best_rows(recorder.rows, 1)[0]
 
 

@@ -244,7 +244,8 @@ class EvoGM(Algorithm):
         fitness, outcomes = fitness.view(self.pop_size, -1).split([1, len(self.outcome_weights)], 1)
         history = Archive(torch.cat([self.points, self.outcomes], 1), self.fitness, self.count)
         rows, *others = append(history, torch.cat([points, outcomes], 1), fitness[:, 0])
-        self.points, self.outcomes = rows[:, : self.dim], rows[:, self.dim :]
+        # Cloned: EvoX's wrapper of hyper-parameters takes no state in which tensors share memory.
+        self.points, self.outcomes = rows[:, : self.dim].clone(), rows[:, self.dim :].clone()
         self.fitness, self.count = others
         self.steps = self.steps + 1
 

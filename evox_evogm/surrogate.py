@@ -24,7 +24,8 @@ ROWS = 512  # the most evaluations that the process is fitted to: a Cholesky fac
 NOISE_FLOOR = 1e-3  # variance, in units of an outcome's variance
 FIT_STEPS = 25  # of L-BFGS
 EVIDENCE = 20.0  # outcomes that the evidence counts as: hundreds of similar ones would drown the priors
-SQUASH = 2.0  # outcomes that count by their sign are bent beyond this multiple of their median size
+SQUASH = 2.0  # outcomes that count by their sign are bent beyond this multiple of the median of their sizes
+BLUR = 0.3  # deviation, in the same unit, that is added to what decides about a sign: see `Surrogate`
 CORRELATION = 0.3  # of the errors of outcomes, as the share of their summed deviations that the sum deviates by
 SCALES = (0.03, 0.1, 0.3)  # of the noise around good points, in half widths of the box
 PARENTS = 10  # good points that noise is added to
@@ -137,13 +138,19 @@ class GaussianProcess:
         return Posterior(means, (self.variance - projected.square().sum(0)).clamp_min(1e-9), projected)
 
     def expected_fitness(
-        self, means: torch.Tensor, variance: torch.Tensor, weights: torch.Tensor, by_sign: torch.Tensor
+        self,
+        means: torch.Tensor,
+        variance: torch.Tensor,
+        weights: torch.Tensor,
+        by_sign: torch.Tensor,
+        blur: torch.Tensor | float = 0.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Expected fitness of C candidates, and by how much it may deviate, `(C,)` each.
 
         :param weights: an `(S,)` tensor of weights of the outcomes as the process has them.
+        :param blur: a deviation of outcomes beside the process's own.
         """
-        spread = (variance[:, None] + self.noise).sqrt() * self.scale  # (C, S)
+        spread = ((variance[:, None] + self.noise) * self.scale**2 + blur**2).sqrt()  # (C, S)
         above = torch.special.ndtr(means / spread)
         known = (variance / (variance + self.noise)).sqrt()[:, None]  # the share of the spread that an evaluation ends
         deviation = torch.where(by_sign, (above * (1 - above)).sqrt() * known, variance.sqrt()[:, None] * self.scale)
@@ -153,6 +160,10 @@ class GaussianProcess:
 
 class Surrogate:
     """The process with what its outcomes mean: it says what fitness to expect.
+
+    Not of these examples alone: an answer that is right by a hair counts little more than one that is wrong by a hair, because
+    of other examples it would be as often the other way round. Without that the search finds coefficients that put many
+    examples just above 0, and loses on others what it gains on these (benchmarks/README.md).
 
     :param points: an `(N, n)` tensor.
     :param fitness: an `(N, 1 + S)` tensor, minimised; the first column is the fitness, the others its outcomes.
@@ -167,10 +178,12 @@ class Surrogate:
             worst = torch.where(finite, outcomes, -torch.inf).amax(0).nan_to_num(neginf=1.0)
             outcomes = torch.where(finite, outcomes, worst)
             self.weights, self.by_sign = weights.double(), by_sign.bool()
-            size = SQUASH * outcomes.abs().median(0).values.median().clamp_min(1e-9)
+            signed = outcomes[:, self.by_sign]
+            typical = signed.abs().median().clamp_min(1e-9) if signed.numel() else torch.tensor(1.0)
+            size, self.blur = SQUASH * typical, BLUR * typical
             outcomes = torch.where(self.by_sign, size * torch.tanh(outcomes / size), outcomes)
         else:
-            outcomes = fitness[:, :1]
+            outcomes, self.blur = fitness[:, :1], 0.0
             self.weights, self.by_sign = torch.ones(1).double(), torch.zeros(1, dtype=torch.bool)
         self.process = GaussianProcess(points, outcomes)
 
@@ -179,7 +192,7 @@ class Surrogate:
         return self._expect(self.process.posterior(points))[0]
 
     def _expect(self, posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.process.expected_fitness(posterior.means, posterior.variance, self.weights, self.by_sign)
+        return self.process.expected_fitness(*posterior[:2], self.weights, self.by_sign, self.blur)
 
     def pick(self, candidates: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """Row numbers of a batch of candidates, one by one."""
