@@ -249,7 +249,7 @@ class MergeRun:
     def search(self) -> torch.Tensor:
         """Run all steps from the settings' seed, or those that an earlier process left.
 
-        :return: the `(n,)` effective coefficients with the best mean dev score.
+        :return: the `(n,)` effective coefficients with the best mean dev score, or those of which a screened search expects most.
         """
         if self.saved is None:
             self.problem.choose_paths(self.algorithm.pop_size)
@@ -260,6 +260,8 @@ class MergeRun:
         self.evaluations = search.records
         self.shown, self.known, self.started = search.problem.position, len(self.evaluations), time.monotonic()
         search.run(self.n_steps)
+        if self.workflow.algorithm.screened:
+            return self.workflow.algorithm.answer()
         best = max((row for row in self.evaluations if row["score"] is not None), key=lambda row: row["score"])
         return torch.tensor(best["coefficients"])
 

@@ -11,6 +11,7 @@ from evox_evogm import cli
 from evox_evogm.problems import LoRAMergeProblem
 from evox_evogm.problems.experts import read_expert
 from evox_evogm.problems.merging import merged, stack_experts
+from evox_evogm.resume import ResumableSearch
 
 
 @pytest.fixture
@@ -164,3 +165,19 @@ def test_a_run_folder_with_files_in_it_is_not_touched(project, capsys):
 def test_debug_shows_the_traceback(project):
     with pytest.raises(ValueError, match="expected a YAML file, found none"):
         cli.main(["merge", str(project / "none.yaml"), "--out", str(project / "out"), "--debug"])
+
+
+def test_a_screened_search_goes_on_as_one_in_one_piece(project, monkeypatch):
+    search = {"proposal": "screened", "epochs": 2, "hidden_dims": [4]}
+    change_settings(project, search=search, pop_size=3, budget=9)
+    assert merge(project, out="whole") == 0
+    run = ResumableSearch.run
+    monkeypatch.setattr(ResumableSearch, "run", lambda self, steps: run(self, 2) or (_ for _ in ()).throw(KeyboardInterrupt))
+    assert merge(project, out="cut") == 130
+    monkeypatch.setattr(ResumableSearch, "run", run)
+    assert merge(project, out="cut") == 0
+    assert history(project / "cut") == history(project / "whole")
+    rows = history(project / "cut")
+    assert {name: len(values) for name, values in rows[0]["margins"].items()} == {"sums": 4, "quiz": 4}
+    result = json.loads((project / "cut" / "result.json").read_text())
+    assert list(result["coefficients"].values()) in [row["coefficients"] for row in rows]
