@@ -249,7 +249,7 @@ class MergeRun:
     def search(self) -> torch.Tensor:
         """Run all steps from the settings' seed, or those that an earlier process left.
 
-        :return: the `(n,)` effective coefficients with the best mean dev score, or those of which a screened search expects most.
+        :return: the `(n,)` effective coefficients with the best mean dev score, or what a screened search expects most of.
         """
         if self.saved is None:
             self.problem.choose_paths(self.algorithm.pop_size)
