@@ -1,7 +1,7 @@
 """Is EvoGM better here? Every search under one protocol: the same base, experts, dev examples and number of evaluations.
 
 A case is one method with one seed. It searches on dev until its evaluations are spent, its answer is scored on test once, and
-its files are written: `METHOD_seedK.csv`, a line per evaluation (number, dev score, seconds since the start of the search,
+its files are written: `METHOD_seedK.csv`, a line per evaluation (full evaluations spent, dev score, seconds since the start,
 coefficients), and `METHOD_seedK.json`, the result. Cases that have their files are not run again; an interrupted case at
 `--level real` goes on from its journal. A method whose population does not divide the budget ends with a part of one.
 
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from evox.algorithms import CSO, DE, PSO
@@ -40,6 +41,7 @@ from evox_evogm.baselines import (
     start_from,
 )
 from evox_evogm.journal import Journal
+from evox_evogm.problems import Racing
 from evox_evogm.surrogate import Outcomes
 
 RUNS = Path("runs/compare")
@@ -57,6 +59,7 @@ class Case:
     pop_size: int = 20
     control: str = ""
     """`random`: adapters of random numbers of the same norms. `shuffled`: the answers of dev are shuffled."""
+    threads: int = 1
 
     @property
     def path(self) -> Path:
@@ -77,6 +80,8 @@ class Method:
     """Of the case where they differ: `pop_size`."""
     outcomes: bool = False
     """Whether the algorithm also takes what the problem says of every example."""
+    racing: Racing | None = None
+    """Whether hopeless merges are given up; the budget then counts examples asked, as shares of a full evaluation."""
 
 
 def box(n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,13 +89,13 @@ def box(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def evogm(n: int, pop_size: int, **settings) -> Algorithm:
-    return EvoGM(pop_size, *box(n), clamp=False, **settings)
+    return EvoGM(pop_size, *box(n), proposal="paper", clamp=False, **settings)
 
 
 def screened(n: int, pop_size: int, *, problem=None, cls: type[EvoGM] = EvoGM, **settings) -> Algorithm:
     """EvoGM with its surrogate; with a problem, on the outcomes of its examples."""
     outcomes = None if problem is None else Outcomes(*problem.outcomes)
-    return cls(pop_size, *box(n), clamp=False, proposal="screened", outcomes=outcomes, **settings)
+    return cls(pop_size, *box(n), clamp=False, outcomes=outcomes, **settings)
 
 
 class WithoutGenerators(EvoGM):
@@ -113,7 +118,7 @@ def cma_es(n: int, pop_size: int | None) -> Algorithm:
 
 
 METHODS: dict[str, Method] = {
-    "EvoGM": Method(screened, settings={"pop_size": 10}, outcomes=True),
+    "EvoGM": Method(screened, settings={"pop_size": 5}, outcomes=True, racing=Racing()),
     "EvoGM scores": Method(screened, settings={"pop_size": 10}),
     "EvoGM paper": Method(evogm),
     "random": Method(lambda n, p: RandomSearch(p, *box(n))),
@@ -135,10 +140,14 @@ METHODS: dict[str, Method] = {
     "no cycle loss": Method(partial(evogm, cycle_weight=0.0), "ablations"),
     "PSO two rounds": Method(partial(from_known_points, PSO), "ablations", rounds=2),
     # Parts of EvoGM beyond the paper.
-    "no generators": Method(partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 10}, outcomes=True),
-    "no generators, scores": Method(partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 10}),
-    "P 5": Method(screened, "parts", settings={"pop_size": 5}, outcomes=True),
-    "P 20": Method(screened, "parts", settings={"pop_size": 20}, outcomes=True),
+    "no generators": Method(
+        partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 5}, outcomes=True, racing=Racing()
+    ),
+    "no racing": Method(screened, "parts", settings={"pop_size": 5}, outcomes=True),
+    "racing, P 10": Method(screened, "parts", settings={"pop_size": 10}, outcomes=True, racing=Racing()),
+    "no cycle, screened": Method(
+        partial(screened, cycle_weight=0.0), "parts", settings={"pop_size": 5}, outcomes=True, racing=Racing()
+    ),
     # The paper's sweeps (table 12). With P 10 and 30 the rounds are longer and shorter, so that the budget is spent.
     "P 10": Method(partial(evogm, n_iters=7), "sweeps", settings={"pop_size": 10}),
     "P 30": Method(partial(evogm, n_iters=2), "sweeps", settings={"pop_size": 30}),
@@ -151,7 +160,7 @@ METHODS: dict[str, Method] = {
     "R 3": Method(partial(evogm, n_rounds=3), "sweeps"),
     "R 5": Method(partial(evogm, n_rounds=5), "sweeps"),
 }
-CONTROLLED = ("EvoGM paper", "CMA-ES", "BO qLogEI", "random")  # methods that run on the controls
+CONTROLLED = ("EvoGM", "EvoGM paper", "CMA-ES", "random")  # methods that run on the controls
 
 
 @lru_cache(maxsize=2)
@@ -170,35 +179,50 @@ class Spent(Exception):
     """The budget is, in the middle of a population."""
 
 
+class Row(NamedTuple):
+    """An evaluation: full evaluations spent until then, score, seconds since the start, coefficients."""
+
+    spent: float
+    score: float
+    seconds: float
+    point: list[float]
+
+
 class Recorder(Problem):
     """Hands populations to the problem until the budget is spent, and keeps what was evaluated."""
 
     def __init__(self, problem: Problem, budget: int, outcomes: bool):
         super().__init__()
         self.problem, self.outcomes = problem, outcomes
-        self.rows: list[tuple[float, float, list[float]]] = []  # score, seconds since the start, coefficients
-        self.start, self.evaluation_seconds = time.perf_counter(), 0.0
+        self.rows: list[Row] = []
+        self.start, self.evaluation_seconds, self.spent = time.perf_counter(), 0.0, 0.0
         self.basis: torch.Tensor | None = None
         self.until = budget
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
         pop = pop if self.basis is None else pop @ self.basis
-        start, left = time.perf_counter(), self.until - len(self.rows)
-        fitness = self.problem.evaluate(pop[:left])
-        scores = fitness[:, 0]
+        start = time.perf_counter()
+        racing = self.problem.racing is not None
+        fitness = self.problem.evaluate(pop if racing else pop[: int(self.until - self.spent)])
         self.evaluation_seconds += time.perf_counter() - start
+        known = fitness[:, 1:].isfinite().float().mean(1)  # of what failed nothing is known, and all was asked
+        shares = torch.where(known > 0, known, 1.0) if racing else torch.ones(len(fitness))
         seconds = time.perf_counter() - self.start
-        self.rows += [(score, seconds, point) for score, point in zip(scores.tolist(), pop[:left].tolist(), strict=True)]
-        if left < len(pop):
+        for share, score, point in zip(shares.tolist(), fitness[:, 0].tolist(), pop.tolist(), strict=False):
+            self.spent += share
+            if self.spent > self.until + 1e-6:
+                raise Spent
+            self.rows.append(Row(self.spent, score, seconds, point))
+        if len(fitness) < len(pop):
             raise Spent
-        return fitness if self.outcomes else scores
+        return fitness if self.outcomes else fitness[:, 0]
 
 
 def best_rows(rows: list, count: int) -> torch.Tensor:
     """The points of the best `count` evaluations, of equals the earlier."""
-    order = sorted(range(len(rows)), key=lambda index: -rows[index][0])[:count]
-    return torch.tensor([rows[index][2] for index in order])
+    order = sorted(range(len(rows)), key=lambda index: -rows[index].score)[:count]
+    return torch.tensor([rows[index].point for index in order])
 
 
 def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
@@ -215,7 +239,7 @@ def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
         workflow = StdWorkflow(algorithm, recorder, opt_direction="max", device="cpu")
         try:
             workflow.init_step()
-            while len(recorder.rows) < recorder.until:
+            while recorder.spent < recorder.until:
                 workflow.step()
         except Spent:
             pass
@@ -229,14 +253,14 @@ def run_case(case: Case) -> str:
     result_path = case.path.with_name(case.path.name + ".json")
     if result_path.exists():
         return f"{case.path.name} is there"
-    torch.set_num_threads(1 if case.level == "small" else 2)
+    torch.set_num_threads(case.threads)
     problem, test_tasks = level(case.level, case.n, case.control)
     case.path.parent.mkdir(parents=True, exist_ok=True)
     journal = None
+    problem.racing = METHODS[case.method].racing
     problem._known.clear()
-    if (
-        case.level == "real"
-    ):  # minutes long: what a killed process evaluated is recalled, and the search repeated from its seed
+    # Minutes long: what a killed process evaluated is recalled, and the search repeated from its seed.
+    if case.level == "real":
         journal = Journal(case.path.with_name(case.path.name + ".jsonl"))
         problem.recall(journal.records)
         problem.on_evaluations = lambda block: journal.append([e.as_record() for e in block if e.seconds])
@@ -247,8 +271,9 @@ def run_case(case: Case) -> str:
     with case.path.with_name(case.path.name + ".csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["evaluation", "score", "seconds", *(f"coefficient {k}" for k in range(case.n))])
-        for number, (score, at, point) in enumerate(recorder.rows, 1):
-            table.writerow([number, f"{score:.6g}", f"{at:.3f}", *(f"{value:.6g}" for value in point)])
+        for row in recorder.rows:
+            point = (f"{value:.6g}" for value in row.point)
+            table.writerow([f"{row.spent:.6g}", f"{row.score:.6g}", f"{row.seconds:.3f}", *point])
     result = {
         "method": case.method,
         "seed": case.seed,
@@ -293,7 +318,7 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     if unknown:
         raise SystemExit(f"methods: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
     controls = ("random", "shuffled") if arguments.group == "controls" else ("",)
-    settings = {"n": arguments.n, "budget": arguments.budget, "pop_size": arguments.pop_size}
+    settings = {"n": arguments.n, "budget": arguments.budget, "pop_size": arguments.pop_size, "threads": arguments.threads}
     return [
         Case(arguments.level, name, seed, control=control, **settings)
         for control in controls
@@ -314,11 +339,13 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=160, help="evaluations")
     parser.add_argument("--pop-size", type=int, default=20)
     parser.add_argument("--processes", type=int, help="2 at level small, 1 at level real")
+    parser.add_argument("--threads", type=int, help="of each process: 1 at level small, 2 at level real")
     arguments = parser.parse_args()
     small = arguments.level == "small"
     arguments.seeds = arguments.seeds or (20 if small else 3)
     arguments.n = arguments.n or (10 if small else 8)
     arguments.processes = arguments.processes or (2 if small else 1)
+    arguments.threads = arguments.threads or (1 if small else 2)
     if arguments.command == "run":
         run(cases_of(arguments), arguments.processes)
     else:

@@ -17,16 +17,11 @@ AT = (40, 80, 160, 320, 640)  # evaluations of which the best dev score is shown
 
 @dataclass(frozen=True)
 class Run:
-    """One case: its result, and per evaluation the dev score and the seconds since the start."""
+    """One case: its result, and after every evaluation spent the best dev score so far and the seconds since the start."""
 
     result: dict
-    scores: np.ndarray
+    best: np.ndarray
     seconds: np.ndarray
-
-    @property
-    def best(self) -> np.ndarray:
-        """The best dev score so far."""
-        return np.maximum.accumulate(self.scores)
 
 
 def read_runs(folder: Path) -> dict[str, list[Run]]:
@@ -38,8 +33,11 @@ def read_runs(folder: Path) -> dict[str, list[Run]]:
             continue
         with path.with_suffix(".csv").open(newline="") as file:
             rows = list(csv.reader(file))[1:]
-        values = np.array([[float(row[1]), float(row[2])] for row in rows])
-        runs[result["method"]].append(Run(result, np.nan_to_num(values[:, 0], neginf=0.0), values[:, 1]))
+        spent, scores, seconds = np.array([[float(cell) for cell in row[:3]] for row in rows]).T
+        whole = np.arange(1, round(spent[-1]) + 1)  # of merges that were given up a part of an evaluation was spent
+        row = np.searchsorted(spent, whole + 1e-4, side="right") - 1
+        best = np.maximum.accumulate(np.nan_to_num(scores, neginf=0.0))
+        runs[result["method"]].append(Run(result, best[row], seconds[row]))
     return {name: sorted(mine, key=lambda run: run.result["seed"]) for name, mine in sorted(runs.items())}
 
 
@@ -88,7 +86,7 @@ def print_table(header: list[str], rows: list[list]) -> None:
 
 def print_summary(runs: dict[str, list[Run]], reference: str) -> None:
     """Best dev score by evaluations, test score, ranks and tests: the paper's tables 3, 4 and 7 in one."""
-    budget = max(len(run.scores) for mine in runs.values() for run in mine)
+    budget = max(len(run.best) for mine in runs.values() for run in mine)
     at = [count for count in AT if count <= budget]
     ranks = {split: mean_ranks(runs, split) for split in ("dev", "test")}
     tests = {split: welch(runs, reference, split) for split in ("dev", "test")} if reference in runs else {}

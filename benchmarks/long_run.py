@@ -42,7 +42,7 @@ def main() -> None:
     problem = small_level.make_problem(10, objectives="outcomes")
     box = torch.ones(10)
     outcomes = Outcomes(*problem.outcomes)
-    algorithm = EvoGM(POP_SIZE, -box, box, clamp=False, proposal="screened", outcomes=outcomes, epochs=50)
+    algorithm = EvoGM(POP_SIZE, -box, box, clamp=False, outcomes=outcomes, epochs=50)
     search = ResumableSearch(StdWorkflow(algorithm, problem, opt_direction="max"), OUT / "run")
     rows = []
     print("| evaluations | resident memory, MiB | history, KiB an evaluation | state, KiB |\n| ---: | ---: | ---: | ---: |")

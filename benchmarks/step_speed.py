@@ -89,7 +89,7 @@ def flat(module) -> torch.Tensor:
 
 def make_workflow() -> StdWorkflow:
     bounds = torch.ones(N)
-    return StdWorkflow(EvoGM(POP_SIZE, -bounds, bounds), Sphere())
+    return StdWorkflow(EvoGM(POP_SIZE, -bounds, bounds, proposal="paper"), Sphere())
 
 
 def eager():

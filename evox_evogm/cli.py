@@ -113,7 +113,7 @@ class ProgressLine:
         self.shown = now
         minutes, seconds = divmod(round(progress.seconds_left), 60)
         text = (
-            f"[{progress.done:4d}/{progress.budget}] round {progress.round + 1}, iteration {progress.iteration}: "
+            f"[{progress.done:4.0f}/{progress.budget}] round {progress.round + 1}, iteration {progress.iteration}: "
             f"score {progress.score:.4f}, best {progress.best:.4f}, {minutes} min {seconds:02d} s left"
         )
         print(f"\r{text}  " if self.live else text, end="" if self.live and not last else "\n", flush=True)

@@ -26,18 +26,20 @@ FIRST_SPREAD = 0.5  # typical distance of first points from the average: most of
 class EvoGM(Algorithm):
     """Evolutionary generative optimisation in a box, at its best where every evaluation is expensive.
 
-    `init_step` and every `step` evaluate `pop_size` points. A round is one step of first points and `n_iters` steps of
-    proposals; `n_rounds` rounds are `n_rounds * (n_iters + 1) * pop_size` evaluations. Later steps go on in the last round,
-    where the worst rows of the history make room once it is full.
+    `init_step` and every `step` evaluate `pop_size` points. By default (`proposal="screened"`) they are the most promising of
+    thousands of candidates, the generators' proposals among them, by a Gaussian process on all evaluations (`surrogate.py`);
+    the first are the average of the axes (1/n each) and points around it, and there is one round. What follows is the method
+    of the paper, `proposal="paper"`, which is there to reproduce it and to compare with.
+
+    A round is one step of first points and `n_iters` steps of proposals; `n_rounds` rounds are
+    `n_rounds * (n_iters + 1) * pop_size` evaluations. Later steps go on in the last round, where the worst rows of the history
+    make room once it is full.
 
     First points of the first round: the n one-hots, the average (1/n each), the rest uniform in [-1, 1]^n (with
     `pop_size` of at most n: the average and the first one-hots). First points of a later round: its one-hots are the best n
     of the round before, so they enter the history with the scores they have, and their places go to fresh points: the average
     of the new axes, and `pop_size - 1` points uniform in their [-1, 1]^n. (When a round saw fewer than n points, the axes
     that it cannot replace stay.)
-
-    With `proposal="screened"` a step is worth more of an evaluation: see `surrogate.py` for how, benchmarks/README.md for how
-    much.
 
     The paper's ablations: `dual=False` (one generator), `n_rounds=1`, `cycle_weight=0`.
     """
@@ -48,7 +50,7 @@ class EvoGM(Algorithm):
         lb: torch.Tensor,
         ub: torch.Tensor,
         *,
-        proposal: Literal["paper", "screened"] = "paper",
+        proposal: Literal["screened", "paper"] = "screened",
         outcomes: Outcomes | None = None,
         n_rounds: int = 2,
         n_iters: int = 3,
@@ -62,16 +64,15 @@ class EvoGM(Algorithm):
         clamp: bool = True,
         device: torch.device | None = None,
     ):
-        """Set up the search; the defaults are those of the published code.
+        """Set up the search; the defaults are those of the published code, but for `proposal`.
 
-        :param pop_size: P, evaluations per step, at least 2. The paper uses 2n.
+        :param pop_size: P, evaluations per step, at least 2. 5 is a good start, the paper's method uses 2n.
         :param lb: an `(n,)` tensor, the point that -1 in every coordinate stands for.
         :param ub: an `(n,)` tensor, the point that +1 in every coordinate stands for.
-        :param proposal: `"paper"`, what the generator makes of the population; or `"screened"`, the most promising of many
-            candidates by a Gaussian process on all evaluations (`surrogate.py`), for which the generator is one source. It
-            begins around the average, and has no rounds.
+        :param proposal: `"screened"`, the most promising of many candidates by a Gaussian process on all evaluations; or
+            `"paper"`, what the generator makes of the population.
         :param outcomes: what the further columns of fitness mean, if the problem gives `(P, 1 + S)`; used by `"screened"`.
-        :param n_rounds: R, rounds; between two rounds the best n points become the new axes.
+        :param n_rounds: R, rounds of `"paper"`; between two rounds the best n points become the new axes.
         :param n_iters: T, proposals per round.
         :param epochs: full-batch training steps before each proposal.
         :param lr: Adam's learning rate.
@@ -232,7 +233,10 @@ class EvoGM(Algorithm):
         if self.screened:
             fitness = torch.cat([self.fitness[:, None], self.outcomes], 1)[: self.count].cpu().double()
             surrogate = Surrogate(points.cpu().double(), fitness, self.outcome_weights.cpu(), self.outcome_by_sign.cpu())
-            points = points[surrogate.expected_fitness(points.cpu().double()).argsort()]
+            expected = surrogate.expected_fitness(points.cpu().double())
+            complete = fitness.isfinite().all(1)  # neither failed nor given up before all outcomes were known
+            expected = torch.where(complete, expected, torch.inf) if complete.any() else expected
+            points = points[expected.argsort()]
         return self._to_box(points[0])
 
     def _evaluate(self, points: torch.Tensor) -> None:

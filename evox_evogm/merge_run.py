@@ -21,6 +21,7 @@ from evox_evogm.evogm import EvoGM
 from evox_evogm.problems.base_model import tokenizer_sha256, weights_sha256
 from evox_evogm.problems.experts import CONFIG, WEIGHTS
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.racing import Racing
 from evox_evogm.problems.readers import read_json_lines, read_reasoning_gym, read_swarm_eval
 from evox_evogm.problems.scoring import outcomes_of, tokenize_task
 from evox_evogm.problems.tasks import Task
@@ -45,14 +46,16 @@ SEARCH_SETTINGS = [
 ]
 TASK_KEYS = [spec.name for spec in fields(Task) if spec.name not in ("name", "version", "examples")]
 READERS = ("reasoning_gym", "swarm_eval", "json_lines")
+SCREENED_POP_SIZE = 5  # the surrogate learns from every population: small ones are better (benchmarks/README.md)
 EXACT = 1e-5  # relative difference of weights up to which a reloaded adapter counts as the merge
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known after an evaluation: counts of evaluations, scores (higher is better), seconds."""
+    """What is known after an evaluation: full evaluations spent (a merge that is given up spends a share of one), scores
+    (higher is better), seconds."""
 
-    done: int
+    done: float
     budget: int
     round: int
     iteration: int
@@ -160,7 +163,8 @@ class MergeRun:
         device = resolve_device(settings.device)
         folders = expert_folders(settings.experts, folder)
         n = len(folders)
-        pop_size = settings.pop_size or max(2, 2 * n)
+        screened = settings.search.get("proposal", "screened") == "screened"
+        pop_size = settings.pop_size or (SCREENED_POP_SIZE if screened else max(2, 2 * n))
         if settings.budget < pop_size:
             raise ValueError(f"budget: expected at least one population, {pop_size} evaluations, found {settings.budget}")
         pairs = [read_task(entry, folder) for entry in settings.tasks]
@@ -169,7 +173,6 @@ class MergeRun:
         # The search is small tensors; on the CPU it gives the same points whatever device the model is on.
         cpu = torch.device("cpu")
         search = {"clamp": False, "device": cpu, **settings.search}
-        screened = search.get("proposal") == "screened"
         if screened:
             search["outcomes"] = Outcomes(*outcomes_of(self.dev_tasks))
         self.algorithm = EvoGM(pop_size, -torch.ones(n), torch.ones(n), **search)
@@ -185,6 +188,7 @@ class MergeRun:
             batch_tokens=settings.batch_tokens,
             max_memory=int(settings.max_memory * 2**30),
             path=settings.path,
+            racing=Racing() if screened and settings.racing else None,
             trust_remote_code=settings.trust_remote_code,
             on_evaluations=self._show,
         )
@@ -194,7 +198,6 @@ class MergeRun:
         if self.saved is not None:
             check_same_inputs(self.digests, self.out)
         self.workflow = StdWorkflow(self.algorithm, self.problem, opt_direction="max", device="cpu")
-        self.n_steps = settings.budget // pop_size
         self.evaluations: list[dict] = []
         self.shown = self.known = 0  # evaluations that were reported, and that an earlier process made
         self.started = time.monotonic()
@@ -238,8 +241,9 @@ class MergeRun:
 
     @property
     def budget(self) -> int:
-        """Evaluations that the search makes."""
-        return self.n_steps * self.algorithm.pop_size
+        """The most full evaluations that the search makes; a step is only taken if it cannot exceed them."""
+        pop_size = self.algorithm.pop_size
+        return self.settings.budget if self.problem.racing else self.settings.budget // pop_size * pop_size
 
     @property
     def dtype(self) -> str:
@@ -259,11 +263,16 @@ class MergeRun:
         search = ResumableSearch(self.workflow, self.out, describe=self._describe, journal=self.lock.journal)
         self.evaluations = search.records
         self.shown, self.known, self.started = search.problem.position, len(self.evaluations), time.monotonic()
-        search.run(self.n_steps)
+        while self._spent(search.problem.position) + self.algorithm.pop_size <= self.budget:
+            search.run(search.steps + 1)
         if self.workflow.algorithm.screened:
             return self.workflow.algorithm.answer()
         best = max((row for row in self.evaluations if row["score"] is not None), key=lambda row: row["score"])
         return torch.tensor(best["coefficients"])
+
+    def _spent(self, count: int) -> float:
+        """Full evaluations that the first `count` of the history come to."""
+        return sum(row.get("share", 1.0) for row in self.evaluations[:count])
 
     def _describe(self, step: int) -> dict[str, int]:
         round_, iteration = self.algorithm.round_and_iteration(torch.tensor(step))
@@ -279,13 +288,15 @@ class MergeRun:
             seconds = time.monotonic() - self.started
             scores = [row["score"] for row in self.evaluations[: self.shown] if row["score"] is not None]
             best, score = max(scores, default=float("-inf")), float("-inf") if row["score"] is None else row["score"]
-            left = seconds / max(1, self.shown - self.known) * (self.budget - self.shown)
-            self.on_progress(Progress(self.shown, self.budget, row["round"], row["iteration"], score, best, seconds, left))
+            done = self._spent(self.shown)
+            left = seconds / max(1.0, done - self._spent(self.known)) * (self.budget - done)
+            self.on_progress(Progress(done, self.budget, row["round"], row["iteration"], score, best, seconds, left))
 
     def _dev_scores(self, coefficients: torch.Tensor) -> dict[str, float]:
         """Mean dev score per task, from the history where this merge was evaluated already."""
         for row in self.evaluations:
-            if row["coefficients"] == coefficients.tolist() and row["score"] is not None:
+            complete = row["score"] is not None and "estimate" not in row
+            if complete and row["coefficients"] == coefficients.tolist():
                 return row["tasks"]
         return {name: float(scores.mean()) for name, scores in self.problem.score_tasks(coefficients).items()}
 
@@ -324,6 +335,7 @@ class MergeRun:
             "scores": [asdict(row) for row in rows],
             "adapter": adapter,
             "evaluations": len(self.evaluations),
+            "full_evaluations": round(self._spent(len(self.evaluations)), 2),
             "seed": self.settings.seed,
             "seconds": round(sum(row["seconds"] for row in self.evaluations), 1),
             "dtype": self.dtype,

@@ -94,10 +94,12 @@ def report_markdown(result: dict) -> str:
         f"| {_escape(name)} | {task['rule']} | {task['dev']} | {task['test']} | {_escape(task['version'])} |"
         for name, task in result["tasks"].items()
     ]
+    given_up = result["full_evaluations"] < result["evaluations"]
+    effort = f" (some given up early: as much as {result['full_evaluations']:.1f} full ones)" if given_up else ""
     versions = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
     lines += [
         "",
-        f"{result['evaluations']} evaluations, seed {result['seed']}, {result['dtype']} on {result['device']} "
+        f"{result['evaluations']} evaluations{effort}, seed {result['seed']}, {result['dtype']} on {result['device']} "
         f"({result['threads']} threads), {result['seconds']:.0f} s of evaluation. {versions}.",
     ]
     if result["adapter"]:

@@ -22,7 +22,7 @@ class RunSettings:
     """One table per task: `reasoning_gym: NAME`, `swarm_eval: FILE`, or `json_lines: FILE` with `test_file: FILE`; `dev` and
     `test` give the number of examples; any other key is a setting of the task (rule, match, max_new_tokens, chat ...)."""
     budget: int = 160
-    """Evaluations of merged models, rounded down to whole populations."""
+    """Evaluations of merged models. No population is begun that could exceed it."""
     seed: int = 0
     """Of the search."""
     device: str = "auto"
@@ -35,13 +35,16 @@ class RunSettings:
     """GiB that evaluation may take beside the base and the experts."""
     path: Any = "auto"
     """How candidates are evaluated: auto, factored, merged, or a table of task names and these; see LoRAMergeProblem."""
+    racing: bool = True
+    """Give up merges that cannot become the best before all examples are asked; only with a screened search. The budget then
+    counts the share of examples that was asked."""
     trust_remote_code: bool = False
     """Let transformers run code that comes with the base model."""
     pop_size: int | None = None
-    """Evaluations per step; by default twice the number of experts."""
+    """Evaluations per step; by default 5, and with the paper's proposals twice the number of experts."""
     search: dict = field(default_factory=dict)
-    """Settings of EvoGM: proposal (paper, or screened by a surrogate, which needs fewer evaluations), n_rounds, n_iters,
-    epochs, lr, winner_ratio, cycle_weight, opt_weight, hidden_dims, dual."""
+    """Settings of EvoGM: proposal (screened by a surrogate, or paper, for the published method), n_rounds, n_iters, epochs,
+    lr, winner_ratio, cycle_weight, opt_weight, hidden_dims, dual."""
 
     def __post_init__(self):
         for spec in fields(self):

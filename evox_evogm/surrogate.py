@@ -20,16 +20,18 @@ from evox.utils import register_vmap_op
 
 from evox_evogm.leading_dims import flatten_lead
 
-ROWS = 512  # the most evaluations that the process is fitted to: a Cholesky factor takes their cube
+ROWS = 256  # evaluations that the process knows at most, the best: a Cholesky factor takes their cube
+FIT_ROWS = 128  # of these, those that hyper-parameters are fitted to
 NOISE_FLOOR = 1e-3  # variance, in units of an outcome's variance
 FIT_STEPS = 25  # of L-BFGS
 EVIDENCE = 20.0  # outcomes that the evidence counts as: hundreds of similar ones would drown the priors
 SQUASH = 2.0  # outcomes that count by their sign are bent beyond this multiple of the median of their sizes
 BLUR = 0.3  # deviation, in the same unit, that is added to what decides about a sign: see `Surrogate`
-CORRELATION = 0.3  # of the errors of outcomes, as the share of their summed deviations that the sum deviates by
+CORRELATION = 0.3  # the share of their summed deviations that a sum of outcomes is taken to deviate by
 SCALES = (0.03, 0.1, 0.3)  # of the noise around good points, in half widths of the box
 PARENTS = 10  # good points that noise is added to
 AROUND, BETWEEN = 2000, 1000  # candidates by noise, and on lines through two points
+SHORTLIST = 500  # candidates from which a batch is picked
 KEPT = 30  # candidates of the first pool that the second grows around
 
 
@@ -41,13 +43,20 @@ class Outcomes(NamedTuple):
     by_sign: torch.Tensor
 
 
+class Block(NamedTuple):
+    """Outcomes that were observed at the same points: `points` (N, n), `outcomes` (N, S)."""
+
+    points: torch.Tensor
+    outcomes: torch.Tensor
+
+
 class Posterior(NamedTuple):
-    """Of C candidates: `means` (C, S) of the outcomes, `variance` (C,) in units of an outcome's variance, and `projected`
-    (N, C), the candidates' covariances with the evaluations, whitened."""
+    """Of C candidates: `means` (C, S) of the outcomes, `variance` (C, B) by block, in units of an outcome's variance, and
+    `projected`, per block the candidates' covariances (N, C) with its points, whitened."""
 
     means: torch.Tensor
     variance: torch.Tensor
-    projected: torch.Tensor
+    projected: list[torch.Tensor]
 
 
 def matern(distance: torch.Tensor) -> torch.Tensor:
@@ -56,8 +65,8 @@ def matern(distance: torch.Tensor) -> torch.Tensor:
     return (1 + scaled + scaled.square() / 3) * torch.exp(-scaled)
 
 
-def improbability(logarithms: torch.Tensor, points: torch.Tensor, standard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative logarithm of the posterior density of hyper-parameters, and its gradient.
+def surprise(logarithms: torch.Tensor, points: torch.Tensor, standard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative logarithm of the probability density of outcomes, less a constant, and its gradient by hyper-parameters.
 
     Written out, because there is no autograd inside an operator: with G = (S K^-1 - A A^T) / 2, A = K^-1 Z, the derivative by
     a parameter is the sum of the elements of G times those of dK. (C. Rasmussen and C. Williams, "Gaussian
@@ -77,42 +86,69 @@ def improbability(logarithms: torch.Tensor, points: torch.Tensor, standard: torc
         return torch.tensor(torch.inf), torch.zeros_like(logarithms)
     inverse = torch.cholesky_inverse(factor)
     solved = inverse @ standard  # (N, S)
-    tempered = min(1.0, EVIDENCE / outputs)
-    evidence = (standard * solved).sum() / 2 + outputs * factor.diagonal().log().sum()
-    slope = tempered * (outputs * inverse - solved @ solved.T) / 2  # G
+    value = (standard * solved).sum() / 2 + outputs * factor.diagonal().log().sum()
+    slope = (outputs * inverse - solved @ solved.T) / 2  # G
     root = math.sqrt(5) * distance
     weights = slope * variance * (5 / 3) * (1 + root) * torch.exp(-root)  # times the squared differences
     by_length = 2 * (scaled.square() * weights.sum(1, keepdim=True)).sum(0) - 2 * (scaled * (weights @ scaled)).sum(0)
-    gradient = torch.cat([by_length, (slope * signal).sum()[None], (noise * slope.trace())[None]])
+    return value, torch.cat([by_length, (slope * signal).sum()[None], (noise * slope.trace())[None]])
 
+
+def improbability(logarithms: torch.Tensor, blocks: list[Block]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative logarithm of the posterior density of hyper-parameters, and its gradient.
+
+    :param logarithms: an `(n + 2,)` tensor: of the length scales, the variance, and the noise above its floor.
+    :param blocks: outcomes of mean 0 and deviation 1.
+    """
+    dim = len(logarithms) - 2
+    tempered = min(1.0, EVIDENCE / sum(block.outcomes.shape[1] for block in blocks))
+    surprises = [surprise(logarithms, *block) for block in blocks]
     typical = math.log(2) + math.sqrt(2) + math.log(dim) / 2  # the prior is for [0, 1], the box is twice as wide
-    means = torch.tensor([typical] * dim + [0.0, math.log(0.01)], dtype=points.dtype)
-    variances = torch.tensor([3.0] * dim + [1.0, 4.0], dtype=points.dtype)
+    means = torch.tensor([typical] * dim + [0.0, math.log(0.01)], dtype=logarithms.dtype)
+    variances = torch.tensor([3.0] * dim + [1.0, 4.0], dtype=logarithms.dtype)
     away = logarithms - means
-    return tempered * evidence + (away.square() / variances).sum() / 2, gradient + away / variances
+    value = tempered * sum(value for value, _ in surprises) + (away.square() / variances).sum() / 2
+    return value, tempered * sum(gradient for _, gradient in surprises) + away / variances
 
 
 class GaussianProcess:
     """S outcomes of N points under one kernel; everything in float64.
 
-    :param points: an `(N, n)` tensor inside about [-1, 1]^n.
-    :param outcomes: an `(N, S)` tensor.
+    Outcomes that were observed at the same points share a Cholesky factor: they are a block, and there is one, unless some
+    points were given up before all their outcomes were known.
+
+    :param points: an `(N, n)` tensor inside about [-1, 1]^n, best first: hyper-parameters are fitted to the first `FIT_ROWS`.
+    :param outcomes: an `(N, S)` tensor, NaN where nothing was observed.
     """
 
     def __init__(self, points: torch.Tensor, outcomes: torch.Tensor):
         self.points = points
-        self.center, self.scale = outcomes.mean(0), outcomes.std(0, correction=0).clamp_min(1e-6)  # (S,)
-        standard = (outcomes - self.center) / self.scale  # (N, S)
-        self.length_scales, self.variance, self.noise = self._fit(standard)
-        covariance = self.covariance(points, points)
-        covariance.diagonal().add_(self.noise)
-        self.factor = torch.linalg.cholesky(covariance)  # (N, N)
-        self.coefficients = torch.cholesky_solve(standard, self.factor)  # (N, S)
+        observed = outcomes.isfinite()
+        self.center = outcomes.nanmean(0).nan_to_num()  # (S,)
+        away = torch.where(observed, outcomes - self.center, 0.0)
+        self.scale = (away.square().sum(0) / observed.sum(0).clamp_min(1)).sqrt().clamp_min(1e-6)  # (S,)
+        patterns, self.block_of = observed.T.unique(dim=0, return_inverse=True)  # (B, N), (S,)
+        self.rows = list(patterns)
+        standard = away / self.scale
+        blocks = [Block(points[rows], standard[rows][:, self.block_of == block]) for block, rows in enumerate(self.rows)]
+        first = torch.arange(len(points)) < FIT_ROWS
+        fitted = [
+            Block(known[first[rows]], values[first[rows]]) for rows, (known, values) in zip(self.rows, blocks, strict=True)
+        ]
+        self.length_scales, self.variance, self.noise = self._fit(fitted)
+        self.factors, self.coefficients = [], torch.zeros_like(standard)  # (N, S)
+        for block, (rows, (known, values)) in enumerate(zip(self.rows, blocks, strict=True)):
+            covariance = self.covariance(known, known)
+            covariance.diagonal().add_(self.noise)
+            factor = torch.linalg.cholesky(covariance)
+            self.factors.append(factor)
+            solved = torch.cholesky_solve(values, factor)
+            self.coefficients[rows.nonzero(), (self.block_of == block).nonzero()[:, 0]] = solved
 
     def covariance(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         return self.variance * matern(torch.cdist(first / self.length_scales, second / self.length_scales))
 
-    def _fit(self, standard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _fit(self, blocks: list[Block]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Length scales (n,), variance and noise that are most probable after the data."""
         dim = self.points.shape[1]
         start = torch.tensor([math.log(2) + math.log(dim) / 2] * dim + [0.0, math.log(0.05)], dtype=torch.float64)
@@ -122,7 +158,7 @@ class GaussianProcess:
         )
 
         def closure() -> torch.Tensor:
-            value, logarithms.grad = improbability(logarithms, self.points, standard)
+            value, logarithms.grad = improbability(logarithms, blocks)
             return value
 
         optimizer.step(closure)
@@ -133,9 +169,13 @@ class GaussianProcess:
     def posterior(self, candidates: torch.Tensor) -> Posterior:
         """Of `(C, n)` candidates."""
         covariance = self.covariance(candidates, self.points)  # (C, N)
-        projected = torch.linalg.solve_triangular(self.factor, covariance.T, upper=False)  # (N, C)
         means = self.center + self.scale * (covariance @ self.coefficients)
-        return Posterior(means, (self.variance - projected.square().sum(0)).clamp_min(1e-9), projected)
+        projected = [
+            torch.linalg.solve_triangular(factor, covariance[:, rows].T, upper=False)
+            for factor, rows in zip(self.factors, self.rows, strict=True)
+        ]
+        explained = torch.stack([whitened.square().sum(0) for whitened in projected], 1)  # (C, B)
+        return Posterior(means, (self.variance - explained).clamp_min(1e-9), projected)
 
     def expected_fitness(
         self,
@@ -147,15 +187,29 @@ class GaussianProcess:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Expected fitness of C candidates, and by how much it may deviate, `(C,)` each.
 
+        :param variance: a `(C, B)` tensor, by block.
         :param weights: an `(S,)` tensor of weights of the outcomes as the process has them.
         :param blur: a deviation of outcomes beside the process's own.
         """
-        spread = ((variance[:, None] + self.noise) * self.scale**2 + blur**2).sqrt()  # (C, S)
+        variance = variance[:, self.block_of]  # (C, S)
+        spread = ((variance + self.noise) * self.scale**2 + blur**2).sqrt()  # (C, S)
         above = torch.special.ndtr(means / spread)
-        known = (variance / (variance + self.noise)).sqrt()[:, None]  # the share of the spread that an evaluation ends
-        deviation = torch.where(by_sign, (above * (1 - above)).sqrt() * known, variance.sqrt()[:, None] * self.scale)
-        correlation = CORRELATION if len(weights) > 1 else 1.0
-        return torch.where(by_sign, above, means) @ weights, correlation * (deviation @ weights.abs())
+        known = (variance / (variance + self.noise)).sqrt()  # the share of the spread that an evaluation ends
+        deviation = torch.where(by_sign, (above * (1 - above)).sqrt() * known, variance.sqrt() * self.scale)
+        return torch.where(by_sign, above, means) @ weights, CORRELATION * (deviation @ weights.abs())
+
+
+def without_tail(fitness: torch.Tensor) -> torch.Tensor:
+    """Fitness in which nothing is further above the median than the best is below it, what failed included.
+
+    What is bad may be bad by orders of magnitude, which a process with one length scale would take for all there is to know.
+
+    :param fitness: an `(N, 1)` tensor, minimised.
+    """
+    scored = fitness[fitness < torch.finfo(torch.float32).max]  # `archive.failed_as_worst`
+    if len(scored) == 0:
+        return torch.zeros_like(fitness)
+    return fitness.clamp(max=float(2 * scored.median() - scored.min()))
 
 
 class Surrogate:
@@ -173,17 +227,17 @@ class Surrogate:
     def __init__(self, points: torch.Tensor, fitness: torch.Tensor, weights: torch.Tensor, by_sign: torch.Tensor):
         outcomes = fitness[:, 1:]
         if len(weights):
-            # What failed is as bad as the worst that did not.
+            # What failed is as bad as the worst that did not. A point with some outcomes was given up before the others.
             finite = outcomes.isfinite()
             worst = torch.where(finite, outcomes, -torch.inf).amax(0).nan_to_num(neginf=1.0)
-            outcomes = torch.where(finite, outcomes, worst)
+            outcomes = torch.where(finite.any(1, keepdim=True), outcomes, worst)
             self.weights, self.by_sign = weights.double(), by_sign.bool()
             signed = outcomes[:, self.by_sign]
-            typical = signed.abs().median().clamp_min(1e-9) if signed.numel() else torch.tensor(1.0)
+            typical = signed.abs().nanmedian().clamp_min(1e-9) if signed.numel() else torch.tensor(1.0)
             size, self.blur = SQUASH * typical, BLUR * typical
             outcomes = torch.where(self.by_sign, size * torch.tanh(outcomes / size), outcomes)
         else:
-            outcomes, self.blur = fitness[:, :1], 0.0
+            outcomes, self.blur = without_tail(fitness[:, :1]), 0.0
             self.weights, self.by_sign = torch.ones(1).double(), torch.zeros(1, dtype=torch.bool)
         self.process = GaussianProcess(points, outcomes)
 
@@ -195,9 +249,16 @@ class Surrogate:
         return self.process.expected_fitness(*posterior[:2], self.weights, self.by_sign, self.blur)
 
     def pick(self, candidates: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Row numbers of a batch of candidates, one by one."""
-        posterior = self.process.posterior(candidates)
-        variance, updates, picked = posterior.variance.clone(), [], []
+        """Row numbers of a batch of candidates, one by one, out of a shortlist."""
+        process = self.process
+        posterior = process.posterior(candidates)
+        expected, deviation = self._expect(posterior)
+        shortlist = (expected - deviation).argsort()[: SHORTLIST + count]
+        candidates = candidates[shortlist]
+        means, variance, projected = posterior
+        posterior = Posterior(means[shortlist], variance[shortlist], [whitened[:, shortlist] for whitened in projected])
+        variance, picked = posterior.variance.clone(), []
+        updates = [[] for _ in posterior.projected]  # per block, what each pick explains of the candidates
         for _ in range(count):
             expected, deviation = self._expect(posterior._replace(variance=variance))
             optimism = torch.randn((), generator=generator, dtype=torch.float64).abs()
@@ -205,14 +266,14 @@ class Surrogate:
             value[picked] = torch.inf
             choice = int(value.argmin())
             picked.append(choice)
-            covariance = self.process.covariance(candidates, candidates[choice : choice + 1])[:, 0]  # (C,)
-            covariance = covariance - posterior.projected.T @ posterior.projected[:, choice]
-            for update in updates:
-                covariance = covariance - update * update[choice]
-            update = covariance / (covariance[choice].clamp_min(1e-12) + self.process.noise).sqrt()
-            updates.append(update)
-            variance = (variance - update.square()).clamp_min(1e-9)
-        return torch.tensor(picked)
+            prior = process.covariance(candidates, candidates[choice : choice + 1])[:, 0]  # (C,)
+            for block, (projected, mine) in enumerate(zip(posterior.projected, updates, strict=True)):
+                covariance = prior - projected.T @ projected[:, choice]
+                for update in mine:
+                    covariance = covariance - update * update[choice]
+                mine.append(covariance / (covariance[choice].clamp_min(1e-12) + process.noise).sqrt())
+                variance[:, block] = (variance[:, block] - mine[-1].square()).clamp_min(1e-9)
+        return shortlist[picked]
 
 
 def candidates_around(

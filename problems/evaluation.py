@@ -13,7 +13,8 @@ class Evaluation:
 
     `coefficients` are the n effective ones; `scores` hold per task a number per example, higher is better; `seconds` is its
     share of the time, 0 where the result was known. An evaluation that failed has no scores, but a reason in `failure`.
-    `margins` are like `scores`, of problems whose objectives are outcomes.
+    `margins` are like `scores`, of problems whose objectives are outcomes. A merge that was given up has the scores of the
+    examples that it was asked, the `share` of all, and an `estimate` of its score.
     """
 
     coefficients: tuple[float, ...]
@@ -21,6 +22,8 @@ class Evaluation:
     seconds: float
     failure: str | None = None
     margins: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    share: float = 1.0
+    estimate: float | None = None
 
     @cached_property
     def by_task(self) -> dict[str, float]:
@@ -39,6 +42,7 @@ class Evaluation:
             "seconds": round(self.seconds, 3),
             **failure,
             **margins,
+            **({"share": self.share, "estimate": self.estimate} if self.estimate is not None else {}),
         }
 
     @classmethod
@@ -47,9 +51,13 @@ class Evaluation:
         # What is not finite may have been written by its name.
         scores = {name: tuple(map(float, values)) for name, values in record["examples"].items()}
         margins = {name: tuple(map(float, values)) for name, values in record.get("margins", {}).items()}
-        return cls(tuple(map(float, record["coefficients"])), scores, record["seconds"], record.get("failure"), margins)
+        given_up = {"share": record["share"], "estimate": record["estimate"]} if "estimate" in record else {}
+        point = tuple(map(float, record["coefficients"]))
+        return cls(point, scores, record["seconds"], record.get("failure"), margins, **given_up)
 
     @property
     def score(self) -> float:
-        """The mean over tasks, -inf if the evaluation failed: nothing is worse."""
+        """The mean over tasks, or an estimate of it; -inf if the evaluation failed: nothing is worse."""
+        if self.estimate is not None:
+            return self.estimate
         return sum(self.by_task.values()) / len(self.by_task) if self.by_task else float("-inf")

@@ -1,6 +1,7 @@
 """Merging LoRA experts as an EvoX `Problem`: coefficients in, scores of the merged language model out."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,12 +22,14 @@ from evox_evogm.problems.merging import (
     reload_difference,
     stack_experts,
 )
+from evox_evogm.problems.racing import Racing, compare, tasks_of_rungs
 from evox_evogm.problems.scoring import outcomes_of, score_population, score_task, tokenize_task
 from evox_evogm.problems.shared_layers import count_shared_layers
 from evox_evogm.problems.tasks import Task
 
 log = logging.getLogger(__name__)
 TOKENS_AT_ONCE = 16_384
+Answers = dict[str, tuple[float, ...]]  # a number per example, by task
 
 
 class LoRAMergeProblem(Problem):
@@ -53,6 +56,7 @@ class LoRAMergeProblem(Problem):
         max_memory: int = MAX_MEMORY,
         path: Literal["auto", "factored", "merged"] | Mapping[str, str] = "auto",
         candidates_at_once: int | None = None,
+        racing: Racing | None = None,
         trust_remote_code: bool = False,
         on_evaluations: Callable[[list[Evaluation]], None] | None = None,
     ):
@@ -75,6 +79,8 @@ class LoRAMergeProblem(Problem):
             task names to paths, as in `paths`, to repeat an earlier run to the last bit.
         :param candidates_at_once: how many merges are scored together before their results are reported. Defaults to as many
             as fill 16,384 tokens with their prompts.
+        :param racing: give up merges that cannot become the best, see `Racing`. Their scores are estimates, below the best's,
+            the margins that were not asked are NaN, and their evaluations count as the share of examples that was asked.
         :param trust_remote_code: passed to transformers.
         :param on_evaluations: called with the evaluations of the candidates that were scored together, before they count.
         :raises ValueError: if something cannot be read or does not fit, in one sentence.
@@ -88,6 +94,8 @@ class LoRAMergeProblem(Problem):
             raise ValueError(f"candidates_at_once: expected a whole number of at least 1, found {candidates_at_once!r}")
         if objectives not in ("mean", "tasks", "outcomes"):
             raise ValueError(f'objectives: expected "mean", "tasks" or "outcomes", found {objectives!r}')
+        if racing is not None and objectives == "tasks":
+            raise ValueError('racing: expected objectives "mean" or "outcomes", of which there is a best, found "tasks"')
         folders = experts.items() if isinstance(experts, Mapping) else [(None, folder) for folder in experts]
         self.experts: list[Expert] = [read_expert(folder, name=name) for name, folder in folders]
         check_together(self.experts)
@@ -118,6 +126,9 @@ class LoRAMergeProblem(Problem):
         self._known: dict[tuple[float, ...], Evaluation] = {}
         self.tasks = list(tasks)
         self.objectives = objectives
+        self.racing = racing
+        self.spent = 0.0
+        self._best: Evaluation | None = None
         self.rates: Rates | None = None
         self._merger: WeightMerger | None = None
         tokens = sum(tokenize_task(task, self.language_model) for task in tasks)
@@ -249,12 +260,14 @@ class LoRAMergeProblem(Problem):
         if pop.ndim != 2 or pop.shape[1] != self.n_experts:
             raise ValueError(f"pop: expected (P, {self.n_experts}), one column per expert, found {tuple(pop.shape)}")
         self.choose_paths(len(pop))
+        self._best = None if self.racing is None else self._best_before(pop)
         evaluations: list[Evaluation] = []
         for block in pop.detach().split(self.candidates_at_once):
             evaluations += self._evaluate_block(block)
         if all(evaluation.failure for evaluation in evaluations):
             reason = evaluations[0].failure
             raise RuntimeError(f"evaluate: expected scores, found that all {len(pop)} merges of a population failed: {reason}")
+        self.spent += sum(evaluation.share for evaluation in evaluations)
         return torch.tensor([self._objective(evaluation) for evaluation in evaluations], dtype=pop.dtype, device=pop.device)
 
     def _evaluate_block(self, block: torch.Tensor) -> list[Evaluation]:
@@ -272,6 +285,13 @@ class LoRAMergeProblem(Problem):
         self._known |= found
         return evaluations
 
+    def _best_before(self, pop: torch.Tensor) -> Evaluation | None:
+        """The best complete evaluation before this population, whose own merges a later process may have recalled already."""
+        keys = {self._weights_key(coefficients) for coefficients in pop}
+        known = (evaluation for key, evaluation in self._known.items() if key not in keys)
+        complete = (evaluation for evaluation in known if evaluation.scores and evaluation.estimate is None)
+        return max(complete, key=lambda evaluation: evaluation.score, default=None)
+
     def recall(self, records: Iterable[Mapping]) -> None:
         """Take over evaluations of an earlier process, which will not be made again, unless they failed.
 
@@ -285,8 +305,11 @@ class LoRAMergeProblem(Problem):
         if self.objectives == "tasks":
             return list(evaluation.by_task.values()) or [evaluation.score] * len(self.tasks)
         if self.objectives == "outcomes":
-            failed = [float("nan")] * sum(len(task.examples) for task in self.tasks)
-            return [evaluation.score, *([m for values in evaluation.margins.values() for m in values] or failed)]
+            margins = [evaluation.margins.get(task.name, ()) for task in self.tasks]
+            unknown = [
+                [float("nan")] * (len(task.examples) - len(mine)) for task, mine in zip(self.tasks, margins, strict=True)
+            ]
+            return [evaluation.score, *(m for mine, rest in zip(margins, unknown, strict=True) for m in (*mine, *rest))]
         return evaluation.score
 
     def _evaluate_new(self, pop: torch.Tensor) -> list[Evaluation]:
@@ -320,23 +343,47 @@ class LoRAMergeProblem(Problem):
 
         Afterwards nothing holds on to the tensors of what failed.
         """
-        start, margins = time.perf_counter(), {}
+        start = time.perf_counter()
         try:
-            wanted = {"margins": margins} if self.objectives == "outcomes" else {}
-            by_task = self.score_together(pop, **wanted)
+            answers = self._race(pop)
         except ValueError:
             raise  # input that cannot be used, whatever the merge
         except Exception as error:  # a merge can break the model in many ways, and the search goes on
             return None, f"{type(error).__name__}: {' '.join(str(error).split())}", is_out_of_memory(error)
         seconds = (time.perf_counter() - start) / len(pop)
-        evaluations = []
-        for row, coefficients in enumerate(pop.tolist()):
-            scores = {name: tuple(values[row].tolist()) for name, values in by_task.items()}
-            odd = [name for name, values in by_task.items() if not values[row].isfinite().all()]
-            failure = f"task {odd[0]}: expected finite scores, found others" if odd else None
-            kept = {} if odd else {name: tuple(values[row].tolist()) for name, values in margins.items()}
-            evaluations.append(Evaluation(tuple(coefficients), {} if odd else scores, seconds, failure, kept))
+        evaluations, examples = [], sum(len(task.examples) for task in self.tasks)
+        for coefficients, (scores, margins, estimate) in zip(pop.tolist(), answers, strict=True):
+            odd = [name for name, values in scores.items() if not all(map(math.isfinite, values))]
+            if odd:
+                failure = f"task {odd[0]}: expected finite scores, found others"
+                evaluations.append(Evaluation(tuple(coefficients), {}, seconds, failure))
+                continue
+            share = sum(map(len, scores.values())) / examples
+            kept = margins if self.objectives == "outcomes" else {}
+            evaluations.append(Evaluation(tuple(coefficients), scores, seconds, None, kept, share, estimate))
         return evaluations, "", False
+
+    def _race(self, pop: torch.Tensor) -> list[tuple[Answers, Answers, float | None]]:
+        """Scores and margins of every merge by task, and if it was given up an estimate of its score."""
+        best, racing = self._best, self.racing
+        rungs = [self.tasks] if best is None else tasks_of_rungs(self.tasks, racing.rungs)
+        scores, margins = ([{task.name: () for task in self.tasks} for _ in pop] for _ in range(2))
+        estimates: list[float | None] = [None] * len(pop)
+        running = list(range(len(pop)))
+        for rung, tasks in enumerate(rungs):
+            new_margins: dict[str, torch.Tensor] = {}
+            new_scores = self.score_together(pop[running], tasks, new_margins)
+            for place, row in enumerate(running):
+                for name in new_scores:
+                    scores[row][name] += tuple(new_scores[name][place].tolist())
+                    margins[row][name] += tuple(new_margins[name][place].tolist())
+                if rung + 1 < len(rungs):
+                    difference, hopeless = compare(scores[row], best.scores, racing.confidence)
+                    estimates[row] = best.score + difference if hopeless else None
+            running = [row for row in running if estimates[row] is None]
+            if not running:
+                break
+        return list(zip(scores, margins, estimates, strict=True))
 
     def _weights_key(self, coefficients: torch.Tensor) -> tuple[float, ...]:
         """What the coefficients come to in the model: lambda_k s_k in its dtype, for every expert and scale that occurs."""

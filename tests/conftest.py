@@ -129,7 +129,7 @@ def project(tmp_path, model, tokenizer, make_adapter):
         "device": "cpu",
         "dtype": "float32",
         "path": "factored",  # what is chosen from measured rates may differ between two runs
-        "search": {"n_iters": 1, "epochs": 4, "hidden_dims": [8]},
+        "search": {"proposal": "paper", "n_iters": 1, "epochs": 4, "hidden_dims": [8]},
         "tasks": [
             {"json_lines": "dev.jsonl", "test_file": "test.jsonl", "rule": "gold_log_probability", "name": "sums"},
             {"swarm_eval": "quiz.json", "rule": "choice_likelihood", "dev": 4, "test": 6},

@@ -50,11 +50,11 @@ class Dying(Ackley):
         return super().evaluate(pop)
 
 
-def search(problem, pop_size, n=3, steps=4, **workflow_settings):
+def search(problem, pop_size, n=3, steps=4, proposal="paper", **workflow_settings):
     """The fitness history and the last points of a search with a seed."""
     torch.manual_seed(4)
     bounds = torch.full((n,), 4.0)
-    algorithm = EvoGM(pop_size, -bounds, bounds, n_iters=1, epochs=10, hidden_dims=(8,))
+    algorithm = EvoGM(pop_size, -bounds, bounds, proposal=proposal, n_iters=1, epochs=10, hidden_dims=(8,))
     monitor = EvalMonitor(full_sol_history=True)
     workflow = StdWorkflow(algorithm, problem, monitor, **workflow_settings)
     workflow.init_step()
@@ -78,6 +78,7 @@ def histories(experts, spread=lambda problem: problem, **workflow_settings):
     return {
         "seven": search(spread(Ackley()), 7),
         "two": search(spread(Ackley()), 2),
+        "screened": search(spread(Ackley()), 5, proposal="screened"),
         "merges": search(spread(merge_problem(experts)), 5, n=2, opt_direction="max", **workflow_settings),
     }
 

@@ -11,7 +11,7 @@ from evox.workflows import EvalMonitor, StdWorkflow
 
 from evox_evogm import EvoGM
 
-SETTINGS = {"n_rounds": 2, "n_iters": 1, "epochs": 3, "hidden_dims": (8,)}
+SETTINGS = {"proposal": "paper", "n_rounds": 2, "n_iters": 1, "epochs": 3, "hidden_dims": (8,)}
 ABLATIONS = {
     "paper": {},
     "single generator": {"dual": False},

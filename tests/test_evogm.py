@@ -25,7 +25,7 @@ class Recorder(Problem):
 
 
 def start(problem, pop_size, dim, **settings):
-    settings = {"epochs": 3, "hidden_dims": (6,), "clamp": False, **settings}
+    settings = {"proposal": "paper", "epochs": 3, "hidden_dims": (6,), "clamp": False, **settings}
     bounds = torch.ones(dim, dtype=settings.pop("dtype", torch.float32))
     return StdWorkflow(EvoGM(pop_size, -bounds, bounds, **settings), problem, EvalMonitor())
 
@@ -109,7 +109,7 @@ def test_whole_runs_equal_the_plain_transcription(dual, n_rounds):
 def test_points_scale_to_the_box_and_clamp_keeps_them_inside():
     problem = Recorder(lambda pop: pop.sum(1))
     lb, ub = torch.tensor([0.0, -4.0]), torch.tensor([1.0, 4.0])
-    workflow = StdWorkflow(EvoGM(5, lb, ub, n_iters=1, epochs=2, hidden_dims=(6,)), problem)
+    workflow = StdWorkflow(EvoGM(5, lb, ub, proposal="paper", n_iters=1, epochs=2, hidden_dims=(6,)), problem)
     workflow.init_step()
     assert problem.seen[0][:3].tolist() == [[1.0, 0.0], [0.5, 4.0], [0.75, 2.0]]
     for _ in range(4):
@@ -198,7 +198,7 @@ def test_the_ablations_change_what_is_trained():
 def test_two_rounds_come_closer_to_the_optimum_of_sphere_than_the_first_points():
     torch.manual_seed(0)
     monitor = EvalMonitor()
-    workflow = StdWorkflow(EvoGM(20, torch.full((10,), -5.0), torch.full((10,), 5.0)), Sphere(), monitor)
+    workflow = StdWorkflow(EvoGM(20, torch.full((10,), -5.0), torch.full((10,), 5.0), proposal="paper"), Sphere(), monitor)
     workflow.init_step()
     first = float(monitor.get_best_fitness())
     for _ in range(7):

@@ -244,10 +244,7 @@ def test_a_merge_whose_scores_are_not_finite_has_failed_and_the_others_have_not(
     problem.score_together = scored
     scores = problem.evaluate(torch.randn(3, 2))
     assert calls == [3, 1] and scores[1] == -torch.inf and scores[[0, 2]].isfinite().all()
-    problem.score_together = lambda pop, *rest, **more: {
-        "add": torch.full((len(pop), 2), torch.nan),
-        "pick": torch.zeros(len(pop), 5),
-    }
+    problem.score_together = lambda pop, *rest: {**score_together(pop, *rest), "add": torch.full((len(pop), 2), torch.nan)}
     with pytest.raises(RuntimeError, match="all 2 merges .* failed: task add: expected finite scores"):
         problem.evaluate(torch.randn(2, 2))
 

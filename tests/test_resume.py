@@ -125,7 +125,7 @@ def longer():
 @pytest.mark.parametrize(
     ("make", "seed", "what"),
     [
-        (larger, 3, "algorithm.fitness"),
+        (larger, 3, "algorithm.pop_size"),
         (wider, 3, "algorithm.center"),
         (longer, 3, "algorithm.epochs"),
         (evogm, 4, "random state"),

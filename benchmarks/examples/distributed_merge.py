@@ -29,7 +29,7 @@ problem = LoRAMergeProblem(base, experts, tasks, dtype=torch.bfloat16, device=de
 torch.manual_seed(0)  # the same on every rank
 upper = torch.ones(problem.n_experts)
 monitor = EvalMonitor()
-algorithm = EvoGM(7, -upper, upper, n_rounds=1, n_iters=2, clamp=False)
+algorithm = EvoGM(7, -upper, upper, clamp=False)
 workflow = StdWorkflow(algorithm, DistributedProblem(problem), monitor, opt_direction="max")
 workflow.init_step()
 workflow.step()

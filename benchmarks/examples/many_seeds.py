@@ -17,7 +17,7 @@ from evox_evogm import EvoGM
 seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 64
 torch.manual_seed(0)
 upper = torch.full((10,), 32.0)
-workflow = StdWorkflow(EvoGM(20, -upper, upper), Ackley(shift=torch.linspace(-10, 10, 10)))
+workflow = StdWorkflow(EvoGM(20, -upper, upper, proposal="paper"), Ackley(shift=torch.linspace(-10, 10, 10)))
 
 parameters, buffers = torch.func.stack_module_state([workflow] * seeds)
 state = {**parameters, **buffers}

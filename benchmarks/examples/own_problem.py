@@ -32,7 +32,7 @@ skill = torch.tensor([1.5, 1.0, 0.5, 0.2, 0.0, -0.5])  # the last predictor is s
 logits = torch.randn(6, 300, 3) + skill[:, None, None] * torch.nn.functional.one_hot(labels, 3)
 
 monitor = EvalMonitor()
-algorithm = EvoGM(pop_size=12, lb=-2 * torch.ones(6), ub=2 * torch.ones(6), lr=1e-3)
+algorithm = EvoGM(pop_size=12, lb=-2 * torch.ones(6), ub=2 * torch.ones(6))
 workflow = StdWorkflow(algorithm, Ensemble(logits, labels), monitor)
 workflow.init_step()
 step = compile(workflow.step)

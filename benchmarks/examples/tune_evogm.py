@@ -25,7 +25,7 @@ class ToSettings(torch.nn.Module):
 torch.manual_seed(0)
 bounds = torch.full((4,), 32.0)
 search = StdWorkflow(
-    EvoGM(8, -bounds, bounds, n_iters=2, epochs=50, hidden_dims=(32, 32)),
+    EvoGM(8, -bounds, bounds, proposal="paper", n_iters=2, epochs=50, hidden_dims=(32, 32)),
     Ackley(shift=torch.tensor([10.0, -5.0, 3.0, 8.0])),
     HPOFitnessMonitor(),
 )

@@ -1,0 +1,124 @@
+"""Merges that are given up before all examples have been asked."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from evox_evogm.problems import Example, LoRAMergeProblem, Racing, Task
+from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.racing import compare, rung_ends, tasks_of_rungs
+
+ADD = Task("add", "1", "gold_log_probability", tuple(Example(str(i), f"{i}+{i}=", str(2 * i)) for i in range(8)))
+PICK = Task(
+    "pick",
+    "1",
+    "choice_likelihood",
+    tuple(Example(str(i), f"pick {i}", "A", (("A", "yes"), ("B", "no"))) for i in range(4)),
+)
+
+
+@pytest.fixture
+def folders(make_adapter):
+    return [make_adapter("first", seed=1), make_adapter("second", seed=2, r=2, target_modules=["up_proj"])]
+
+
+def make_problem(model, tokenizer, folders, **settings):
+    return LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, objectives="outcomes", **settings)
+
+
+def population(rows: int) -> torch.Tensor:
+    return 3 * torch.randn(rows, 2, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_comparison_of_two_tasks_by_hand():
+    """Differences -1, 0 of four examples and -1 of two: means -1/2 and -1; half of the six examples are asked."""
+    best = {"a": [1.0, 1.0, 0.0, 0.0], "b": [1.0, 0.0]}
+    difference, hopeless = compare({"a": [0.0, 1.0], "b": [0.0]}, best, 0.9)
+    assert difference == pytest.approx(-0.75)
+    # Weights 1/4, 1/4, 1/2; away from the mean by -1/4, 3/4, -1/4.
+    variance = (0.25**2 * 0.25**2 + 0.25**2 * 0.75**2 + 0.5**2 * 0.25**2) * 3 / 2 * (1 - 3 / 6)
+    assert -0.75 / math.sqrt(variance) == pytest.approx(-3.70, abs=0.01)  # beyond 3.09, the 99.9 % point, not 4.26
+    assert hopeless
+    assert compare({"a": [0.0, 1.0], "b": [0.0]}, best, 0.999)[1]
+    assert not compare({"a": [0.0, 1.0], "b": [0.0]}, best, 0.99999)[1]
+
+
+def test_a_merge_as_good_as_the_best_so_far_is_not_given_up():
+    assert compare({"a": [1.0, 0.0]}, {"a": [1.0, 0.0, 1.0, 1.0]}, 0.5) == (0.0, False)
+
+
+def test_of_merges_as_good_as_the_best_no_more_are_given_up_than_stated():
+    draw, given_up, trials = random.Random(0), 0, 3000
+    best = [1.0] * 40 + [0.0] * 40
+    for _ in range(trials):
+        other = best[:]
+        draw.shuffle(other)
+        pairs = list(zip(other, best, strict=True))
+        draw.shuffle(pairs)
+        asked = [mine for mine, _ in pairs[:20]]
+        given_up += compare({"a": asked}, {"a": [theirs for _, theirs in pairs]}, 0.9)[1]
+    assert 0.06 < given_up / trials < 0.12
+
+
+def test_every_rung_asks_its_share_of_every_task_and_each_example_is_asked_once():
+    assert rung_ends(8, (0.25, 0.5)) == [2, 4, 8] and rung_ends(1, (0.25, 0.5)) == [1, 1, 1]
+    rungs = tasks_of_rungs([ADD, PICK], (0.25, 0.5))
+    assert [[(task.name, len(task.examples)) for task in rung] for rung in rungs] == [
+        [("add", 2), ("pick", 1)],
+        [("add", 2), ("pick", 1)],
+        [("add", 4), ("pick", 2)],
+    ]
+    asked = [example for rung in rungs for task in rung if task.name == "add" for example in task.examples]
+    assert tuple(asked) == ADD.examples
+
+
+def test_who_is_not_given_up_has_the_scores_of_a_problem_without_racing(model, tokenizer, folders):
+    first, second = population(12).split([2, 10])
+    plain, racing = (make_problem(model, tokenizer, folders, racing=racing) for racing in (None, Racing(confidence=0.99)))
+    expected = plain.evaluate(first), plain.evaluate(second)
+    seen = []
+    racing.on_evaluations = seen.extend
+    torch.testing.assert_close(racing.evaluate(first), expected[0])  # nothing to compare with
+    found = racing.evaluate(second)
+    known = found.isfinite()
+    complete = known.all(1)
+    assert 0 < int(complete.sum()) < 10
+    torch.testing.assert_close(found[complete], expected[1][complete])
+    torch.testing.assert_close(found[:, 1:][known[:, 1:]], expected[1][:, 1:][known[:, 1:]])
+    best = seen[int(expected[0][:, 0].argmax())]
+    for row, evaluation in enumerate(seen[2:]):
+        asked = int(known[row, 1:].sum())
+        assert evaluation.share == asked / 12 and asked in (3, 6, 12)
+        if not complete[row]:
+            difference, hopeless = compare(evaluation.scores, best.scores, 0.99)
+            assert hopeless and float(found[row, 0]) == pytest.approx(best.score + difference) and difference < 0
+            again = Evaluation.from_record(evaluation.as_record())
+            assert again == replace(evaluation, seconds=again.seconds)
+    assert racing.spent == pytest.approx(sum(evaluation.share for evaluation in seen))
+
+
+@pytest.mark.parametrize("written", [3, 7])
+def test_a_later_process_gives_up_the_same_merges(model, tokenizer, folders, written):
+    """Although it recalls a part of the population that the first process was evaluating when it died."""
+    first, second = population(12).split([2, 10])
+    problem = make_problem(model, tokenizer, folders, racing=Racing(), candidates_at_once=1)
+    seen = []
+    problem.on_evaluations = lambda block: seen.extend(evaluation.as_record() for evaluation in block)
+    problem.evaluate(first)
+    expected = problem.evaluate(second)
+    later = make_problem(model, tokenizer, folders, racing=Racing(), candidates_at_once=1)
+    later.recall(seen[:written])
+    torch.testing.assert_close(later.evaluate(second), expected, equal_nan=True)
+
+
+def test_settings_that_cannot_be_are_refused(model, tokenizer, folders):
+    for rungs in ((0.5, 0.25), (0.0, 0.5), (0.5, 1.0)):
+        with pytest.raises(ValueError, match="rungs: expected rising shares between 0 and 1"):
+            Racing(rungs)
+    with pytest.raises(ValueError, match=r"confidence: expected a number in \[0.5, 1\), found 1"):
+        Racing(confidence=1)
+    with pytest.raises(ValueError, match='racing: expected objectives "mean" or "outcomes"'):
+        LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, objectives="tasks", racing=Racing())
