@@ -197,9 +197,20 @@ def print_counts(folders: dict[str, dict[str, list[Run]]], path: Path) -> None:
     plt.close(figure)
 
 
+def print_static(folder: Path) -> None:
+    """What `static_merges.py` wrote: chosen on dev from a grid of so many evaluations."""
+    results = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    rows = [
+        [result["method"], result["setting"], result["evaluations"], result["dev"], result["test"], f"{result['seconds']:.0f}"]
+        for result in sorted(results, key=lambda result: -result["dev"])
+    ]
+    print_table(["static merge", "chosen", "evaluations", "dev", "test", "seconds"], rows)
+
+
 def report(folder: Path, reference: str = "EvoGM") -> None:
     """Print the tables of a level, and write its plots."""
-    folders = {path.name: read_runs(path) for path in sorted(folder.glob("n*_*")) if path.is_dir()}
+    paths = [path for path in sorted(folder.glob("n*_*")) if path.is_dir()]
+    folders = {path.name: read_runs(path) for path in paths if not path.name.endswith("_static")}
     if not folders:
         raise SystemExit(f"{folder}: expected the files of compare.py run, found none")
     plots = folder / "report"
@@ -210,4 +221,8 @@ def report(folder: Path, reference: str = "EvoGM") -> None:
         print_by_task(runs)
         plot_curves(runs, plots / f"{name}.png", name)
         plot_bars(runs, plots / f"{name}_final.png")
+    for path in paths:
+        if path.name.endswith("_static"):
+            print(f"\n## {path.name}")
+            print_static(path)
     print_counts(folders, plots / "expert_counts.png")

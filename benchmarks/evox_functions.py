@@ -164,20 +164,20 @@ def run_case(case: tuple[str, str, int, int], folder: Path, seeds: int) -> str:
     return f"{path.name} {seconds:.0f} s"
 
 
-def cases(only: list[str] | None) -> list[tuple[str, str, int, int]]:
+def cases(only: list[str] | None, dimensions: list[int]) -> list[tuple[str, str, int, int]]:
     """Algorithm, function, dimension and budget of every case; CEC2022's F6, F7 and F8 do not exist in 2 dimensions."""
     return [
         (algorithm, function, n, budget)
-        for budget, n, function in itertools.product(BUDGETS, DIMENSIONS, [*FUNCTIONS, *CEC_FUNCTIONS])
+        for budget, n, function in itertools.product(BUDGETS, dimensions, [*FUNCTIONS, *CEC_FUNCTIONS])
         if not (n == 2 and CEC_FUNCTIONS.get(function) in (6, 7, 8))
         for algorithm in algorithms(n, budget)
         if not only or algorithm in only
     ]
 
 
-def run(folder: Path, seeds: int, processes: int, only: list[str] | None) -> None:
+def run(folder: Path, seeds: int, processes: int, only: list[str] | None, dimensions: list[int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    todo = cases(only)
+    todo = cases(only, dimensions)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         tasks = pool.map(run_case, todo, itertools.repeat(folder), itertools.repeat(seeds))
         for index, line in enumerate(tasks, 1):
@@ -288,10 +288,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/evox_functions"))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--dimensions", nargs="*", type=int, default=DIMENSIONS, help="instead of all")
     parser.add_argument("--algorithms", nargs="*", help="by name, instead of all")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        run(arguments.folder, arguments.seeds, arguments.processes, arguments.algorithms)
+        run(arguments.folder, arguments.seeds, arguments.processes, arguments.algorithms, arguments.dimensions)
     else:
         report(arguments.folder)
 
