@@ -20,6 +20,7 @@ from evox_evogm.surrogate import ROWS, Outcomes, Surrogate, propose
 from evox_evogm.training import train
 
 LONGEST_STEP = 1.6  # of a candidate along the way that the generator shows, which is 1 long
+EPOCHS = {"screened": 50, "paper": 200}
 FIRST_SPREAD = 0.5  # typical distance of first points from the average: most of the box is too far away for a merge
 
 
@@ -54,7 +55,7 @@ class EvoGM(Algorithm):
         outcomes: Outcomes | None = None,
         n_rounds: int = 2,
         n_iters: int = 3,
-        epochs: int = 200,
+        epochs: int | None = None,
         lr: float = 1e-4,
         winner_ratio: float = 0.3,
         cycle_weight: float = 100.0,
@@ -74,7 +75,8 @@ class EvoGM(Algorithm):
         :param outcomes: what the further columns of fitness mean, if the problem gives `(P, 1 + S)`; used by `"screened"`.
         :param n_rounds: R, rounds of `"paper"`; between two rounds the best n points become the new axes.
         :param n_iters: T, proposals per round.
-        :param epochs: full-batch training steps before each proposal.
+        :param epochs: full-batch training steps before each proposal. Defaults to 200, as published, with `"paper"`, and to 50
+            with `"screened"`, whose populations are a quarter as large.
         :param lr: Adam's learning rate.
         :param winner_ratio: rho, the share of the history that counts as winners, in (0, 1].
         :param cycle_weight: a_c, weight of the cycle-consistency loss.
@@ -99,6 +101,9 @@ class EvoGM(Algorithm):
             raise ValueError(f"lb and ub: expected lb < ub in every coordinate, found lb {lb.tolist()}, ub {ub.tolist()}")
         if not isinstance(hidden_dims, Sequence):
             raise ValueError(f"hidden_dims: expected a sequence of widths, found {hidden_dims!r}")
+        if proposal not in EPOCHS:
+            raise ValueError(f'proposal: expected "paper" or "screened", found {proposal!r}')
+        epochs = EPOCHS[proposal] if epochs is None else epochs
         whole = {"pop_size": (pop_size, 2), "n_rounds": (n_rounds, 1), "n_iters": (n_iters, 1), "epochs": (epochs, 1)}
         whole |= {f"hidden_dims[{index}]": (width, 1) for index, width in enumerate(hidden_dims)}
         for name, (value, least) in whole.items():
@@ -110,8 +115,6 @@ class EvoGM(Algorithm):
         if not isinstance(winner_ratio, (int, float)) or not 0 < winner_ratio <= 1:
             raise ValueError(f"winner_ratio: expected a number in (0, 1], found {winner_ratio!r}")
 
-        if proposal not in ("paper", "screened"):
-            raise ValueError(f'proposal: expected "paper" or "screened", found {proposal!r}')
         none = torch.zeros(0, dtype=lb.dtype)
         weights, by_sign = (none, none.bool()) if outcomes is None else outcomes
         if weights.ndim != 1 or weights.shape != by_sign.shape or by_sign.dtype != torch.bool:
@@ -222,22 +225,26 @@ class EvoGM(Algorithm):
         return propose(self.points, fitness, self.count, moved, *meaning, seed, self.pop_size)
 
     def answer(self) -> torch.Tensor:
-        """The point to take when the search is over: the evaluated one of which the surrogate expects most.
+        """The point to take when the search is over.
 
-        The best score of many that were tried on few examples is in part luck. Paper proposals have no surrogate: theirs is
-        the point with the best fitness in the round.
+        The best score of many that were tried on few examples is in part luck. So with outcomes it is the point of which the
+        surrogate expects most, evaluated or not; without, the evaluated one; with paper proposals, which have no surrogate,
+        the best of the round.
 
         :return: an `(n,)` tensor.
         """
-        points = self._effective(self.points[: self.count])
+        points = self.points[: self.count]
         if self.screened:
+            known, seed = points.cpu().double(), torch.Generator().manual_seed(0)
             fitness = torch.cat([self.fitness[:, None], self.outcomes], 1)[: self.count].cpu().double()
-            surrogate = Surrogate(points.cpu().double(), fitness, self.outcome_weights.cpu(), self.outcome_by_sign.cpu())
-            expected = surrogate.expected_fitness(points.cpu().double())
-            complete = fitness.isfinite().all(1)  # neither failed nor given up before all outcomes were known
-            expected = torch.where(complete, expected, torch.inf) if complete.any() else expected
-            points = points[expected.argsort()]
-        return self._to_box(points[0])
+            surrogate = Surrogate(known, fitness, self.outcome_weights.cpu(), self.outcome_by_sign.cpu())
+            best = (
+                surrogate.optimum(known, seed)
+                if len(self.outcome_weights)
+                else known[surrogate.expected_fitness(known).argmin()]
+            )
+            points = best[None].to(points)
+        return self._to_box(self._effective(points))[0]
 
     def _evaluate(self, points: torch.Tensor) -> None:
         fitness = self.evaluate(self._to_box(self._effective(points))).to(self.points)  # (P,) or (P, 1 + S)

@@ -30,7 +30,8 @@ BLUR = 0.3  # deviation, in the same unit, that is added to what decides about a
 CORRELATION = 0.3  # the share of their summed deviations that a sum of outcomes is taken to deviate by
 SCALES = (0.03, 0.1, 0.3)  # of the noise around good points, in half widths of the box
 PARENTS = 10  # good points that noise is added to
-AROUND, BETWEEN = 2000, 1000  # candidates by noise, and on lines through two points
+AROUND, BETWEEN = 1000, 500  # candidates by noise, and on lines through two points
+CLIMBS = 4  # times that the point of which most is expected is sought around the best ones found
 SHORTLIST = 500  # candidates from which a batch is picked
 KEPT = 30  # candidates of the first pool that the second grows around
 
@@ -247,6 +248,14 @@ class Surrogate:
 
     def _expect(self, posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor]:
         return self.process.expected_fitness(*posterior[:2], self.weights, self.by_sign, self.blur)
+
+    def optimum(self, points: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The `(n,)` point of which most is expected, found around the best of `(N, n)` points."""
+        for _ in range(CLIMBS):
+            merit, order = self.expected_fitness(points).sort()
+            best = points[order[:KEPT]]
+            points = torch.cat([best, candidates_around(best, merit[:KEPT], best[:0], generator)])
+        return points[self.expected_fitness(points).argmin()]
 
     def pick(self, candidates: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """Row numbers of a batch of candidates, one by one, out of a shortlist."""

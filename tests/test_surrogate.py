@@ -181,40 +181,39 @@ def test_with_outcomes_it_needs_fewer_evaluations():
     assert with_outcomes > scores_only > paper
 
 
-def test_the_answer_is_an_evaluated_point_of_which_the_surrogate_expects_most():
+@pytest.fixture
+def searched():
     torch.manual_seed(0)
     problem = Thresholds()
-    algorithm = EvoGM(8, -torch.ones(6), torch.ones(6), proposal="screened", outcomes=problem.outcomes, epochs=2)
-    workflow = StdWorkflow(algorithm, problem, opt_direction="max")
+    workflow = StdWorkflow(
+        EvoGM(8, -torch.ones(6), torch.ones(6), outcomes=problem.outcomes, epochs=2), problem, opt_direction="max"
+    )
     workflow.init_step()
     workflow.step()
-    algorithm = workflow.algorithm
-    answer, count = algorithm.answer(), int(algorithm.count)
-    fitness = torch.cat([algorithm.fitness[:, None], algorithm.outcomes], 1)[:count].double()
-    surrogate = Surrogate(algorithm.points[:count].double(), fitness, *problem.outcomes)
-    expected = surrogate.expected_fitness(algorithm.points[:count].double())
-    assert torch.equal(answer, algorithm.points[int(expected.argmin())])
+    return workflow.algorithm
 
 
-class GivingUp(Thresholds):
-    """Asks only the first point of a population for all its outcomes."""
+def test_with_outcomes_the_answer_is_better_than_every_evaluated_point_as_the_surrogate_sees_it(searched):
+    count = int(searched.count)
+    points, fitness = (
+        searched.points[:count].double(),
+        torch.cat([searched.fitness[:, None], searched.outcomes], 1)[:count].double(),
+    )
+    surrogate = Surrogate(points, fitness, searched.outcome_weights, searched.outcome_by_sign)
+    answer = searched.answer()
+    assert float(surrogate.expected_fitness(answer[None].double())) < float(surrogate.expected_fitness(points).min())
+    assert bool((answer.abs() <= 1).all()) and torch.equal(answer, searched.answer())
 
-    def evaluate(self, pop):
-        fitness = super().evaluate(pop)
-        fitness[1:, 5:] = torch.nan
-        return fitness
 
-
-def test_the_answer_has_been_evaluated_in_full():
+def test_without_outcomes_the_answer_is_the_evaluated_point_of_which_the_surrogate_expects_most():
     torch.manual_seed(0)
-    problem = GivingUp()
-    algorithm = EvoGM(8, -torch.ones(6), torch.ones(6), outcomes=problem.outcomes, epochs=2)
-    workflow = StdWorkflow(algorithm, problem, opt_direction="max")
+    workflow = StdWorkflow(EvoGM(8, -torch.ones(6), torch.ones(6), epochs=2), ScoreOnly(), opt_direction="max")
     workflow.init_step()
     workflow.step()
     algorithm = workflow.algorithm
-    complete = algorithm.points[: int(algorithm.count)][algorithm.outcomes[: int(algorithm.count)].isfinite().all(1)]
-    assert len(complete) == 2 and (complete == algorithm.answer()).all(1).any()
+    points, fitness = algorithm.points[: int(algorithm.count)], algorithm.fitness[: int(algorithm.count), None]
+    surrogate = Surrogate(points.double(), fitness.double(), *NO_OUTCOMES)
+    assert torch.equal(algorithm.answer(), points[int(surrogate.expected_fitness(points.double()).argmin())])
 
 
 def test_the_answer_of_paper_proposals_is_the_best_point():
