@@ -9,8 +9,8 @@ test split is scored once, for the choice. A method that has its file in runs/co
 TIES (P. Yadav et al. 2023, arXiv 2306.01708), DARE (L. Yu et al. 2024, arXiv 2311.03099), with TIES's signs or without, and
 DELLA (P. Deep et al. 2024, arXiv 2406.11617) come from mergekit (`pip install mergekit`, C. Goddard et al. 2024, arXiv
 2403.13257), which may live in an environment of its own; without it they are left out. Fisher, RegMean and AdaMerging are in
-`dense_merges.py`. RankMean (G. Perin et al. 2024) is left out: its definition could not be looked up here, and one from memory
-would be another method under its name.
+`dense_merges.py`; `LEFT_OUT` says what is missing and why. All is computed in float32: weights in bfloat16 would round most of
+a small delta away.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from compare_report import print_static
 from dense_merges import (
     ada_merging,
     coefficients_by_layer,
@@ -45,7 +46,30 @@ Scores = dict[str, float]  # by task
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # coefficients of all experts
 DENSITIES = (0.2, 0.5)
 KEPT = (0.1, 0.5, 0.9)  # off the diagonals of RegMean's grams
-MERGEKIT = {"TIES": "ties", "DARE": "dare_linear", "DARE-TIES": "dare_ties", "DELLA": "della"}
+# Of methods that divide by the weights of the experts that agree: a common weight of all would cancel out.
+LAMBDAS = (0.1, 0.2, 0.3, 0.5, 1.0)
+# mergekit's name, and whether it divides so by default: TIES's disjoint mean, and DELLA's after it.
+MERGEKIT = {
+    "TIES": ("ties", True),
+    "DARE": ("dare_linear", False),
+    "DARE-TIES": ("dare_ties", False),
+    "DELLA": ("della", True),
+}
+SOURCES = {
+    "base": "the base model",
+    "best expert": "a single expert, chosen on dev",
+    "Model Soup": "Wortsman et al. 2022, arXiv 2203.05482",
+    "task arithmetic": "Ilharco et al. 2023, arXiv 2212.04089",
+    "Fisher": "Matena and Raffel 2022, arXiv 2111.09832",
+    "RegMean": "Jin et al. 2023, arXiv 2212.09849",
+    "AdaMerging task-wise": "Yang et al. 2024, arXiv 2310.02575",
+    "AdaMerging layer-wise": "Yang et al. 2024, arXiv 2310.02575",
+    "TIES": "Yadav et al. 2023, arXiv 2306.01708",
+    "DARE": "Yu et al. 2024, arXiv 2311.03099",
+    "DARE-TIES": "Yu et al. 2024, arXiv 2311.03099",
+    "DELLA": "Deep et al. 2024, arXiv 2406.11617",
+}
+LEFT_OUT = {"RankMean": "its definition could not be looked up here; one from memory would be another method under its name"}
 
 
 @dataclass
@@ -64,7 +88,7 @@ class Level:
             import small_level as module
         else:
             import real_level as module
-        self.problem: LoRAMergeProblem = module.make_problem(n)
+        self.problem: LoRAMergeProblem = module.make_problem(n, dtype=torch.float32)
         self.dev, self.test = self.problem.tasks, module.tasks(n, "test")
         self.experts = [expert.name for expert in self.problem.experts]
         # At level small, expert R0 is one for the operation R.
@@ -155,8 +179,12 @@ def adamerging(level: Level, *, by_layer: bool) -> Iterator[Setting]:
         yield Setting(f"start {start:.2g}", score)
 
 
-def by_mergekit(level: Level, command: str, method: str) -> Iterator[Setting]:
-    """Densities x weights; DARE and DELLA draw with seed 0. What mergekit writes is loaded with transformers."""
+def by_mergekit(level: Level, command: str, method: str, normalize: bool) -> Iterator[Setting]:
+    """Densities x weights or lambdas; DARE and DELLA draw once. What mergekit writes is loaded with transformers.
+
+    The first merge of a method draws other numbers than the later ones, with the same seed: mergekit then also merges the
+    adapters into models, for which peft draws too. The same grid gives the same merges again.
+    """
     from transformers import AutoModelForCausalLM
 
     work = Path(tempfile.mkdtemp(prefix="mergekit_"))
@@ -166,13 +194,15 @@ def by_mergekit(level: Level, command: str, method: str) -> Iterator[Setting]:
     dtype = str(level.problem.language_model.model.dtype).removeprefix("torch.")
     try:
         for density in DENSITIES:
-            for weight in (1 / level.n, 0.3, 1.0):
+            for scale in LAMBDAS if normalize else (1 / level.n, 0.3, 1.0):
+                weight, factor = (1.0, scale) if normalize else (scale, 1.0)
                 models = [
                     {"model": f"{base}+{expert.folder}", "parameters": {"weight": weight, "density": density}}
                     for expert in level.problem.experts
                 ]
                 plan = {"merge_method": method, "base_model": str(base), "models": models, "dtype": dtype}
-                (work / "plan.yaml").write_text(yaml.safe_dump(plan | {"parameters": {"normalize": False}}))
+                plan["parameters"] = {"normalize": normalize, "lambda": factor}
+                (work / "plan.yaml").write_text(yaml.safe_dump(plan))
                 merge = [command, work / "plan.yaml", work / "merge", "--random-seed", "0", "--quiet"]
                 merge += ["--lora-merge-cache", work / "loras", "--lora-merge-dtype", dtype]
                 done = subprocess.run(merge, capture_output=True, text=True)
@@ -180,7 +210,8 @@ def by_mergekit(level: Level, command: str, method: str) -> Iterator[Setting]:
                     raise RuntimeError(f"mergekit ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
                 merged = AutoModelForCausalLM.from_pretrained(work / "merge", dtype=level.problem.language_model.model.dtype)
                 model = LanguageModel(merged.eval(), level.problem.language_model.tokenizer)
-                yield Setting(f"density {density}, weight {weight:.2g}", lambda tasks, model=model: mean_scores(model, tasks))
+                name = f"density {density}, {'lambda' if normalize else 'weight'} {scale:.2g}"
+                yield Setting(name, lambda tasks, model=model: mean_scores(model, tasks))
                 shutil.rmtree(work / "merge")
     finally:
         shutil.rmtree(work)
@@ -200,7 +231,7 @@ def methods(command: str | None) -> dict[str, Callable[[Level], Iterator[Setting
     }
     if command is not None:
         for name, method in MERGEKIT.items():
-            known[name] = lambda level, method=method: by_mergekit(level, command, method)
+            known[name] = lambda level, method=method: by_mergekit(level, command, *method)
     return known
 
 
@@ -210,15 +241,17 @@ def mean(scores: Scores) -> float:
 
 def choose(settings: Iterator[Setting], level: Level) -> dict:
     """Score every setting on dev, and the best of them on test."""
-    best, best_scores, tried = None, {}, 0
+    best, best_scores, tried = None, {}, {}
     for setting in settings:
-        scores, tried = setting.score(level.dev), tried + 1
+        scores = setting.score(level.dev)
+        tried[setting.name] = mean(scores)
         if best is None or mean(scores) > mean(best_scores):
             best, best_scores = setting, scores
     test = best.score(level.test)
     return {
         "setting": best.name,
-        "evaluations": tried,
+        "evaluations": len(tried),
+        "dev of settings": tried,
         "dev": mean(best_scores),
         "test": mean(test),
         "dev by task": best_scores,
@@ -249,9 +282,15 @@ def main() -> None:
         if path.exists():
             continue
         start = time.perf_counter()
-        result = {"method": name, **choose(known[name](level), level), "seconds": time.perf_counter() - start}
-        path.write_text(json.dumps(result, indent=1))
+        result = {"method": name, "source": SOURCES[name], **choose(known[name](level), level)}
+        result["seconds"] = time.perf_counter() - start
+        partial_path = path.with_suffix(".part")
+        partial_path.write_text(json.dumps(result, indent=1))
+        partial_path.rename(path)
         print(f"{name} ({result['setting']}): dev {result['dev']:.3f} test {result['test']:.3f}", flush=True)
+    print_static(folder)
+    for name, reason in LEFT_OUT.items():
+        print(f"\n{name} is left out: {reason}.")
 
 
 if __name__ == "__main__":

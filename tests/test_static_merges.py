@@ -1,5 +1,8 @@
 """The mathematics of static merges, on matrices that can be worked out by hand."""
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import build_model
@@ -16,6 +19,7 @@ from dense_merges import (
     squared_gradients,
     weights_in_place,
 )
+from static_merges import MERGEKIT, SOURCES, by_mergekit, methods
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 
@@ -108,3 +112,16 @@ def test_adamerging_lowers_the_entropy_of_answers(problem, by_layer):
         with coefficients_by_layer(problem, coefficients), torch.no_grad():
             entropies.append(float(entropy(last_logits(model, prompts))))
     assert entropies[1] < entropies[0] and found.shape == ((2, 2) if by_layer else (1, 2))
+
+
+def test_every_method_says_where_it_comes_from():
+    assert set(methods("mergekit-yaml")) == set(SOURCES) and set(methods(None)) == set(SOURCES) - set(MERGEKIT)
+
+
+@pytest.mark.skipif(shutil.which("mergekit-yaml") is None, reason="mergekit is not installed")
+def test_task_arithmetic_of_mergekit_is_the_merge_of_coefficients(problem):
+    level = SimpleNamespace(problem=problem, n=2)
+    settings = by_mergekit(level, shutil.which("mergekit-yaml"), "task_arithmetic", False)
+    found = next(settings).score([TASK])["add"]  # the first weight is 1 / n
+    settings.close()
+    assert found == pytest.approx(float(problem.score_tasks(torch.full((2,), 0.5))["add"].mean()), abs=1e-5)
