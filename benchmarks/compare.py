@@ -118,7 +118,7 @@ def cma_es(n: int, pop_size: int | None) -> Algorithm:
 
 
 METHODS: dict[str, Method] = {
-    "EvoGM": Method(screened, settings={"pop_size": 5}, outcomes=True, racing=Racing()),
+    "EvoGM": Method(screened, settings={"pop_size": 5}, outcomes=True),
     "EvoGM scores": Method(screened, settings={"pop_size": 10}),
     "EvoGM paper": Method(evogm),
     "random": Method(lambda n, p: RandomSearch(p, *box(n))),
@@ -140,13 +140,11 @@ METHODS: dict[str, Method] = {
     "no cycle loss": Method(partial(evogm, cycle_weight=0.0), "ablations"),
     "PSO two rounds": Method(partial(from_known_points, PSO), "ablations", rounds=2),
     # Parts of EvoGM beyond the paper.
-    "no generators": Method(
+    "no generators": Method(partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 5}, outcomes=True),
+    "no cycle, screened": Method(partial(screened, cycle_weight=0.0), "parts", settings={"pop_size": 5}, outcomes=True),
+    "racing": Method(screened, "parts", settings={"pop_size": 5}, outcomes=True, racing=Racing()),
+    "racing, no generators": Method(
         partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 5}, outcomes=True, racing=Racing()
-    ),
-    "no racing": Method(screened, "parts", settings={"pop_size": 5}, outcomes=True),
-    "racing, P 10": Method(screened, "parts", settings={"pop_size": 10}, outcomes=True, racing=Racing()),
-    "no cycle, screened": Method(
-        partial(screened, cycle_weight=0.0), "parts", settings={"pop_size": 5}, outcomes=True, racing=Racing()
     ),
     # The paper's sweeps (table 12). With P 10 and 30 the rounds are longer and shorter, so that the budget is spent.
     "P 10": Method(partial(evogm, n_iters=7), "sweeps", settings={"pop_size": 10}),

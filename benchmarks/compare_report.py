@@ -88,17 +88,19 @@ def print_summary(runs: dict[str, list[Run]], reference: str) -> None:
     """Best dev score by evaluations, test score, ranks and tests: the paper's tables 3, 4 and 7 in one."""
     budget = max(len(run.best) for mine in runs.values() for run in mine)
     at = [count for count in AT if count <= budget]
-    ranks = {split: mean_ranks(runs, split) for split in ("dev", "test")}
+    most = max(len(mine) for mine in runs.values())
+    ranked = {name: mine for name, mine in runs.items() if len(mine) == most}  # fewer seeds would be compared on those alone
+    ranks = {split: mean_ranks(ranked, split) for split in ("dev", "test")}
     tests = {split: welch(runs, reference, split) for split in ("dev", "test")} if reference in runs else {}
     header = ["method", "seeds", *(f"dev at {count}" for count in at), "test", "rank dev", "rank test"]
     header += ["p dev", "p test"] if tests else []
     rows = []
-    for name in sorted(runs, key=lambda name: ranks["dev"][name]):
+    for name in sorted(runs, key=lambda name: (ranks["dev"].get(name, np.inf), -final(runs[name], "dev").mean())):
         mine = runs[name]
         row = [name, len(mine), *(float(np.mean([run.best[min(count, len(run.best)) - 1] for run in mine])) for count in at)]
         test = final(mine, "test")
         row += [f"{test.mean():.3f} ± {test.std(ddof=1) if len(test) > 1 else 0:.3f}"]
-        row += [f"{ranks[split][name]:.1f}" for split in ranks]
+        row += [f"{ranks[split][name]:.1f}" if name in ranks[split] else "" for split in ranks]
         row += ["" if name == reference or name not in tests[split] else f"{tests[split][name]:.1g}" for split in tests]
         rows.append(row)
     print_table(header, rows)

@@ -169,7 +169,7 @@ def test_debug_shows_the_traceback(project):
 
 def test_a_screened_search_goes_on_as_one_in_one_piece(project, monkeypatch):
     search = {"proposal": "screened", "epochs": 2, "hidden_dims": [4]}
-    change_settings(project, search=search, pop_size=3, budget=9)
+    change_settings(project, search=search, pop_size=3, budget=9, racing=True)
     assert merge(project, out="whole") == 0
     run = ResumableSearch.run
     monkeypatch.setattr(ResumableSearch, "run", lambda self, steps: run(self, 2) or (_ for _ in ()).throw(KeyboardInterrupt))
@@ -186,7 +186,7 @@ def test_a_screened_search_goes_on_as_one_in_one_piece(project, monkeypatch):
 def test_merges_that_are_given_up_spend_the_share_that_was_asked(project, capsys):
     search = {"proposal": "screened", "epochs": 2, "hidden_dims": [4]}
     tasks = [{"json_lines": "dev.jsonl", "test_file": "test.jsonl", "rule": "gold_log_probability"}]
-    change_settings(project, search=search, pop_size=3, budget=12, tasks=tasks)
+    change_settings(project, search=search, pop_size=3, budget=12, tasks=tasks, racing=True)
     assert merge(project) == 0
     rows, result = history(project / "out"), json.loads((project / "out" / "result.json").read_text())
     spent = [row.get("share", 1.0) for row in rows]
