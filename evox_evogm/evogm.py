@@ -228,21 +228,17 @@ class EvoGM(Algorithm):
         """The point to take when the search is over.
 
         The best score of many that were tried on few examples is in part luck. So with outcomes it is the point of which the
-        surrogate expects most, evaluated or not; without, the evaluated one; with paper proposals, which have no surrogate,
-        the best of the round.
+        surrogate expects most, evaluated or not; without, or if some points were given up before all outcomes were known, the
+        one evaluated in full; with paper proposals, which have no surrogate, the best of the round.
 
         :return: an `(n,)` tensor.
         """
         points = self.points[: self.count]
         if self.screened:
-            known, seed = points.cpu().double(), torch.Generator().manual_seed(0)
+            known = points.cpu().double()
             fitness = torch.cat([self.fitness[:, None], self.outcomes], 1)[: self.count].cpu().double()
             surrogate = Surrogate(known, fitness, self.outcome_weights.cpu(), self.outcome_by_sign.cpu())
-            best = (
-                surrogate.optimum(known, seed)
-                if len(self.outcome_weights)
-                else known[surrogate.expected_fitness(known).argmin()]
-            )
+            best = surrogate.answer(known, fitness[:, 1:])
             points = best[None].to(points)
         return self._to_box(self._effective(points))[0]
 

@@ -79,8 +79,9 @@ class LoRAMergeProblem(Problem):
             task names to paths, as in `paths`, to repeat an earlier run to the last bit.
         :param candidates_at_once: how many merges are scored together before their results are reported. Defaults to as many
             as fill 16,384 tokens with their prompts.
-        :param racing: give up merges that cannot become the best, see `Racing`. Their scores are estimates, below the best's,
-            the margins that were not asked are NaN, and their evaluations count as the share of examples that was asked.
+        :param racing: give up merges that are behind the best one, see `Racing`. Their scores are estimates, below the best's,
+            the margins that were not asked are NaN, and in `spent` (full evaluations so far) they count as the share of
+            examples that was asked. Under `DistributedProblem` every rank compares with the best of its own shares.
         :param trust_remote_code: passed to transformers.
         :param on_evaluations: called with the evaluations of the candidates that were scored together, before they count.
         :raises ValueError: if something cannot be read or does not fit, in one sentence.

@@ -205,6 +205,27 @@ def test_with_outcomes_the_answer_is_better_than_every_evaluated_point_as_the_su
     assert bool((answer.abs() <= 1).all()) and torch.equal(answer, searched.answer())
 
 
+class GivingUp(Thresholds):
+    """Asks only the first point of a population for all its outcomes."""
+
+    def evaluate(self, pop):
+        fitness = super().evaluate(pop)
+        fitness[1:, 5:] = torch.nan
+        return fitness
+
+
+def test_where_points_were_given_up_the_answer_has_been_evaluated_in_full():
+    torch.manual_seed(0)
+    problem = GivingUp()
+    algorithm = EvoGM(8, -torch.ones(6), torch.ones(6), outcomes=problem.outcomes, epochs=2)
+    workflow = StdWorkflow(algorithm, problem, opt_direction="max")
+    workflow.init_step()
+    workflow.step()
+    algorithm = workflow.algorithm
+    complete = algorithm.points[: int(algorithm.count)][algorithm.outcomes[: int(algorithm.count)].isfinite().all(1)]
+    assert len(complete) == 2 and (complete == algorithm.answer()).all(1).any()
+
+
 def test_without_outcomes_the_answer_is_the_evaluated_point_of_which_the_surrogate_expects_most():
     torch.manual_seed(0)
     workflow = StdWorkflow(EvoGM(8, -torch.ones(6), torch.ones(6), epochs=2), ScoreOnly(), opt_direction="max")
