@@ -16,6 +16,7 @@ their tasks and three that no expert has seen.
 import argparse
 import csv
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -45,6 +46,7 @@ from evox_evogm.problems import Racing
 from evox_evogm.surrogate import Outcomes
 
 RUNS = Path("runs/compare")
+POP_SIZE = 20
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Case:
     seed: int
     n: int
     budget: int = 160
-    pop_size: int = 20
+    pop_size: int = POP_SIZE
     control: str = ""
     """`random`: adapters of random numbers of the same norms. `shuffled`: the answers of dev are shuffled."""
     threads: int = 1
@@ -65,6 +67,7 @@ class Case:
     def path(self) -> Path:
         """Of its files, without suffix."""
         what = f"n{self.n}_{self.budget}" + (f"_{self.control}" if self.control else "")
+        what += f"_P{self.pop_size}" if self.pop_size != POP_SIZE else ""
         return RUNS / self.level / what / f"{self.method}_seed{self.seed}"
 
 
@@ -162,15 +165,27 @@ CONTROLLED = ("EvoGM", "EvoGM paper", "CMA-ES", "random")  # methods that run on
 
 
 @lru_cache(maxsize=2)
-def level(name: str, n: int, control: str):
+def level(name: str, n: int, control: str, racing: Racing | None):
     """The dev problem and the test tasks."""
+    settings = {"control": control, "racing": racing, "objectives": "outcomes"}
     if name == "small":
         import small_level
 
-        return small_level.make_problem(n, control=control, objectives="outcomes"), small_level.tasks(n, "test")
+        return small_level.make_problem(n, **settings), small_level.tasks(n, "test")
     import real_level
 
-    return real_level.make_problem(n, control=control, objectives="outcomes"), real_level.tasks(n, "test")
+    return real_level.make_problem(n, **settings), real_level.tasks(n, "test")
+
+
+@lru_cache
+def commit() -> str:
+    """The commit of this file, with a + if something has been changed since."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    found, changed = (
+        subprocess.run([*git, *command], capture_output=True, text=True).stdout.strip()
+        for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    )
+    return found + ("+" if changed else "")
 
 
 class Spent(Exception):
@@ -252,18 +267,18 @@ def run_case(case: Case) -> str:
     if result_path.exists():
         return f"{case.path.name} is there"
     torch.set_num_threads(case.threads)
-    problem, test_tasks = level(case.level, case.n, case.control)
+    problem, test_tasks = level(case.level, case.n, case.control, METHODS[case.method].racing)
     case.path.parent.mkdir(parents=True, exist_ok=True)
     journal = None
-    problem.racing = METHODS[case.method].racing
     problem._known.clear()
     # Minutes long: what a killed process evaluated is recalled, and the search repeated from its seed.
     if case.level == "real":
         journal = Journal(case.path.with_name(case.path.name + ".jsonl"))
         problem.recall(journal.records)
         problem.on_evaluations = lambda block: journal.append([e.as_record() for e in block if e.seconds])
+    earlier = sum(record["seconds"] for record in journal.records) if journal else 0.0  # of a killed process
     recorder, answer = search(case, problem)
-    seconds = time.perf_counter() - recorder.start
+    seconds = time.perf_counter() - recorder.start + earlier
     test = {name: float(scores.mean()) for name, scores in problem.score_tasks(answer, test_tasks).items()}
     dev = {name: float(scores.mean()) for name, scores in problem.score_tasks(answer).items()}
     with case.path.with_name(case.path.name + ".csv").open("w", newline="") as file:
@@ -271,7 +286,7 @@ def run_case(case: Case) -> str:
         table.writerow(["evaluation", "score", "seconds", *(f"coefficient {k}" for k in range(case.n))])
         for row in recorder.rows:
             point = (f"{value:.6g}" for value in row.point)
-            table.writerow([f"{row.spent:.6g}", f"{row.score:.6g}", f"{row.seconds:.3f}", *point])
+            table.writerow([f"{row.spent:.6g}", f"{row.score:.6g}", f"{row.seconds + earlier:.3f}", *point])
     result = {
         "method": case.method,
         "seed": case.seed,
@@ -281,7 +296,8 @@ def run_case(case: Case) -> str:
         "dev by task": dev,
         "test by task": test,
         "seconds": seconds,
-        "seconds of evaluation": recorder.evaluation_seconds,
+        "seconds of evaluation": recorder.evaluation_seconds + earlier,
+        "commit": commit(),
         "answer": answer.tolist(),
     }
     partial_path = result_path.with_suffix(".part")
@@ -335,7 +351,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="seeds from 100 on are for trying things out")
     parser.add_argument("--n", type=int, help="experts: 10 at level small, 8 at level real")
     parser.add_argument("--budget", type=int, default=160, help="evaluations")
-    parser.add_argument("--pop-size", type=int, default=20)
+    parser.add_argument("--pop-size", type=int, default=POP_SIZE)
     parser.add_argument("--processes", type=int, help="2 at level small, 1 at level real")
     parser.add_argument("--threads", type=int, help="of each process: 1 at level small, 2 at level real")
     arguments = parser.parse_args()

@@ -59,6 +59,8 @@ def mean_ranks(runs: dict[str, list[Run]], split: str) -> dict[str, float]:
     from scipy.stats import rankdata
 
     seeds = set.intersection(*({run.result["seed"] for run in mine} for mine in runs.values()))
+    if not seeds:
+        return {}
     scores = {name: [run.result[split] for run in mine if run.result["seed"] in seeds] for name, mine in runs.items()}
     ranks = np.array([rankdata([-value for value in row]) for row in zip(*scores.values(), strict=True)])
     return dict(zip(scores, ranks.mean(0), strict=True))
@@ -69,12 +71,14 @@ def welch(runs: dict[str, list[Run]], reference: str, split: str) -> dict[str, f
     from scipy.stats import ttest_ind
 
     ours = final(runs[reference], split)
+    p_values = {
+        name: float(ttest_ind(ours, final(mine, split), equal_var=False).pvalue)
+        for name, mine in runs.items()
+        if name != reference and min(len(ours), len(mine)) > 1
+    }
+    # NaN: neither varies at all.
     return holm(
-        {
-            name: float(ttest_ind(ours, final(mine, split), equal_var=False).pvalue)
-            for name, mine in runs.items()
-            if name != reference and min(len(ours), len(mine)) > 1
-        }
+        {name: float(ours.mean() == final(runs[name], split).mean()) if np.isnan(p) else p for name, p in p_values.items()}
     )
 
 
@@ -213,6 +217,7 @@ def report(folder: Path, reference: str = "EvoGM") -> None:
     """Print the tables of a level, and write its plots."""
     paths = [path for path in sorted(folder.glob("n*_*")) if path.is_dir()]
     folders = {path.name: read_runs(path) for path in paths if not path.name.endswith("_static")}
+    folders = {name: runs for name, runs in folders.items() if runs}
     if not folders:
         raise SystemExit(f"{folder}: expected the files of compare.py run, found none")
     plots = folder / "report"

@@ -93,7 +93,7 @@ def squared_gradients(model: torch.nn.Module, names: Sequence[str], requests: Se
             weight.requires_grad_(any(weight is layer for layer in layers.values()))
         total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in layers.items()}
         for request in requests:
-            gradients = torch.autograd.grad(answer_loss(model, [request]), list(layers.values()))
+            gradients = torch.autograd.grad(len(request[1]) * answer_loss(model, [request]), list(layers.values()))
             for name, gradient in zip(layers, gradients, strict=True):
                 total[name] += gradient.float().square() / len(requests)
     finally:

@@ -16,9 +16,10 @@ from evox.core import Algorithm, Mutable, Parameter
 
 from evox_evogm.archive import Archive, append, carry, empty
 from evox_evogm.generators import generate, initial_parameters, parameter_count
-from evox_evogm.surrogate import ROWS, Outcomes, Surrogate, propose
+from evox_evogm.surrogate import ROWS, Outcomes, answer, propose
 from evox_evogm.training import train
 
+MOVED = 500  # candidates that the generator has moved
 LONGEST_STEP = 1.6  # of a candidate along the way that the generator shows, which is 1 long
 EPOCHS = {"screened": 50, "paper": 200}
 FIRST_SPREAD = 0.5  # typical distance of first points from the average: most of the box is too far away for a merge
@@ -144,7 +145,7 @@ class EvoGM(Algorithm):
         self.half_width = Mutable((ub - lb) / 2, device=device)  # (n,)
         self.outcome_weights = Mutable(weights.to(device, self.dtype))  # (S,)
         self.outcome_by_sign = Mutable(by_sign.to(device))  # (S,)
-        rows = ROWS if self.screened else self.dim + pop_size * (n_iters + 1)
+        rows = max(ROWS, pop_size) if self.screened else self.dim + pop_size * (n_iters + 1)
         history = empty(rows, self.dim, self.dtype, device)
         self.outcomes = Mutable(torch.zeros(rows, len(weights), dtype=self.dtype, device=device))  # (C, S)
         self.points = Mutable(history.points)  # (C, n) in the axes of the round
@@ -167,7 +168,8 @@ class EvoGM(Algorithm):
     def step(self) -> None:
         """One step of Algorithm 1: the first points of a new round, or proposals of the trained generators."""
         new_round = self._round_starts()
-        self._shift_basis(new_round)
+        if self.n_rounds > 1:
+            self._shift_basis(new_round)
         self._train_generators(new_round)
         proposals = self._screened_proposals() if self.screened else self._moved(self.points[: self.pop_size])  # (P, n)
         self._evaluate(torch.where(new_round, self._fresh_points(), proposals))
@@ -217,8 +219,10 @@ class EvoGM(Algorithm):
 
     def _screened_proposals(self) -> torch.Tensor:
         """Of many candidates, among them the history moved by the generator, those that the surrogate thinks most of."""
-        steps = LONGEST_STEP * torch.rand(len(self.points), 1, dtype=self.dtype, device=self.points.device)
-        moved = self.points + steps * (self._moved(self.points) - self.points)  # (C, n)
+        options = {"dtype": self.dtype, "device": self.points.device}
+        start = self.points[(torch.rand(MOVED, **options) * self.count).long()]  # (M, n)
+        steps = LONGEST_STEP * torch.rand(MOVED, 1, **options)
+        moved = start + steps * (self._moved(start) - start)
         fitness = torch.cat([self.fitness[:, None], self.outcomes], 1)  # (C, 1 + S)
         seed = torch.randint(2**62, (), device=self.points.device)
         meaning = self.outcome_weights, self.outcome_by_sign
@@ -235,11 +239,8 @@ class EvoGM(Algorithm):
         """
         points = self.points[: self.count]
         if self.screened:
-            known = points.cpu().double()
-            fitness = torch.cat([self.fitness[:, None], self.outcomes], 1)[: self.count].cpu().double()
-            surrogate = Surrogate(known, fitness, self.outcome_weights.cpu(), self.outcome_by_sign.cpu())
-            best = surrogate.answer(known, fitness[:, 1:])
-            points = best[None].to(points)
+            fitness = torch.cat([self.fitness[:, None], self.outcomes], 1)[: self.count]
+            points = answer(points, fitness, self.outcome_weights, self.outcome_by_sign)[None]
         return self._to_box(self._effective(points))[0]
 
     def _evaluate(self, points: torch.Tensor) -> None:

@@ -84,7 +84,7 @@ def surprise(logarithms: torch.Tensor, points: torch.Tensor, standard: torch.Ten
     signal = variance * matern(distance)  # (N, N)
     factor, failed = torch.linalg.cholesky_ex(signal + (noise + NOISE_FLOOR) * torch.eye(rows, dtype=points.dtype))
     if failed:
-        return torch.tensor(torch.inf), torch.zeros_like(logarithms)
+        return points.new_tensor(torch.inf), torch.zeros_like(logarithms)
     inverse = torch.cholesky_inverse(factor)
     solved = inverse @ standard  # (N, S)
     value = (standard * solved).sum() / 2 + outputs * factor.diagonal().log().sum()
@@ -147,6 +147,7 @@ class GaussianProcess:
             self.coefficients[rows.nonzero(), (self.block_of == block).nonzero()[:, 0]] = solved
 
     def covariance(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Of `(A, n)` and `(B, n)` points, an `(A, B)` tensor in units of an outcome's variance."""
         return self.variance * matern(torch.cdist(first / self.length_scales, second / self.length_scales))
 
     def _fit(self, blocks: list[Block]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -205,9 +206,9 @@ def without_tail(fitness: torch.Tensor) -> torch.Tensor:
 
     What is bad may be bad by orders of magnitude, which a process with one length scale would take for all there is to know.
 
-    :param fitness: an `(N, 1)` tensor, minimised.
+    :param fitness: an `(N, 1)` tensor, minimised, inf where an evaluation failed.
     """
-    scored = fitness[fitness < torch.finfo(torch.float32).max]  # `archive.failed_as_worst`
+    scored = fitness[fitness.isfinite()]
     if len(scored) == 0:
         return torch.zeros_like(fitness)
     return fitness.clamp(max=float(2 * scored.median() - scored.min()))
@@ -230,6 +231,7 @@ class Surrogate:
         if len(weights):
             # What failed is as bad as the worst that did not. A point with some outcomes was given up before the others.
             finite = outcomes.isfinite()
+            outcomes = torch.where(finite, outcomes, torch.nan)
             worst = torch.where(finite, outcomes, -torch.inf).amax(0).nan_to_num(neginf=1.0)
             outcomes = torch.where(finite.any(1, keepdim=True), outcomes, worst)
             self.weights, self.by_sign = weights.double(), by_sign.bool()
@@ -334,16 +336,40 @@ def propose_one(
     pop_size: int,
 ) -> torch.Tensor:
     """`propose` for one run."""
-    source = torch.Generator().manual_seed(int(seed))
-    known, values, moved = (tensor.detach().cpu().double() for tensor in (points[:count], fitness[:count], moved))
-    surrogate = Surrogate(known, values, weights.cpu(), by_sign.cpu())
-    merit = surrogate.expected_fitness(known)
-    candidates = candidates_around(known, merit, moved, source)
-    expected = surrogate.expected_fitness(candidates)
-    best = expected.argsort()[:KEPT]
-    known, merit = torch.cat([known, candidates[best]]), torch.cat([merit, expected[best]])
-    candidates = torch.cat([candidates, candidates_around(known, merit, moved[:0], source)])
-    return candidates[surrogate.pick(candidates, pop_size, source)].to(points)
+    with torch.device("cpu"):  # whatever the default is
+        source = torch.Generator().manual_seed(int(seed))
+        known, values = on_cpu(points[:count], fitness[:count])
+        surrogate = Surrogate(known, values, weights.cpu(), by_sign.cpu())
+        merit = surrogate.expected_fitness(known)
+        candidates = candidates_around(known, merit, moved.detach().cpu().double(), source)
+        expected = surrogate.expected_fitness(candidates)
+        best = expected.argsort()[:KEPT]
+        parents, merit = torch.cat([known, candidates[best]]), torch.cat([merit, expected[best]])
+        candidates = torch.cat([candidates, candidates_around(parents, merit, parents[:0], source)])
+        candidates = without_known(candidates, known)
+        return candidates[surrogate.pick(candidates, pop_size, source)].to(points)
+
+
+def on_cpu(points: torch.Tensor, fitness: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A history in float64 on the CPU, with inf as the fitness of what failed."""
+    failed = fitness == torch.finfo(fitness.dtype).max  # `archive.failed_as_worst`
+    fitness = torch.where(failed, torch.inf, fitness)
+    return points.detach().cpu().double(), fitness.detach().cpu().double()
+
+
+def without_known(candidates: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Every candidate once, and none that is known: corners of the box come up often."""
+    rows, place = torch.cat([known, candidates]).unique(dim=0, return_inverse=True)
+    fresh = torch.ones(len(rows), dtype=torch.bool)
+    fresh[place[: len(known)]] = False
+    return rows[fresh]
+
+
+def answer(points: torch.Tensor, fitness: torch.Tensor, weights: torch.Tensor, by_sign: torch.Tensor) -> torch.Tensor:
+    """The `(n,)` point to take after a search; parameters as of `propose`, for the rows in use."""
+    with torch.device("cpu"):
+        known, values = on_cpu(points, fitness)
+        return Surrogate(known, values, weights.cpu(), by_sign.cpu()).answer(known, values[:, 1:]).to(points)
 
 
 OWN_DIMS = (2, 2, 0, 2, 1, 1, 0)  # dimensions of the tensors of `propose`; vmap adds others before them

@@ -28,8 +28,11 @@ class DistributedProblem(Problem):
 
         :param problem: what evaluates a share; on every rank the same.
         :param group: the ranks. Defaults to all of `torch.distributed`.
+        :raises ValueError: if the problem races merges.
         """
         super().__init__()
+        if getattr(problem, "racing", None) is not None:
+            raise ValueError("problem: expected one without racing, which needs the merges of other ranks, found one with it")
         self.problem = problem
         self.group = group
 

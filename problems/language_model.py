@@ -334,6 +334,7 @@ class LanguageModel:
         :param candidates: for each prompt the candidate it asks; all the first if not given.
         :param enough: hears the number of a prompt and its text so far, and says whether the rest does not matter.
         :param begun: for each prompt the first tokens of its continuation, where they are known.
+        :raises ArithmeticError: if a model gives NaN.
         """
         candidates = candidates or [0] * len(prompts)
         begun = begun or [()] * len(prompts)
@@ -362,7 +363,10 @@ class LanguageModel:
         tokens, mask = start.tokens, start.mask
         while True:
             asked = [candidates[row] for row in running]
-            chosen = self._forward(asked, tokens, mask, [1] * len(asked), cache).argmax(-1)  # (N,)
+            logits = self._forward(asked, tokens, mask, [1] * len(asked), cache)  # (N, V)
+            chosen = logits.argmax(-1)  # (N,)
+            if logits.gather(-1, chosen[:, None]).isnan().any():
+                raise ArithmeticError("expected logits, found NaN")
             stay = []
             for index, token in enumerate(chosen.tolist()):
                 if token in ends:

@@ -22,7 +22,7 @@ from evox_evogm.problems.merging import (
     reload_difference,
     stack_experts,
 )
-from evox_evogm.problems.racing import Racing, compare, tasks_of_rungs
+from evox_evogm.problems.racing import Racing, compare, in_random_order, tasks_of_rungs
 from evox_evogm.problems.scoring import outcomes_of, score_population, score_task, tokenize_task
 from evox_evogm.problems.shared_layers import count_shared_layers
 from evox_evogm.problems.tasks import Task
@@ -81,7 +81,8 @@ class LoRAMergeProblem(Problem):
             as fill 16,384 tokens with their prompts.
         :param racing: give up merges that are behind the best one, see `Racing`. Their scores are estimates, below the best's,
             the margins that were not asked are NaN, and in `spent` (full evaluations so far) they count as the share of
-            examples that was asked. Under `DistributedProblem` every rank compares with the best of its own shares.
+            examples that was asked. The examples of `tasks` get a random order, always the same. Not under
+            `DistributedProblem`.
         :param trust_remote_code: passed to transformers.
         :param on_evaluations: called with the evaluations of the candidates that were scored together, before they count.
         :raises ValueError: if something cannot be read or does not fit, in one sentence.
@@ -122,10 +123,10 @@ class LoRAMergeProblem(Problem):
             for module in self.stacked.values()
             for expert, scale in zip(module.expert.tolist(), module.scale.tolist(), strict=True)
         }
-        self._experts_of_scales = torch.tensor([expert for expert, _ in sorted(pairs)])
-        self._scales = torch.tensor([scale for _, scale in sorted(pairs)])
+        self._experts_of_scales = torch.tensor([expert for expert, _ in sorted(pairs)], device="cpu")
+        self._scales = torch.tensor([scale for _, scale in sorted(pairs)], device="cpu")
         self._known: dict[tuple[float, ...], Evaluation] = {}
-        self.tasks = list(tasks)
+        self.tasks = list(tasks) if racing is None else [in_random_order(task) for task in tasks]
         self.objectives = objectives
         self.racing = racing
         self.spent = 0.0
@@ -253,7 +254,8 @@ class LoRAMergeProblem(Problem):
         :param pop: a `(P, n)` tensor of effective coefficients.
         :return: scores, higher is better, on the device and in the dtype of `pop`: a `(P,)` tensor, or with
             `objectives="tasks"` a `(P, M)` tensor with a column per task, or with `objectives="outcomes"` a `(P, 1 + S)`
-            tensor of the mean and the margins of all examples (NaN where a merge failed), which mean what `outcomes` says.
+            tensor of the mean and the margins of all examples (NaN where a merge failed or was given up), which mean what
+            `outcomes` says.
         :raises ValueError: if `pop` has another number of columns.
         :raises RuntimeError: if every merge of the population failed. If some do, they score -inf, and `on_evaluations` hears
             why.
@@ -354,7 +356,11 @@ class LoRAMergeProblem(Problem):
         seconds = (time.perf_counter() - start) / len(pop)
         evaluations, examples = [], sum(len(task.examples) for task in self.tasks)
         for coefficients, (scores, margins, estimate) in zip(pop.tolist(), answers, strict=True):
-            odd = [name for name, values in scores.items() if not all(map(math.isfinite, values))]
+            odd = [
+                name
+                for name, values in scores.items()  # NaN may pass for a right answer, but not for a margin
+                if not all(map(math.isfinite, values)) or any(map(math.isnan, margins[name]))
+            ]
             if odd:
                 failure = f"task {odd[0]}: expected finite scores, found others"
                 evaluations.append(Evaluation(tuple(coefficients), {}, seconds, failure))
@@ -367,7 +373,7 @@ class LoRAMergeProblem(Problem):
     def _race(self, pop: torch.Tensor) -> list[tuple[Answers, Answers, float | None]]:
         """Scores and margins of every merge by task, and if it was given up an estimate of its score."""
         best, racing = self._best, self.racing
-        rungs = [self.tasks] if best is None else tasks_of_rungs(self.tasks, racing.rungs)
+        rungs = [self.tasks] if best is None else [tasks for tasks in tasks_of_rungs(self.tasks, racing.rungs) if tasks]
         scores, margins = ([{task.name: () for task in self.tasks} for _ in pop] for _ in range(2))
         estimates: list[float | None] = [None] * len(pop)
         running = list(range(len(pop)))

@@ -7,6 +7,7 @@ doubt. After O. Maron and A. Moore, "Hoeffding Races", NIPS 1993, and the paired
 Algorithm for Configuring Metaheuristics", GECCO 2002.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -41,6 +42,13 @@ def rung_ends(count: int, rungs: Sequence[float]) -> list[int]:
     return [max(1, round(share * count)) for share in rungs] + [count]
 
 
+def in_random_order(task: Task) -> Task:
+    """The same examples in an order that is always the same: files may be sorted, and a rung should be like the rest."""
+    examples = list(task.examples)
+    random.Random(task.name).shuffle(examples)
+    return replace(task, examples=tuple(examples))
+
+
 def tasks_of_rungs(tasks: Sequence[Task], rungs: Sequence[float]) -> list[list[Task]]:
     """Per rung the tasks with the examples that it asks, without those that have none to ask."""
     ends = [[0, *rung_ends(len(task.examples), rungs)] for task in tasks]
@@ -71,6 +79,8 @@ def compare(
     away = torch.cat([values - mean for values in differences.values()])
     weights = torch.cat([torch.full_like(v, 1 / (len(differences) * len(v))) for v in differences.values()])
     asked = len(away) / sum(len(best[name]) for name in scores)
+    # An imagined example that both answer alike: a few that all differ alike are no certainty.
+    squares = weights.square() @ away.square() + weights.square().mean() * mean.square()
     # Of a sample without replacement: what has been asked is known.
-    variance = (weights.square() @ away.square()) * len(away) / max(1, len(away) - 1) * (1 - asked)
+    variance = squares * len(away) / max(1, len(away) - 1) * (1 - asked)
     return float(mean), bool(mean + NormalDist().inv_cdf(confidence) * variance.sqrt() < 0)

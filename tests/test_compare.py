@@ -79,6 +79,23 @@ def test_ranks_are_means_over_the_seeds_that_all_have_and_equals_share():
     assert mean_ranks(runs, "dev") == {"a": (1 + 1.5) / 2, "b": (2 + 1.5) / 2}
 
 
+def test_without_a_seed_that_all_have_there_are_no_ranks():
+    pytest.importorskip("scipy")
+    assert mean_ranks({"a": [Result(0, 0.5)], "b": [Result(1, 0.4)]}, "dev") == {}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_never_varies_differs_or_does_not():
+    pytest.importorskip("scipy")
+    runs = {name: [Result(seed, value) for seed in range(2)] for name, value in {"a": 0.5, "b": 0.5, "c": 0.4}.items()}
+    assert welch(runs, "a", "dev") == {"b": 1.0, "c": 0.0}
+
+
+def test_cases_of_other_settings_have_other_files():
+    cases = [Case("small", "A", 0, n=2, **more) for more in ({}, {"budget": 4}, {"pop_size": 10}, {"control": "random"})]
+    assert len({case.path for case in cases}) == 4
+
+
 def test_welch_is_scipys_and_leaves_out_what_ran_once():
     stats = pytest.importorskip("scipy.stats")
     ours, theirs = [0.5, 0.6, 0.8], [0.1, 0.3, 0.2, 0.2]

@@ -12,6 +12,7 @@ from evox_evogm.problems.base_model import load_base
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.language_model import LanguageModel
 from evox_evogm.problems.scoring import score_task
+from evox_evogm.problems.tasks import RULES
 
 ADD = Task("add", "1", "gold_log_probability", (Example("0", "1+1=", "2"), Example("1", "2+5=", "7")))
 PICK = Task(
@@ -247,6 +248,18 @@ def test_a_merge_whose_scores_are_not_finite_has_failed_and_the_others_have_not(
     problem.score_together = lambda pop, *rest: {**score_together(pop, *rest), "add": torch.full((len(pop), 2), torch.nan)}
     with pytest.raises(RuntimeError, match="all 2 merges .* failed: task add: expected finite scores"):
         problem.evaluate(torch.randn(2, 2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("match", ["equal", "contains"])
+@pytest.mark.parametrize("path", ["factored", "merged"])
+def test_a_merge_that_computes_nan_has_failed_under_every_rule(model, tokenizer, folders, rule, match, path):
+    choices = (("A", "1"), ("B", "2")) if rule.startswith(("choice", "multiple")) else ()
+    examples = tuple(Example(str(i), f"{i}+1=", "A" if choices else str(i + 1), choices) for i in range(2))
+    task = Task("add", "1", rule, examples, max_new_tokens=2, match=match)
+    problem = LoRAMergeProblem(model, folders, [task], tokenizer=tokenizer, path=path)
+    scores = problem.evaluate(torch.tensor([[0.1, 0.1], [3e38, -3e38]]))
+    assert scores[0].isfinite() and scores[1] == -torch.inf
 
 
 def test_scores_that_are_not_finite_once_are_tried_again(problem):

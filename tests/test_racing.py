@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evox_evogm.problems import Example, LoRAMergeProblem, Racing, Task
+from evox_evogm.problems import DistributedProblem, Example, LoRAMergeProblem, Racing, Task
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.racing import compare, rung_ends, tasks_of_rungs
 
@@ -38,12 +38,19 @@ def test_the_comparison_of_two_tasks_by_hand():
     best = {"a": [1.0, 1.0, 0.0, 0.0], "b": [1.0, 0.0]}
     difference, hopeless = compare({"a": [0.0, 1.0], "b": [0.0]}, best, 0.9)
     assert difference == pytest.approx(-0.75)
-    # Weights 1/4, 1/4, 1/2; away from the mean by -1/4, 3/4, -1/4.
-    variance = (0.25**2 * 0.25**2 + 0.25**2 * 0.75**2 + 0.5**2 * 0.25**2) * 3 / 2 * (1 - 3 / 6)
-    assert -0.75 / math.sqrt(variance) == pytest.approx(-3.70, abs=0.01)  # beyond 3.09, the 99.9 % point, not 4.26
+    # Weights 1/4, 1/4, 1/2; away from the mean by -1/4, 3/4, -1/4, and an imagined example by 3/4 with their mean square.
+    squares = 0.25**2 * 0.25**2 + 0.25**2 * 0.75**2 + 0.5**2 * 0.25**2 + (0.25**2 + 0.25**2 + 0.5**2) / 3 * 0.75**2
+    assert -0.75 / math.sqrt(squares * 3 / 2 * (1 - 3 / 6)) == pytest.approx(-2.45, abs=0.01)  # the 99.3 % point
     assert hopeless
-    assert compare({"a": [0.0, 1.0], "b": [0.0]}, best, 0.999)[1]
-    assert not compare({"a": [0.0, 1.0], "b": [0.0]}, best, 0.99999)[1]
+    assert compare({"a": [0.0, 1.0], "b": [0.0]}, best, 0.99)[1]
+    assert not compare({"a": [0.0, 1.0], "b": [0.0]}, best, 0.995)[1]
+
+
+def test_one_or_two_examples_are_no_certainty():
+    best = {"a": [1.0] * 10}
+    assert not compare({"a": [0.0]}, best, 0.9)[1]
+    assert not compare({"a": [0.0, 0.0]}, best, 0.98)[1]
+    assert compare({"a": [0.0] * 6}, best, 0.98)[1]
 
 
 def test_a_merge_as_good_as_the_best_so_far_is_not_given_up():
@@ -78,6 +85,7 @@ def test_every_rung_asks_its_share_of_every_task_and_each_example_is_asked_once(
 def test_who_is_not_given_up_has_the_scores_of_a_problem_without_racing(model, tokenizer, folders):
     first, second = population(12).split([2, 10])
     plain, racing = (make_problem(model, tokenizer, folders, racing=racing) for racing in (None, Racing(confidence=0.99)))
+    plain.tasks = racing.tasks  # which have another order
     expected = plain.evaluate(first), plain.evaluate(second)
     seen = []
     racing.on_evaluations = seen.extend
@@ -98,6 +106,23 @@ def test_who_is_not_given_up_has_the_scores_of_a_problem_without_racing(model, t
             again = Evaluation.from_record(evaluation.as_record())
             assert again == replace(evaluation, seconds=again.seconds)
     assert racing.spent == pytest.approx(sum(evaluation.share for evaluation in seen))
+
+
+def test_who_has_been_asked_everything_by_the_first_rung_is_not_given_up(model, tokenizer, folders):
+    single = Task("add", "1", "gold_log_probability", ADD.examples[:1])
+    problem = LoRAMergeProblem(model, folders, [single], tokenizer=tokenizer, racing=Racing())
+    seen = []
+    problem.on_evaluations = seen.extend
+    for pop in population(10).split([2, 8]):
+        problem.evaluate(pop)
+    assert len({evaluation.score for evaluation in seen}) > 2 and all(evaluation.estimate is None for evaluation in seen)
+    assert problem.spent == 10
+
+
+def test_examples_are_asked_in_an_order_of_their_own_that_is_always_the_same(model, tokenizer, folders):
+    one, other = (make_problem(model, tokenizer, folders, racing=Racing()).tasks for _ in range(2))
+    assert one == other and one[0] != ADD and sorted(one[0].examples, key=lambda e: int(e.id)) == list(ADD.examples)
+    assert make_problem(model, tokenizer, folders).tasks == [ADD, PICK]
 
 
 @pytest.mark.parametrize("written", [3, 7])
@@ -122,3 +147,5 @@ def test_settings_that_cannot_be_are_refused(model, tokenizer, folders):
         Racing(confidence=1)
     with pytest.raises(ValueError, match='racing: expected objectives "mean" or "outcomes"'):
         LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, objectives="tasks", racing=Racing())
+    with pytest.raises(ValueError, match="problem: expected one without racing"):
+        DistributedProblem(make_problem(model, tokenizer, folders, racing=Racing()))

@@ -70,7 +70,7 @@ def test_squared_gradients_are_those_of_autograd_on_one_question_after_another(p
         labels = torch.tensor([[-100] * len(prompt) + list(answer)])
         reference.zero_grad()
         reference(input_ids=tokens, labels=labels).loss.backward()
-        total += reference.get_submodule(name).weight.grad.square() / 2
+        total += (len(answer) * reference.get_submodule(name).weight.grad).square() / 2
     torch.testing.assert_close(found, total, rtol=1e-3, atol=1e-8)
 
 

@@ -9,7 +9,18 @@ from evox.problems.numerical import Ackley, Sphere
 from evox.workflows import StdWorkflow
 
 from evox_evogm import EvoGM, Outcomes
-from evox_evogm.surrogate import NOISE_FLOOR, Block, GaussianProcess, Surrogate, improbability, propose, without_tail
+from evox_evogm.surrogate import (
+    NOISE_FLOOR,
+    Block,
+    GaussianProcess,
+    Surrogate,
+    answer,
+    improbability,
+    on_cpu,
+    propose,
+    without_known,
+    without_tail,
+)
 
 NO_OUTCOMES = torch.zeros(0), torch.zeros(0, dtype=torch.bool)
 
@@ -109,6 +120,21 @@ def test_the_outcomes_of_a_merge_that_failed_are_the_worst_of_the_others():
     assert torch.allclose(surrogate.process.center, torch.tensor([(2 - 2 + 1 + 2) / 4, (-1 - 3 + 4 + 4) / 4]).double())
 
 
+def test_outcomes_that_count_by_their_sign_are_bent_and_what_decides_about_it_is_blurred(data):
+    points, outcomes = data
+    weights, by_sign = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([True, True, False])
+    surrogate = Surrogate(points, torch.cat([outcomes[:, :1], outcomes], 1), weights, by_sign)
+    typical = float(outcomes[:, :2].abs().flatten().sort().values[14])  # the lower median of 30
+    bent = 2 * typical * torch.tanh(outcomes[:, :2] / (2 * typical))
+    process = GaussianProcess(points, torch.cat([bent, outcomes[:, 2:]], 1))
+    candidates = torch.tensor([[0.1, 0.2, -0.3], [0.9, -0.9, 0.0]], dtype=torch.float64)
+    found = process.posterior(candidates)
+    spread = ((found.variance + process.noise) * process.scale**2 + (0.3 * typical) ** 2).sqrt()
+    above = torch.special.ndtr(found.means / spread)
+    expected = 0.5 * above[:, 0] + 0.3 * above[:, 1] + 0.2 * found.means[:, 2]
+    assert torch.allclose(surrogate.expected_fitness(candidates), expected)
+
+
 def test_a_pick_is_entered_as_if_its_mean_had_been_observed(data):
     """The variance of the others after a pick is that of a process with one more point."""
     points, outcomes = data
@@ -117,15 +143,16 @@ def test_a_pick_is_entered_as_if_its_mean_had_been_observed(data):
     seen = []
     expect = surrogate._expect
     surrogate._expect = lambda posterior: seen.append(posterior.variance.clone()) or expect(posterior)
-    first, second = surrogate.pick(candidates, 2, torch.Generator().manual_seed(4)).tolist()
+    picked = surrogate.pick(candidates, 4, torch.Generator().manual_seed(4)).tolist()
+    assert len(set(picked)) == 4
     process = surrogate.process
-    more = torch.cat([points, candidates[first : first + 1]])
-    covariance = process.covariance(more, more) + process.noise * torch.eye(len(more), dtype=torch.float64)
-    cross = process.covariance(candidates, more)
-    expected = process.variance - (cross @ torch.linalg.inv(covariance) * cross).sum(1)
-    assert first != second
-    variance = seen[2][:, 0]  # of the shortlist, which has another order
-    assert torch.allclose(variance.sort().values, expected.sort().values, atol=1e-8)
+    for count in (1, 2, 3):
+        more = torch.cat([points, candidates[picked[:count]]])
+        covariance = process.covariance(more, more) + process.noise * torch.eye(len(more), dtype=torch.float64)
+        cross = process.covariance(candidates, more)
+        expected = process.variance - (cross @ torch.linalg.inv(covariance) * cross).sum(1)
+        variance = seen[count + 1][:, 0]  # of the shortlist, which has another order
+        assert torch.allclose(variance.sort().values, expected.sort().values, atol=1e-8)
 
 
 def test_proposals_repeat_with_their_seed_and_lie_in_the_box(data):
@@ -134,6 +161,46 @@ def test_proposals_repeat_with_their_seed_and_lie_in_the_box(data):
     first, again, other = (propose(*arguments, torch.tensor(seed), 6) for seed in (5, 5, 6))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.shape == (6, 3) and float(first.abs().max()) <= 1 and len(first.unique(dim=0)) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_failed_is_known_in_every_dtype(dtype):
+    fitness = torch.tensor([[torch.finfo(dtype).max], [2.0]], dtype=dtype)
+    assert on_cpu(torch.zeros(2, 3, dtype=dtype), fitness)[1].tolist() == [[torch.inf], [2.0]]
+
+
+def test_an_outcome_that_is_not_finite_was_not_observed(data):
+    points, outcomes = data
+    fitness = torch.cat([outcomes[:, :1], outcomes], 1)
+    without, infinite = fitness.clone(), fitness.clone()
+    without[3, 2], infinite[3, 2] = torch.nan, -torch.inf
+    meaning = torch.ones(3), torch.tensor([True, False, True])
+    expected = Surrogate(points, without, *meaning).expected_fitness(points)
+    assert expected.isfinite().all() and torch.equal(expected, Surrogate(points, infinite, *meaning).expected_fitness(points))
+
+
+def test_known_points_and_equal_ones_are_no_candidates():
+    candidates = torch.tensor([[1.0, 1.0], [0.5, 0.25], [1.0, 1.0], [-1.0, 1.0]]).double()
+    found = without_known(candidates, torch.tensor([[-1.0, 1.0], [0.0, 0.0]]).double())
+    assert found.tolist() == [[0.5, 0.25], [1.0, 1.0]]
+
+
+def test_proposals_at_a_corner_of_the_box_differ(data):
+    """The best of a plane is the corner, to which noise is cut off again and again."""
+    points, _ = data
+    known = torch.cat([points, torch.ones(1, 3).double()])
+    fitness = -known.sum(1, keepdim=True)
+    found = propose(known, fitness, torch.tensor(16), points, *NO_OUTCOMES, torch.tensor(0), 6)
+    assert len(torch.cat([known, found]).unique(dim=0)) == 22
+
+
+def test_another_default_device_does_not_matter(data):
+    points, outcomes = data
+    arguments = (points, outcomes[:, :1], torch.tensor(15), points, *NO_OUTCOMES)
+    expected, seed = (propose(*arguments, torch.tensor(5), 6), answer(*arguments[:2], *NO_OUTCOMES)), torch.tensor(5)
+    with torch.device("meta"):
+        found = propose(*arguments, seed, 6), answer(*arguments[:2], *NO_OUTCOMES)
+    assert all(map(torch.equal, found, expected))
 
 
 class Thresholds(Problem):
@@ -166,7 +233,7 @@ def best_score(problem, seed, steps=6, **settings):
 
 
 def test_fitness_far_above_the_median_counts_as_twice_its_distance_from_the_best():
-    failed = torch.finfo(torch.float32).max
+    failed = torch.inf
     found = without_tail(torch.tensor([[1.0], [3.0], [4.0], [1e9], [failed], [failed]]).double())
     assert found[:, 0].tolist() == [1, 3, 4, 5, 5, 5]  # median 3 of the four that have a score
     assert without_tail(torch.full((2, 1), failed).double())[:, 0].tolist() == [0, 0]
@@ -267,6 +334,16 @@ def test_an_unknown_proposal_is_refused():
 def test_outcomes_that_mean_nothing_are_refused(outcomes, message):
     with pytest.raises(ValueError, match=message):
         EvoGM(4, -torch.ones(2), torch.ones(2), proposal="screened", outcomes=outcomes)
+
+
+@pytest.mark.parametrize(("dim", "pop_size"), [(300, 4), (3, 300)])
+def test_more_dimensions_or_points_in_a_step_than_rows(dim, pop_size):
+    torch.manual_seed(0)
+    algorithm = EvoGM(pop_size, -torch.ones(dim), torch.ones(dim), epochs=1, hidden_dims=(8,))
+    workflow = StdWorkflow(algorithm, Sphere())
+    workflow.init_step()
+    workflow.step()
+    assert workflow.algorithm.record_step()["pop"].shape == (pop_size, dim) and int(workflow.algorithm.count) > pop_size - 1
 
 
 def test_more_evaluations_than_rows_drop_the_worst(monkeypatch):
