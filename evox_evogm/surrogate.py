@@ -31,8 +31,11 @@ CORRELATION = 0.3  # the share of their summed deviations that a sum of outcomes
 SCALES = (0.03, 0.1, 0.3)  # of the noise around good points, in half widths of the box
 PARENTS = 10  # good points that noise is added to
 AROUND, BETWEEN = 1000, 500  # candidates by noise, and on lines through two points
-CLIMBS = 4  # times that the point of which most is expected is sought around the best ones found
-SHORTLIST = 500  # candidates from which a batch is picked
+CLIMBS = 4  # times that the answer is sought around the best points found
+SURROUNDINGS = 16  # points around an answer
+RADIUS = 0.1  # their deviation from it, in half widths of the box
+ANSWER_EVERY = 5  # one of so many picks is chosen as an answer is, by its surroundings
+SHORTLIST = 500  # candidates from which a batch or an answer is picked
 KEPT = 30  # candidates of the first pool that the second grows around
 
 
@@ -228,7 +231,8 @@ class Surrogate:
 
     def __init__(self, points: torch.Tensor, fitness: torch.Tensor, weights: torch.Tensor, by_sign: torch.Tensor):
         outcomes = fitness[:, 1:]
-        if len(weights):
+        self.by_examples = len(weights) > 0
+        if self.by_examples:
             # What failed is as bad as the worst that did not. A point with some outcomes was given up before the others.
             finite = outcomes.isfinite()
             outcomes = torch.where(finite, outcomes, torch.nan)
@@ -251,13 +255,30 @@ class Surrogate:
     def _expect(self, posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor]:
         return self.process.expected_fitness(*posterior[:2], self.weights, self.by_sign, self.blur)
 
-    def optimum(self, points: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The `(n,)` point of which most is expected, found around the best of `(N, n)` points."""
+    def expected_around(self, points: torch.Tensor) -> torch.Tensor:
+        """The mean of what is expected of the surroundings of `(C, n)` points, or without outcomes of the points themselves.
+
+        Another set of examples is like another place nearby: what is good here by a hair is not there.
+        """
+        if not self.by_examples:
+            return self.expected_fitness(points)
+        generator = torch.Generator().manual_seed(0)
+        steps = RADIUS * torch.randn(SURROUNDINGS, points.shape[1], generator=generator, dtype=points.dtype)
+        return torch.stack([self.expected_fitness(points + step) for step in steps]).mean(0)
+
+    def optimum(self, points: torch.Tensor) -> torch.Tensor:
+        """The `(n,)` point of whose surroundings most is expected, found around the best of `(N, n)` points."""
+        generator = torch.Generator().manual_seed(0)
+        best, merit = self._best_around(points)
         for _ in range(CLIMBS):
-            merit, order = self.expected_fitness(points).sort()
-            best = points[order[:KEPT]]
-            points = torch.cat([best, candidates_around(best, merit[:KEPT], best[:0], generator)])
-        return points[self.expected_fitness(points).argmin()]
+            candidates = candidates_around(best, merit, best[:0], generator)
+            best, merit = self._best_around(torch.cat([best, candidates]))
+        return best[0]
+
+    def _best_around(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        points = points[self.expected_fitness(points).argsort()[:SHORTLIST]]
+        merit, order = self.expected_around(points).sort()
+        return points[order[:KEPT]], merit[:KEPT]
 
     def answer(self, points: torch.Tensor, outcomes: torch.Tensor) -> torch.Tensor:
         """The `(n,)` point to take: the optimum, or of the evaluated ones the best.
@@ -270,8 +291,8 @@ class Surrogate:
         known = outcomes.isfinite()
         complete = known.all(1)
         if outcomes.shape[1] and not (known.any(1) & ~complete).any():
-            return self.optimum(points, torch.Generator().manual_seed(0))
-        expected = self.expected_fitness(points)
+            return self.optimum(points)
+        expected = self.expected_around(points)
         return points[torch.where(complete, expected, torch.inf).argmin() if complete.any() else expected.argmin()]
 
     def pick(self, candidates: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -283,12 +304,13 @@ class Surrogate:
         candidates = candidates[shortlist]
         means, variance, projected = posterior
         posterior = Posterior(means[shortlist], variance[shortlist], [whitened[:, shortlist] for whitened in projected])
+        around = self.expected_around(candidates) - self.expected_fitness(candidates)
         variance, picked = posterior.variance.clone(), []
         updates = [[] for _ in posterior.projected]  # per block, what each pick explains of the candidates
-        for _ in range(count):
+        for number in range(count):
             expected, deviation = self._expect(posterior._replace(variance=variance))
             optimism = torch.randn((), generator=generator, dtype=torch.float64).abs()
-            value = expected - optimism * deviation
+            value = expected - optimism * deviation + (around if number % ANSWER_EVERY == 0 else 0.0)
             value[picked] = torch.inf
             choice = int(value.argmin())
             picked.append(choice)

@@ -151,8 +151,19 @@ def test_a_pick_is_entered_as_if_its_mean_had_been_observed(data):
         covariance = process.covariance(more, more) + process.noise * torch.eye(len(more), dtype=torch.float64)
         cross = process.covariance(candidates, more)
         expected = process.variance - (cross @ torch.linalg.inv(covariance) * cross).sum(1)
-        variance = seen[count + 1][:, 0]  # of the shortlist, which has another order
+        variance = seen[count - 4][:, 0]  # of the shortlist, which has another order
         assert torch.allclose(variance.sort().values, expected.sort().values, atol=1e-8)
+
+
+def test_every_fifth_pick_is_chosen_by_its_surroundings(data):
+    points, outcomes = data
+    surrogate = Surrogate(points, outcomes[:, :1], *NO_OUTCOMES)
+    candidates = 2 * torch.rand(40, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 1
+    worst = surrogate.expected_fitness(candidates).argsort(descending=True)[:2].tolist()
+    merit = {tuple(candidates[worst[0]].tolist()): -2e6, tuple(candidates[worst[1]].tolist()): -1e6}
+    surrogate.expected_around = lambda rows: torch.tensor([merit.get(tuple(row), 0.0) for row in rows.tolist()]).double()
+    picked = surrogate.pick(candidates, 7, torch.Generator().manual_seed(4)).tolist()
+    assert picked[0] == worst[0] and picked[5] == worst[1]
 
 
 def test_proposals_repeat_with_their_seed_and_lie_in_the_box(data):
@@ -267,9 +278,20 @@ def test_with_outcomes_the_answer_is_better_than_every_evaluated_point_as_the_su
         torch.cat([searched.fitness[:, None], searched.outcomes], 1)[:count].double(),
     )
     surrogate = Surrogate(points, fitness, searched.outcome_weights, searched.outcome_by_sign)
-    answer = searched.answer()
-    assert float(surrogate.expected_fitness(answer[None].double())) < float(surrogate.expected_fitness(points).min())
-    assert bool((answer.abs() <= 1).all()) and torch.equal(answer, searched.answer())
+    found = searched.answer()
+    assert float(surrogate.expected_around(found[None].double())) < float(surrogate.expected_around(points).min())
+    assert bool((found.abs() <= 1).all()) and torch.equal(found, searched.answer())
+
+
+def test_what_is_expected_of_the_surroundings_is_the_mean_of_many_points_there(searched):
+    count = int(searched.count)
+    points = searched.points[:count].double()
+    fitness = torch.cat([searched.fitness[:, None], searched.outcomes], 1)[:count].double()
+    surrogate = Surrogate(points, fitness, searched.outcome_weights, searched.outcome_by_sign)
+    steps = 0.1 * torch.randn(20_000, points.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    many = torch.stack([surrogate.expected_fitness(point + steps).mean() for point in points[:4]])
+    few, plain = surrogate.expected_around(points[:4]), surrogate.expected_fitness(points[:4])
+    assert ((few - many).abs() < (plain - many).abs() / 2).all()
 
 
 class GivingUp(Thresholds):
