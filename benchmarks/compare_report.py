@@ -41,8 +41,13 @@ def read_runs(folder: Path) -> dict[str, list[Run]]:
     return {name: sorted(mine, key=lambda run: run.result["seed"]) for name, mine in sorted(runs.items())}
 
 
+def value(run: Run, split: str) -> float:
+    """The best dev score found, or the answer's test score."""
+    return float(run.best[-1]) if split == "dev" else run.result[split]
+
+
 def final(runs: list[Run], split: str) -> np.ndarray:
-    return np.array([run.result[split] for run in runs])
+    return np.array([value(run, split) for run in runs])
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
@@ -61,8 +66,8 @@ def mean_ranks(runs: dict[str, list[Run]], split: str) -> dict[str, float]:
     seeds = set.intersection(*({run.result["seed"] for run in mine} for mine in runs.values()))
     if not seeds:
         return {}
-    scores = {name: [run.result[split] for run in mine if run.result["seed"] in seeds] for name, mine in runs.items()}
-    ranks = np.array([rankdata([-value for value in row]) for row in zip(*scores.values(), strict=True)])
+    scores = {name: [value(run, split) for run in mine if run.result["seed"] in seeds] for name, mine in runs.items()}
+    ranks = np.array([rankdata([-score for score in row]) for row in zip(*scores.values(), strict=True)])
     return dict(zip(scores, ranks.mean(0), strict=True))
 
 

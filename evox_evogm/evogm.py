@@ -75,7 +75,7 @@ class EvoGM(Algorithm):
             `"paper"`, what the generator makes of the population.
         :param outcomes: what the further columns of fitness mean, if the problem gives `(P, 1 + S)`; used by `"screened"`.
         :param n_rounds: R, rounds of `"paper"`; between two rounds the best n points become the new axes.
-        :param n_iters: T, proposals per round.
+        :param n_iters: T, proposals per round of `"paper"`.
         :param epochs: full-batch training steps before each proposal. Defaults to 200, as published, with `"paper"`, and to 50
             with `"screened"`, whose populations are a quarter as large.
         :param lr: Adam's learning rate.
@@ -118,6 +118,8 @@ class EvoGM(Algorithm):
 
         none = torch.zeros(0, dtype=lb.dtype)
         weights, by_sign = (none, none.bool()) if outcomes is None else outcomes
+        if not (isinstance(weights, torch.Tensor) and isinstance(by_sign, torch.Tensor)):
+            raise ValueError(f"outcomes: expected two tensors, weights and by_sign, found {type(weights)} and {type(by_sign)}")
         if weights.ndim != 1 or weights.shape != by_sign.shape or by_sign.dtype != torch.bool:
             raise ValueError(
                 f"outcomes: expected weights (S,) and by_sign (S,) of bool, found {tuple(weights.shape)} {weights.dtype} and "
@@ -235,8 +237,13 @@ class EvoGM(Algorithm):
         surrogate expects most, evaluated or not; without, or if some points were given up before all outcomes were known, the
         one evaluated in full; with paper proposals, which have no surrogate, the best of the round.
 
+        For one run, not vmapped.
+
         :return: an `(n,)` tensor.
+        :raises ValueError: before `init_step`.
         """
+        if not int(self.count):
+            raise ValueError("answer: expected evaluated points, found none; call init_step first")
         points = self.points[: self.count]
         if self.screened:
             fitness = torch.cat([self.fitness[:, None], self.outcomes], 1)[: self.count]
@@ -247,7 +254,7 @@ class EvoGM(Algorithm):
         fitness = self.evaluate(self._to_box(self._effective(points))).to(self.points)  # (P,) or (P, 1 + S)
         expected = (self.pop_size, 1 + len(self.outcome_weights)) if len(self.outcome_weights) else (self.pop_size,)
         if fitness.shape != expected:
-            what = "a row per point" if len(expected) > 1 else "a number per point"
+            what = "a row per point" if len(expected) > 1 else "a number per point (or outcomes= for further columns)"
             raise ValueError(f"evaluate: expected fitness {expected}, {what}, found {tuple(fitness.shape)}")
         fitness, outcomes = fitness.view(self.pop_size, -1).split([1, len(self.outcome_weights)], 1)
         history = Archive(torch.cat([self.points, self.outcomes], 1), self.fitness, self.count)

@@ -47,7 +47,8 @@ class Journal:
         except (BlockingIOError, FileNotFoundError):
             lost = True
         if lost:
-            raise ValueError(f"{self.path}: expected no other process on this run, found one that is writing it")
+            found = "one that is writing it (or an object of this one, without close())"
+            raise ValueError(f"{self.path}: expected no other process on this run, found {found}")
 
     def append(self, block: Sequence[dict]) -> None:
         """Write records that count together; when this returns, they are on disk.

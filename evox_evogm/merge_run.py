@@ -99,7 +99,8 @@ def expert_folders(experts, folder: Path) -> dict[str, Path]:
         parent = folder / experts
         found = sorted(path.parent for path in parent.glob(f"*/{CONFIG}"))
         if not found:
-            raise ValueError(f"experts: expected adapter folders with {CONFIG} in {parent}, found none")
+            found = "none" if parent.is_dir() else "no such folder"
+            raise ValueError(f"experts: expected adapter folders with {CONFIG} in {parent}, found {found}")
         return {path.name: path for path in found}
     if not experts and isinstance(experts, (list, dict)):
         raise ValueError("experts: expected at least one adapter folder, found none")
@@ -175,7 +176,10 @@ class MergeRun:
         search = {"clamp": False, "device": cpu, **settings.search}
         if screened:
             search["outcomes"] = Outcomes(*outcomes_of(self.dev_tasks))
-        self.algorithm = EvoGM(pop_size, -torch.ones(n), torch.ones(n), **search)
+        try:
+            self.algorithm = EvoGM(pop_size, -torch.ones(n), torch.ones(n), **search)
+        except ValueError as error:
+            raise ValueError(f"search: {error}") from error
         self.random_state = torch.get_rng_state()  # reading models may draw numbers of its own
         base = settings.base if not (folder / settings.base).is_dir() else str(folder / settings.base)
         self.problem = LoRAMergeProblem(

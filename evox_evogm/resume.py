@@ -30,6 +30,7 @@ class ResumableSearch:
 
         search = ResumableSearch(workflow, "runs/mine")
         search.run(8)  # in a later process, with the workflow made and seeded as before, this goes on
+        search.close()
 
     A problem with `on_evaluations` and `recall`, as `LoRAMergeProblem` has them, is written down by the candidates that it
     evaluates together, with their scores by task and example; any other, a `DistributedProblem` too, by populations, with
@@ -55,8 +56,11 @@ class ResumableSearch:
         :param folder: where `history.jsonl` and `state.safetensors` are; made if it is missing.
         :param describe: what else to write down with the evaluations of a step, by its number from 0.
         :param journal: the folder's `history.jsonl`, if it is open already.
-        :raises ValueError: if another process has the folder, or if its files are damaged or do not fit the workflow.
+        :raises ValueError: if another process has the folder, or if its files are damaged or do not fit the workflow; if the
+            workflow has been stepped, as far as its algorithm counts `steps`.
         """
+        if int(getattr(workflow.algorithm, "steps", 0)) > 0:
+            raise ValueError(f"workflow: expected one that has not been stepped, found {int(workflow.algorithm.steps)} steps")
         self.workflow, self.folder = workflow, Path(folder)
         self.steps = 0
         self.journal = journal
@@ -96,9 +100,15 @@ class ResumableSearch:
             self._save()
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Let another process, or another object, have the folder."""
         if self.journal is not None:
             self.journal.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def _device(self) -> torch.device:
         return next(iter(self.workflow.state_dict().values()), torch.empty(0)).device

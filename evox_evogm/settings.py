@@ -37,7 +37,7 @@ class RunSettings:
     """How candidates are evaluated: auto, factored, merged, or a table of task names and these; see LoRAMergeProblem."""
     racing: bool = False
     """Give up merges that are behind the best one after a part of the examples; only with a screened search. The budget then
-    counts the share of examples that was asked. It finds more with up to some 60 evaluations, and less with 160."""
+    counts the share of examples that was asked. benchmarks/README.md says when that helps."""
     trust_remote_code: bool = False
     """Let transformers run code that comes with the base model."""
     pop_size: int | None = None

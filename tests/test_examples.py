@@ -11,7 +11,7 @@ from conftest import build_model, build_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "benchmarks" / "examples"
 ON_LANGUAGE_MODELS = ["distributed_merge", "pareto_front", "pso_and_cma_es"]
-ELSEWHERE = ["many_seeds", "own_problem", "python_function", "tune_evogm"]
+ELSEWHERE = ["many_seeds", "own_outcomes", "own_problem", "python_function", "tune_evogm"]
 
 
 def run(name, *arguments, launcher=()):
@@ -38,6 +38,11 @@ def test_every_example_is_tested_and_fits_on_a_screen():
 def test_a_problem_of_ones_own():
     found = re.search(r"average ([\d.]+), best of 96 evaluations ([\d.]+)", run("own_problem"))
     assert float(found[2]) < float(found[1])
+
+
+def test_outcomes_of_ones_own():
+    found = re.findall(r"best of 40 evaluations ([\d.]+); the answer on 5,000 fresh examples ([\d.]+)", run("own_outcomes"))
+    assert [float(with_margins) > float(alone) for alone, with_margins in zip(*found, strict=True)] == [True, True]
 
 
 def test_a_plain_python_function():

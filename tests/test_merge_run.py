@@ -185,20 +185,22 @@ def test_a_screened_search_goes_on_as_one_in_one_piece(project, monkeypatch):
 
 def test_merges_that_are_given_up_spend_the_share_that_was_asked(project, capsys):
     search = {"proposal": "screened", "epochs": 2, "hidden_dims": [4]}
-    tasks = [{"json_lines": "dev.jsonl", "test_file": "test.jsonl", "rule": "gold_log_probability"}]
-    change_settings(project, search=search, pop_size=3, budget=12, tasks=tasks, racing=True)
+    rows = [{"question": f"{i} + {i}", "answer": str(2 * i)} for i in range(20, 36)]
+    (project / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tasks = [{"json_lines": "many.jsonl", "test_file": "test.jsonl", "rule": "gold_log_probability"}]
+    change_settings(project, search=search, pop_size=6, budget=24, tasks=tasks, racing=True, seed=1)
     assert merge(project) == 0
     rows, result = history(project / "out"), json.loads((project / "out" / "result.json").read_text())
     spent = [row.get("share", 1.0) for row in rows]
-    assert 12 - 3 < sum(spent) <= 12 < len(rows)
+    assert 24 - 6 < sum(spent) <= 24 < len(rows)
     assert result["full_evaluations"] == round(sum(spent), 2) and result["evaluations"] == len(rows)
     for row in rows:
         asked = sum(map(len, row["examples"].values()))
-        assert row.get("share", 1.0) == asked / 4
-        assert ("estimate" in row) == (asked < 4) and row["score"] == row.get("estimate", row["score"])
+        assert row.get("share", 1.0) == asked / 16
+        assert ("estimate" in row) == (asked < 16) and row["score"] == row.get("estimate", row["score"])
     assert f"as much as {sum(spent):.1f} full ones" in (project / "out" / "report.md").read_text()
     best = max(rows, key=lambda row: row["score"])
     assert "estimate" not in best
     change_settings(project, racing=False)
     assert merge(project, out="all") == 0
-    assert len(history(project / "all")) == 12
+    assert len(history(project / "all")) == 24

@@ -1,0 +1,55 @@
+"""A problem of your own that says more than its score: accuracy, and by how much each answer is right.
+
+python benchmarks/examples/own_outcomes.py
+"""
+
+import torch
+from evox.core import Mutable, Problem
+from evox.workflows import StdWorkflow
+
+from evox_evogm import EvoGM, Outcomes
+
+
+class Accuracy(Problem):
+    """Of a weighted sum of predictors on labelled data, followed by the margin of every right label."""
+
+    def __init__(self, logits: torch.Tensor, labels: torch.Tensor):
+        """:param logits: (n, S, classes), what each predictor says. :param labels: (S,) classes."""
+        super().__init__()
+        self.logits, self.right = Mutable(logits), Mutable(torch.nn.functional.one_hot(labels, logits.shape[2]).bool())
+        # Every margin counts 1/S if it is above 0.
+        self.outcomes = Outcomes(torch.full((len(labels),), 1 / len(labels)), torch.ones(len(labels), dtype=torch.bool))
+
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        """:param pop: (P, n) weights. :return: (P, 1 + S), accuracy and margins, to be maximised."""
+        mixed = torch.einsum("pn,nsc->psc", pop, self.logits)  # (P, S, classes)
+        margins = mixed[:, self.right] - mixed.masked_fill(self.right, -torch.inf).amax(2)  # (P, S)
+        return torch.cat([(margins > 0).float().mean(1, keepdim=True), margins], 1)
+
+
+class AccuracyAlone(Accuracy):
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        return super().evaluate(pop)[:, 0]
+
+
+def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.randint(3, (count,))
+    skill = torch.tensor([0.8, 0.6, 0.4, 0.2, 0.0, 0.0, -0.2, -0.4])[:, None, None]
+    return torch.randn(8, count, 3) + skill * torch.nn.functional.one_hot(labels, 3), labels
+
+
+torch.manual_seed(0)
+dev, fresh = draw(100), Accuracy(*draw(5000))
+for name, problem, outcomes in (
+    ("accuracy alone", AccuracyAlone(*dev), None),
+    ("with margins", Accuracy(*dev), Accuracy(*dev).outcomes),
+):
+    torch.manual_seed(0)
+    algorithm = EvoGM(5, -torch.ones(8), torch.ones(8), outcomes=outcomes)
+    workflow = StdWorkflow(algorithm, problem, opt_direction="max")
+    workflow.init_step()
+    for _ in range(7):
+        workflow.step()
+    answer = workflow.algorithm.answer()
+    best, accuracy = -float(workflow.algorithm.fitness[0]), float(fresh.evaluate(answer[None])[0, 0])
+    print(f"{name}: best of 40 evaluations {best:.3f}; the answer on 5,000 fresh examples {accuracy:.3f}")
