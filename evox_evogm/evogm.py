@@ -233,9 +233,9 @@ class EvoGM(Algorithm):
     def answer(self) -> torch.Tensor:
         """The point to take when the search is over.
 
-        The best score of many that were tried on few examples is in part luck. So with outcomes it is the point of which the
-        surrogate expects most, evaluated or not; without, or if some points were given up before all outcomes were known, the
-        one evaluated in full; with paper proposals, which have no surrogate, the best of the round.
+        The best score of many that were tried on few examples is in part luck. So with outcomes it is the point of whose
+        surroundings the surrogate expects most, evaluated or not; without, or if some points were given up before all outcomes
+        were known, the best one evaluated in full; with paper proposals, which have no surrogate, the best of the round.
 
         For one run, not vmapped.
 

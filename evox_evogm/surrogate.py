@@ -9,7 +9,8 @@ fitness without outcomes is one outcome of weight 1 that counts as it is.
 Kernel: Matern 5/2 with a length scale per coordinate, the prior of C. Hvarfner et al., "Vanilla Bayesian Optimization
 Performs Great in High Dimensions", ICML 2024, arXiv 2402.02229; hyper-parameters by maximum a posteriori (L-BFGS). Batches
 are picked one by one, each pick entered as if its mean had been observed (the "kriging believer", D. Ginsbourger et al.
-2010), by the expected fitness less a random multiple of its deviation.
+2010), by the expected fitness less a random multiple of its deviation; every fifth, like the answer in the end, by what is
+expected of its surroundings.
 """
 
 import math
@@ -281,9 +282,9 @@ class Surrogate:
         return points[order[:KEPT]], merit[:KEPT]
 
     def answer(self, points: torch.Tensor, outcomes: torch.Tensor) -> torch.Tensor:
-        """The `(n,)` point to take: the optimum, or of the evaluated ones the best.
+        """The `(n,)` point to take: the optimum, or without outcomes the best of the evaluated ones.
 
-        Where points were given up, what is known of the later outcomes comes from few points, and does not carry far.
+        Where points were given up, too: what is known of the later outcomes comes from few points, and does not carry far.
 
         :param points: an `(N, n)` tensor, what was evaluated.
         :param outcomes: an `(N, S)` tensor, NaN where nothing was observed.
