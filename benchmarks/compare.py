@@ -6,7 +6,8 @@ coefficients), and `METHOD_seedK.json`, the result. Cases that have their files 
 `--level real` goes on from its journal. A method whose population does not divide the budget ends with a part of one.
 
     python benchmarks/compare.py run --level small                     # 20 seeds x all search methods, 160 evaluations
-    python benchmarks/compare.py run --level small --group ablations   # and: sweeps, controls
+    python benchmarks/compare.py run --level small --group ablations   # and: parts, sweeps, controls
+    python benchmarks/compare.py run --level small --own-questions     # every seed also draws its own questions
     python benchmarks/compare.py report --level small                  # tables and plots from the files
 
 Level small is `small_level.py`: a model of half a million parameters. Level real is SmolLM2-135M with the shipped experts, on
@@ -61,6 +62,8 @@ class Case:
     pop_size: int = POP_SIZE
     control: str = ""
     """`random`: adapters of random numbers of the same norms. `shuffled`: the answers of dev are shuffled."""
+    own_questions: bool = False
+    """Whether dev and test are questions that the seed draws, the same for all methods, instead of one set for all seeds."""
     threads: int = 1
 
     @property
@@ -68,6 +71,7 @@ class Case:
         """Of its files, without suffix."""
         what = f"n{self.n}_{self.budget}" + (f"_{self.control}" if self.control else "")
         what += f"_P{self.pop_size}" if self.pop_size != POP_SIZE else ""
+        what += "_own" if self.own_questions else ""
         return RUNS / self.level / what / f"{self.method}_seed{self.seed}"
 
 
@@ -165,13 +169,13 @@ CONTROLLED = ("EvoGM", "EvoGM paper", "CMA-ES", "random")  # methods that run on
 
 
 @lru_cache(maxsize=2)
-def level(name: str, n: int, control: str, racing: Racing | None):
+def level(name: str, n: int, control: str, racing: Racing | None, draw: int | None = None):
     """The dev problem and the test tasks."""
     settings = {"control": control, "racing": racing, "objectives": "outcomes"}
     if name == "small":
         import small_level
 
-        return small_level.make_problem(n, **settings), small_level.tasks(n, "test")
+        return small_level.make_problem(n, draw=draw, **settings), small_level.tasks(n, "test", draw)
     import real_level
 
     return real_level.make_problem(n, **settings), real_level.tasks(n, "test")
@@ -267,7 +271,8 @@ def run_case(case: Case) -> str:
     if result_path.exists():
         return f"{case.path.name} is there"
     torch.set_num_threads(case.threads)
-    problem, test_tasks = level(case.level, case.n, case.control, METHODS[case.method].racing)
+    draw = case.seed if case.own_questions else None
+    problem, test_tasks = level(case.level, case.n, case.control, METHODS[case.method].racing, draw)
     case.path.parent.mkdir(parents=True, exist_ok=True)
     journal = None
     problem._known.clear()
@@ -332,7 +337,8 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     if unknown:
         raise SystemExit(f"methods: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
     controls = ("random", "shuffled") if arguments.group == "controls" else ("",)
-    settings = {"n": arguments.n, "budget": arguments.budget, "pop_size": arguments.pop_size, "threads": arguments.threads}
+    names_of_settings = ("n", "budget", "pop_size", "own_questions", "threads")
+    settings = {name: getattr(arguments, name) for name in names_of_settings}
     return [
         Case(arguments.level, name, seed, control=control, **settings)
         for control in controls
@@ -352,10 +358,15 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="experts: 10 at level small, 8 at level real")
     parser.add_argument("--budget", type=int, default=160, help="evaluations")
     parser.add_argument("--pop-size", type=int, default=POP_SIZE)
+    parser.add_argument(
+        "--own-questions", action="store_true", help="each seed has its own dev and test questions (level small)"
+    )
     parser.add_argument("--processes", type=int, help="2 at level small, 1 at level real")
     parser.add_argument("--threads", type=int, help="of each process: 1 at level small, 2 at level real")
     arguments = parser.parse_args()
     small = arguments.level == "small"
+    if arguments.own_questions and not small:
+        parser.error("--own-questions: level real has one set of questions")
     arguments.seeds = arguments.seeds or (20 if small else 3)
     arguments.n = arguments.n or (10 if small else 8)
     arguments.processes = arguments.processes or (2 if small else 1)

@@ -85,15 +85,17 @@ def questions(names: list[str], split: str, generator: random.Random) -> Iterato
             yield question, answer
 
 
-def make_task(name: str, split: str, count: int) -> Task:
-    """The same `count` different questions at every call."""
+def make_task(name: str, split: str, count: int, draw: int | None = None) -> Task:
+    """`count` different questions, the same at every call with the same draw."""
     asked: dict[str, str] = {}
-    for question, answer in questions([name], split, random.Random(f"{name} {split}")):
+    key = f"{name} {split}" if draw is None else f"{name} {split} {draw}"
+    for question, answer in questions([name], split, random.Random(key)):
         asked[question] = answer
         if len(asked) == count:
             break
     examples = tuple(Example(f"{split} {index}", *pair) for index, pair in enumerate(asked.items()))
-    return Task(name, "small level 1", "exact_match", examples)
+    source = "small level 1" if draw is None else f"small level 1, draw {draw}"
+    return Task(name, source, "exact_match", examples)
 
 
 def build_tokenizer():
@@ -207,24 +209,28 @@ def build(folder: Path = FOLDER) -> None:
             make_expert(index, model, tokenizer, path)
 
 
-def tasks(n: int, split: str) -> list[Task]:
-    """The operations of the first n experts, and the unseen pairs; about 160 questions in dev, 40 a task in test."""
+def tasks(n: int, split: str, draw: int | None = None) -> list[Task]:
+    """The operations of the first n experts, and the unseen pairs; about 160 questions in dev, 40 a task in test, or 200 of a
+    draw: the less the score of one choice depends on them, the fewer draws are needed."""
     names = [*list(OPERATIONS)[:n], *UNSEEN]
-    count = 40 if split == "test" else math.ceil(160 / len(names))
-    return [make_task(name, split, count) for name in names]
+    count = (40 if draw is None else 200) if split == "test" else math.ceil(160 / len(names))
+    return [make_task(name, split, count, draw) for name in names]
 
 
-def make_problem(n: int = 10, *, control: str = "", folder: Path = FOLDER, **settings) -> LoRAMergeProblem:
+def make_problem(
+    n: int = 10, *, control: str = "", draw: int | None = None, folder: Path = FOLDER, **settings
+) -> LoRAMergeProblem:
     """Merges of the first n experts, on dev.
 
     :param control: `"random"` or `"shuffled"`, see `controls.py`.
+    :param draw: number of a set of questions; `None` is the set of the first benchmarks.
     :param settings: of `LoRAMergeProblem`.
     """
     folders = expert_folders(n, folder)
     if not folders[-1].exists():
         raise SystemExit(f"{folder}: expected the small level there, found none; run python benchmarks/small_level.py")
     experts = random_adapters(folders) if control == "random" else folders
-    asked = [shuffled_answers(task) if control == "shuffled" else task for task in tasks(n, "dev")]
+    asked = [shuffled_answers(task) if control == "shuffled" else task for task in tasks(n, "dev", draw)]
     settings = {"dtype": torch.float32, "batch_tokens": 16_384, "candidates_at_once": 64, "path": "factored"} | settings
     return LoRAMergeProblem(folder / "base", experts, asked, **settings)
 

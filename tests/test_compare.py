@@ -8,6 +8,7 @@ import torch
 from compare import Case, Recorder, Spent, best_rows, cases_of
 from compare_report import holm, mean_ranks, read_runs, welch
 from evox.core import Problem
+from small_level import make_task
 
 from evox_evogm.problems import Racing
 
@@ -93,8 +94,20 @@ def test_what_never_varies_differs_or_does_not():
 
 
 def test_cases_of_other_settings_have_other_files():
-    cases = [Case("small", "A", 0, n=2, **more) for more in ({}, {"budget": 4}, {"pop_size": 10}, {"control": "random"})]
-    assert len({case.path for case in cases}) == 4
+    cases = [
+        Case("small", "A", 0, n=2, **more)
+        for more in ({}, {"budget": 4}, {"pop_size": 10}, {"control": "random"}, {"own_questions": True})
+    ]
+    assert len({case.path for case in cases}) == 5
+
+
+def test_a_draw_of_questions_is_always_the_same_other_draws_differ_and_no_dev_question_is_in_test():
+    def asked(split, draw):
+        return {example.prompt for example in make_task("R", split, 13, draw).examples}
+
+    assert asked("dev", 3) == asked("dev", 3)
+    assert len({frozenset(asked("dev", draw)) for draw in (None, 3, 4)}) == 3
+    assert not asked("dev", 3) & (asked("test", 3) | asked("test", 4))
 
 
 def test_welch_is_scipys_and_leaves_out_what_ran_once():
@@ -111,6 +124,7 @@ def test_welch_is_scipys_and_leaves_out_what_ran_once():
 def test_what_is_not_a_method_is_refused_with_the_list():
     class Arguments:
         methods, group, n, budget, pop_size, threads, level, seeds, first_seed = ["EvoGN"], "search", 2, 4, 2, 1, "small", 1, 0
+        own_questions = False
 
     with pytest.raises(SystemExit, match="methods: expected some of EvoGM, .*found 'EvoGN'"):
         cases_of(Arguments)
