@@ -126,7 +126,6 @@ def cma_es(n: int, pop_size: int | None) -> Algorithm:
 
 METHODS: dict[str, Method] = {
     "EvoGM": Method(screened, settings={"pop_size": 5}, outcomes=True),
-    "EvoGM scores": Method(screened, settings={"pop_size": 10}),
     "EvoGM paper": Method(evogm),
     "random": Method(lambda n, p: RandomSearch(p, *box(n))),
     "CMA-ES": Method(lambda n, p: cma_es(n, None)),
@@ -146,7 +145,8 @@ METHODS: dict[str, Method] = {
     "one round": Method(partial(evogm, n_rounds=1, n_iters=7), "ablations"),
     "no cycle loss": Method(partial(evogm, cycle_weight=0.0), "ablations"),
     "PSO two rounds": Method(partial(from_known_points, PSO), "ablations", rounds=2),
-    # Parts of EvoGM beyond the paper.
+    # Parts of EvoGM beyond the paper: the surrogate on scores alone, and so on.
+    "EvoGM scores": Method(screened, "parts", settings={"pop_size": 10}),
     "no generators": Method(partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 5}, outcomes=True),
     "no cycle, screened": Method(partial(screened, cycle_weight=0.0), "parts", settings={"pop_size": 5}, outcomes=True),
     "racing": Method(screened, "parts", settings={"pop_size": 5}, outcomes=True, racing=Racing()),
@@ -376,7 +376,7 @@ def main() -> None:
     else:
         from compare_report import report
 
-        report(RUNS / arguments.level)
+        report(RUNS / arguments.level, {name: method.group for name, method in METHODS.items()})
 
 
 if __name__ == "__main__":

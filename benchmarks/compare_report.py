@@ -1,10 +1,13 @@
 """Tables and plots from the files that `compare.py run` wrote; layouts after the tables of the EvoGM paper.
 
-Everything goes to standard output as Markdown, plots to the folder `report` beside the files.
+Everything goes to standard output as Markdown, plots to the folder `report` beside the files. The tables of a folder, and
+which of the paper's they follow: scores by evaluations with ranks and tests (3 and 4), time (7), scores by task with the
+static merges (1), what a change of EvoGM costs (5 and 11), its settings (12), and over the folders the number of experts (13).
 """
 
 import csv
 import json
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy as np
 
 TRIALS = 100  # seeds from here on were for trying things out
 AT = (40, 80, 160, 320, 640)  # evaluations of which the best dev score is shown
+KEYS_OF_TIME = ("evaluations", "seconds", "seconds of evaluation")
 
 
 @dataclass(frozen=True)
@@ -71,20 +75,28 @@ def mean_ranks(runs: dict[str, list[Run]], split: str) -> dict[str, float]:
     return dict(zip(scores, ranks.mean(0), strict=True))
 
 
-def welch(runs: dict[str, list[Run]], reference: str, split: str) -> dict[str, float]:
-    """Welch's test of every method against the reference, with Holm's correction."""
-    from scipy.stats import ttest_ind
+def on_shared_seeds(ours: list[Run], theirs: list[Run]) -> tuple[list[Run], list[Run]]:
+    """The runs of the seeds that both have."""
+    seeds = {run.result["seed"] for run in ours} & {run.result["seed"] for run in theirs}
+    return tuple([run for run in runs if run.result["seed"] in seeds] for runs in (ours, theirs))
 
-    ours = final(runs[reference], split)
-    p_values = {
-        name: float(ttest_ind(ours, final(mine, split), equal_var=False).pvalue)
-        for name, mine in runs.items()
-        if name != reference and min(len(ours), len(mine)) > 1
-    }
-    # NaN: neither varies at all.
-    return holm(
-        {name: float(ours.mean() == final(runs[name], split).mean()) if np.isnan(p) else p for name, p in p_values.items()}
-    )
+
+def corrected_tests(runs: dict[str, list[Run]], reference: str, split: str, *, paired: bool = False) -> dict[str, float]:
+    """Welch's test of every method against the reference, or the paired t test on the seeds that both have, which is the
+    sharper one where a seed draws its own questions; with Holm's correction."""
+    from scipy.stats import ttest_ind, ttest_rel
+
+    p_values = {}
+    for name, theirs in runs.items():
+        ours, theirs = on_shared_seeds(runs[reference], theirs) if paired else (runs[reference], theirs)
+        if name == reference or min(len(ours), len(theirs)) < 2:
+            continue
+        a, b = final(ours, split), final(theirs, split)
+        with warnings.catch_warnings():  # where nearly nothing varies
+            warnings.simplefilter("ignore", RuntimeWarning)
+            p = float((ttest_rel(a, b) if paired else ttest_ind(a, b, equal_var=False)).pvalue)
+        p_values[name] = float(a.mean() == b.mean()) if np.isnan(p) else p  # NaN: nothing varies at all
+    return holm(p_values)
 
 
 def print_table(header: list[str], rows: list[list]) -> None:
@@ -93,41 +105,82 @@ def print_table(header: list[str], rows: list[list]) -> None:
         print("| " + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
 
 
-def print_summary(runs: dict[str, list[Run]], reference: str) -> None:
-    """Best dev score by evaluations, test score, ranks and tests: the paper's tables 3, 4 and 7 in one."""
+def with_deviation(values: np.ndarray) -> str:
+    return f"{values.mean():.3f} ± {values.std(ddof=1) if len(values) > 1 else 0:.3f}"
+
+
+def print_summary(runs: dict[str, list[Run]], reference: str, *, paired: bool) -> None:
+    """Best dev score by evaluations, test score, ranks and tests, and what it took."""
     budget = max(len(run.best) for mine in runs.values() for run in mine)
     at = [count for count in AT if count <= budget]
     most = max(len(mine) for mine in runs.values())
     ranked = {name: mine for name, mine in runs.items() if len(mine) == most}  # fewer seeds would be compared on those alone
-    ranks = {split: mean_ranks(ranked, split) for split in ("dev", "test")}
-    tests = {split: welch(runs, reference, split) for split in ("dev", "test")} if reference in runs else {}
-    header = ["method", "seeds", *(f"dev at {count}" for count in at), "test", "rank dev", "rank test"]
-    header += ["p dev", "p test"] if tests else []
+    ranks = {f"rank {split}": mean_ranks(ranked, split) for split in ("dev", "test")}
+    tests = {}
+    if reference in runs:
+        tests = {f"p {split}": corrected_tests(runs, reference, split) for split in ("dev", "test")}
+    if reference in runs and paired:
+        tests |= {f"paired p {split}": corrected_tests(runs, reference, split, paired=True) for split in ("dev", "test")}
+    header = ["method", "seeds", *(f"dev at {count}" for count in at), "test", *ranks, *tests]
     rows = []
-    for name in sorted(runs, key=lambda name: (ranks["dev"].get(name, np.inf), -final(runs[name], "dev").mean())):
+    for name in sorted(runs, key=lambda name: (ranks["rank dev"].get(name, np.inf), -final(runs[name], "dev").mean())):
         mine = runs[name]
         row = [name, len(mine), *(float(np.mean([run.best[min(count, len(run.best)) - 1] for run in mine])) for count in at)]
-        test = final(mine, "test")
-        row += [f"{test.mean():.3f} ± {test.std(ddof=1) if len(test) > 1 else 0:.3f}"]
-        row += [f"{ranks[split][name]:.1f}" if name in ranks[split] else "" for split in ranks]
-        row += ["" if name == reference or name not in tests[split] else f"{tests[split][name]:.1g}" for split in tests]
+        row += [with_deviation(final(mine, "test"))]
+        row += [f"{places[name]:.1f}" if name in places else "" for places in ranks.values()]
+        row += [f"{p_values[name]:.1g}" if name in p_values else "" for p_values in tests.values()]
         rows.append(row)
     print_table(header, rows)
     rows = [
-        [name, *(f"{np.mean([run.result[key] for run in mine]):.1f}" for key in ("seconds", "seconds of evaluation"))]
-        for name, mine in runs.items()
+        [name, *(f"{np.mean([run.result[key] for run in mine]):.1f}" for key in KEYS_OF_TIME)] for name, mine in runs.items()
     ]
-    print_table(["method", "seconds", "of these in evaluation"], rows)
+    print_table(["method", "evaluations", "seconds", "of these in evaluation"], rows)
 
 
-def print_by_task(runs: dict[str, list[Run]]) -> None:
-    """Test scores by task, as the paper's table 1."""
-    tasks = list(next(iter(runs.values()))[0].result["test by task"])
+def print_changes(runs: dict[str, list[Run]], names: list[str], reference: str, what: str) -> None:
+    """Methods beside the one that they change, each on the seeds that both have, with Welch's tests."""
+    shared = {name: on_shared_seeds(runs[reference], runs[name]) for name in names}
+    tests = {}
+    for split in ("dev", "test"):
+        p_values = {}
+        for name, (ours, theirs) in shared.items():
+            p_values |= corrected_tests({reference: ours, name: theirs}, reference, split)
+        tests[split] = holm(p_values)
     rows = [
-        [name, *(float(np.mean([run.result["test by task"][task] for run in mine])) for task in tasks)]
-        for name, mine in runs.items()
+        [
+            name,
+            len(theirs),
+            *(f"{final(mine, split).mean():.3f}" for split in ("dev", "test") for mine in (theirs, ours)),
+            *(f"{p_values[name]:.1g}" if name in p_values else "" for p_values in tests.values()),
+        ]
+        for name, (ours, theirs) in shared.items()
     ]
-    print_table(["method, test", *tasks], rows)
+    print_table([what, "seeds", "dev", f"{reference}, dev", "test", f"{reference}, test", "p dev", "p test"], rows)
+
+
+def print_control(runs: dict[str, list[Run]], base: float) -> None:
+    """Whether a search gains on test where there is nothing to learn."""
+    for name, mine in runs.items():
+        gains = final(mine, "test") - base
+        deviation = gains.std(ddof=1) if len(gains) > 1 else 0.0
+        verdict = "IMPROVES over the base" if gains.mean() > 2 * deviation and gains.mean() > 0 else "does not improve"
+        print(f"\n{name} {verdict} on test: {gains.mean():+.3f} ± {deviation:.3f} over {len(gains)} seeds.")
+
+
+def print_by_task(runs: dict[str, list[Run]], static: list[dict]) -> None:
+    """Test scores by task and their mean."""
+    results = {result["method"]: [result] for result in static}
+    results |= {name: [run.result for run in mine] for name, mine in runs.items()}
+    tasks = list(next(iter(results.values()))[0]["test by task"])
+    rows = [
+        [
+            name,
+            *(float(np.mean([result["test by task"][task] for result in mine])) for task in tasks),
+            float(np.mean([result["test"] for result in mine])),
+        ]
+        for name, mine in results.items()
+    ]
+    print_table(["method, test", *tasks, "mean"], rows)
 
 
 def plot_curves(runs: dict[str, list[Run]], path: Path, title: str) -> None:
@@ -208,18 +261,49 @@ def print_counts(folders: dict[str, dict[str, list[Run]]], path: Path) -> None:
     plt.close(figure)
 
 
-def print_static(folder: Path) -> None:
-    """What `static_merges.py` wrote: chosen on dev from a grid of so many evaluations."""
+def read_static(folder: Path) -> list[dict]:
+    """What `static_merges.py` wrote, the best on dev first."""
     results = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    return sorted(results, key=lambda result: -result["dev"])
+
+
+def print_static(folder: Path) -> None:
+    """Merges chosen on dev from a grid of so many evaluations."""
     rows = [
         [result["method"], result["setting"], result["evaluations"], result["dev"], result["test"], f"{result['seconds']:.0f}"]
-        for result in sorted(results, key=lambda result: -result["dev"])
+        for result in read_static(folder)
     ]
     print_table(["static merge", "chosen", "evaluations", "dev", "test", "seconds"], rows)
 
 
-def report(folder: Path, reference: str = "EvoGM") -> None:
-    """Print the tables of a level, and write its plots."""
+def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[str, str], *, control: bool, own: bool) -> None:
+    """All tables of the cases of one setting.
+
+    :param runs: by method.
+    :param static: results of static merges on the same questions.
+    :param groups: of the methods: `"search"`, `"parts"`, `"ablations"` or `"sweeps"`.
+    :param control: whether adapters are random or answers shuffled.
+    :param own: whether every seed has its own questions.
+    """
+    by_group = {
+        group: [name for name in groups if groups[name] == group and name in runs]
+        for group in ("search", "parts", "ablations", "sweeps")
+    }
+    searches = {name: runs[name] for name in by_group["search"]}
+    if searches:
+        print_summary(searches, "EvoGM", paired=own)
+        print_by_task(searches, [] if control else static)
+    bases = [result["test"] for result in static if result["method"] == "base"]
+    if control and bases:
+        print_control(searches, bases[0])
+    changed = {"parts": ("EvoGM", "part"), "ablations": ("EvoGM paper", "change"), "sweeps": ("EvoGM paper", "setting")}
+    for group, (reference, what) in changed.items():
+        if by_group[group] and reference in runs:
+            print_changes(runs, by_group[group], reference, what)
+
+
+def report(folder: Path, groups: dict[str, str]) -> None:
+    """Print the tables of a level, and write its plots; groups as in `print_folder`."""
     paths = [path for path in sorted(folder.glob("n*_*")) if path.is_dir()]
     folders = {path.name: read_runs(path) for path in paths if not path.name.endswith("_static")}
     folders = {name: runs for name, runs in folders.items() if runs}
@@ -229,8 +313,9 @@ def report(folder: Path, reference: str = "EvoGM") -> None:
     plots.mkdir(exist_ok=True)
     for name, runs in folders.items():
         print(f"\n## {name}")
-        print_summary(runs, reference)
-        print_by_task(runs)
+        control, own = name.endswith(("_random", "_shuffled")), name.endswith("_own")
+        static = [] if own else read_static(folder / f"{name.split('_')[0]}_static")
+        print_folder(runs, static, groups, control=control, own=own)
         plot_curves(runs, plots / f"{name}.png", name)
         plot_bars(runs, plots / f"{name}_final.png")
     for path in paths:

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from compare import Case, Recorder, Spent, best_rows, cases_of
-from compare_report import holm, mean_ranks, read_runs, welch
+from compare_report import corrected_tests, holm, mean_ranks, print_changes, print_control, read_runs
 from evox.core import Problem
 from small_level import make_task
 
@@ -86,11 +86,10 @@ def test_without_a_seed_that_all_have_there_are_no_ranks():
     assert mean_ranks({"a": [Result(0, 0.5)], "b": [Result(1, 0.4)]}, "dev") == {}
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_what_never_varies_differs_or_does_not():
     pytest.importorskip("scipy")
     runs = {name: [Result(seed, value) for seed in range(2)] for name, value in {"a": 0.5, "b": 0.5, "c": 0.4}.items()}
-    assert welch(runs, "a", "dev") == {"b": 1.0, "c": 0.0}
+    assert corrected_tests(runs, "a", "dev") == {"b": 1.0, "c": 0.0}
 
 
 def test_cases_of_other_settings_have_other_files():
@@ -115,7 +114,42 @@ def test_welch_is_scipys_and_leaves_out_what_ran_once():
         "theirs": [Result(i, value) for i, value in enumerate(theirs)],
         "once": [Result(0, 0.5)],
     }
-    assert welch(runs, "ours", "dev") == {"theirs": pytest.approx(stats.ttest_ind(ours, theirs, equal_var=False).pvalue)}
+    p_value = stats.ttest_ind(ours, theirs, equal_var=False).pvalue
+    assert corrected_tests(runs, "ours", "dev") == {"theirs": pytest.approx(p_value)}
+
+
+def test_the_paired_test_is_scipys_on_the_seeds_that_both_have():
+    stats = pytest.importorskip("scipy.stats")
+    runs = {
+        "ours": [Result(i, value) for i, value in enumerate((0.5, 0.6, 0.8))],
+        "theirs": [Result(i, value) for i, value in ((1, 0.3), (2, 0.7), (3, 0.9))],
+    }
+    p_value = stats.ttest_rel([0.6, 0.8], [0.3, 0.7]).pvalue
+    assert corrected_tests(runs, "ours", "dev", paired=True) == {"theirs": pytest.approx(p_value)}
+
+
+def test_a_change_is_shown_beside_what_it_changes_on_the_seeds_that_both_have(capsys):
+    pytest.importorskip("scipy")
+    runs = {
+        "EvoGM": [Result(i, value) for i, value in enumerate((0.5, 0.6, 0.8))],
+        "no generators": [Result(i, value) for i, value in ((1, 0.3), (2, 0.7))],
+    }
+    for mine in runs.values():
+        for run in mine:
+            run.result["test"] = run.best[-1] - 0.1
+    print_changes(runs, ["no generators"], "EvoGM", "part")
+    row = capsys.readouterr().out.strip().splitlines()[-1]
+    assert row.startswith("| no generators | 2 | 0.500 | 0.700 | 0.400 | 0.600 |")
+
+
+def test_a_control_improves_only_where_its_gain_is_more_than_chance(capsys):
+    runs = {"A": [Result(0, 0), Result(1, 0)], "B": [Result(0, 0), Result(1, 0)]}
+    for name, scores in {"A": (0.30, 0.34), "B": (0.45, 0.47)}.items():
+        for run, score in zip(runs[name], scores, strict=True):
+            run.result["test"] = score
+    print_control(runs, 0.3)
+    first, second = capsys.readouterr().out.strip().split("\n\n")
+    assert "A does not improve on test: +0.020" in first and "B IMPROVES over the base on test: +0.160" in second
 
 
 def test_what_is_not_a_method_is_refused_with_the_list():
