@@ -8,6 +8,7 @@ coefficients), and `METHOD_seedK.json`, the result. Cases that have their files 
     python benchmarks/compare.py run --level small                     # 20 seeds x all search methods, 160 evaluations
     python benchmarks/compare.py run --level small --group ablations   # and: parts, sweeps, controls
     python benchmarks/compare.py run --level small --own-questions     # every seed also draws its own questions
+    python benchmarks/compare.py run --level small --regmean           # around the RegMean merge, for every method
     python benchmarks/compare.py report --level small                  # tables and plots from the files
 
 Level small is `small_level.py`: a model of half a million parameters. Level real is SmolLM2-135M with the shipped experts, on
@@ -64,6 +65,8 @@ class Case:
     """`random`: adapters of random numbers of the same norms. `shuffled`: the answers of dev are shuffled."""
     own_questions: bool = False
     """Whether dev and test are questions that the seed draws, the same for all methods, instead of one set for all seeds."""
+    regmean: bool = False
+    """Whether the experts are regressed on their own dev questions, and the search takes place around the RegMean merge."""
     threads: int = 1
 
     @property
@@ -72,6 +75,7 @@ class Case:
         what = f"n{self.n}_{self.budget}" + (f"_{self.control}" if self.control else "")
         what += f"_P{self.pop_size}" if self.pop_size != POP_SIZE else ""
         what += "_own" if self.own_questions else ""
+        what += "_regmean" if self.regmean else ""
         return RUNS / self.level / what / f"{self.method}_seed{self.seed}"
 
 
@@ -84,7 +88,7 @@ class Method:
     group: str = "search"
     rounds: int = 1
     settings: dict = field(default_factory=dict)
-    """Of the case where they differ: `pop_size`."""
+    """Of the case where they differ: `pop_size`, `budget`."""
     outcomes: bool = False
     """Whether the algorithm also takes what the problem says of every example."""
     racing: Racing | None = None
@@ -146,32 +150,35 @@ METHODS: dict[str, Method] = {
     "no cycle loss": Method(partial(evogm, cycle_weight=0.0), "ablations"),
     "PSO two rounds": Method(partial(from_known_points, PSO), "ablations", rounds=2),
     # Parts of EvoGM beyond the paper: the surrogate on scores alone, and so on.
-    "EvoGM scores": Method(screened, "parts", settings={"pop_size": 10}),
+    "EvoGM scores": Method(screened, "parts", settings={"pop_size": 5}),
     "no generators": Method(partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 5}, outcomes=True),
     "no cycle, screened": Method(partial(screened, cycle_weight=0.0), "parts", settings={"pop_size": 5}, outcomes=True),
     "racing": Method(screened, "parts", settings={"pop_size": 5}, outcomes=True, racing=Racing()),
     "racing, no generators": Method(
         partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 5}, outcomes=True, racing=Racing()
     ),
-    # The paper's sweeps (table 12). With P 10 and 30 the rounds are longer and shorter, so that the budget is spent.
-    "P 10": Method(partial(evogm, n_iters=7), "sweeps", settings={"pop_size": 10}),
-    "P 30": Method(partial(evogm, n_iters=2), "sweeps", settings={"pop_size": 30}),
-    "T 5": Method(partial(evogm, n_iters=5), "sweeps"),
-    "T 8": Method(partial(evogm, n_iters=8), "sweeps"),
+    # The paper's sweeps (table 12): one setting of the release changed at a time. Every search makes R (T + 1) P evaluations.
+    "P 10": Method(evogm, "sweeps", settings={"pop_size": 10, "budget": 80}),
+    "P 30": Method(evogm, "sweeps", settings={"pop_size": 30, "budget": 240}),
+    "T 5": Method(partial(evogm, n_iters=5), "sweeps", settings={"budget": 240}),
+    "T 8": Method(partial(evogm, n_iters=8), "sweeps", settings={"budget": 360}),
     "400 epochs": Method(partial(evogm, epochs=400), "sweeps"),
     "600 epochs": Method(partial(evogm, epochs=600), "sweeps"),
     "lr 1e-3": Method(partial(evogm, lr=1e-3), "sweeps"),
     "lr 5e-3": Method(partial(evogm, lr=5e-3), "sweeps"),
-    "R 3": Method(partial(evogm, n_rounds=3), "sweeps"),
-    "R 5": Method(partial(evogm, n_rounds=5), "sweeps"),
+    "R 3": Method(partial(evogm, n_rounds=3), "sweeps", settings={"budget": 240}),
+    "R 5": Method(partial(evogm, n_rounds=5), "sweeps", settings={"budget": 400}),
+    "R 3, T 5, 400 epochs, lr 1e-3": Method(
+        partial(evogm, n_rounds=3, n_iters=5, epochs=400, lr=1e-3), "sweeps", settings={"budget": 360}
+    ),
 }
 CONTROLLED = ("EvoGM", "EvoGM paper", "CMA-ES", "random")  # methods that run on the controls
 
 
 @lru_cache(maxsize=2)
-def level(name: str, n: int, control: str, racing: Racing | None, draw: int | None = None):
+def level(name: str, n: int, control: str, racing: Racing | None, draw: int | None = None, regmean: bool = False):
     """The dev problem and the test tasks."""
-    settings = {"control": control, "racing": racing, "objectives": "outcomes"}
+    settings = {"control": control, "racing": racing, "objectives": "outcomes", "regmean": regmean}
     if name == "small":
         import small_level
 
@@ -206,7 +213,10 @@ class Row(NamedTuple):
 
 
 class Recorder(Problem):
-    """Hands populations to the problem until the budget is spent, and keeps what was evaluated."""
+    """Hands populations to the problem until the budget is spent, and keeps what was evaluated.
+
+    Methods search [-1, 1]^n, which is moved to where the problem's box is.
+    """
 
     def __init__(self, problem: Problem, budget: int, outcomes: bool):
         super().__init__()
@@ -214,11 +224,12 @@ class Recorder(Problem):
         self.rows: list[Row] = []
         self.start, self.evaluation_seconds, self.spent = time.perf_counter(), 0.0, 0.0
         self.basis: torch.Tensor | None = None
+        self.center = sum(problem.box) / 2
         self.until = budget
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
-        pop = pop if self.basis is None else pop @ self.basis
+        pop = self.coefficients(pop)
         start = time.perf_counter()
         racing = self.problem.racing is not None
         fitness = self.problem.evaluate(pop if racing else pop[: int(self.until - self.spent)])
@@ -235,6 +246,10 @@ class Recorder(Problem):
             raise Spent
         return fitness if self.outcomes else fitness[:, 0]
 
+    def coefficients(self, points: torch.Tensor) -> torch.Tensor:
+        """What a method's points stand for."""
+        return (points if self.basis is None else points @ self.basis) + self.center
+
 
 def best_rows(rows: list, count: int) -> torch.Tensor:
     """The points of the best `count` evaluations, of equals the earlier."""
@@ -244,13 +259,14 @@ def best_rows(rows: list, count: int) -> torch.Tensor:
 
 def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
     """Spend the budget; returns the evaluations and the answer: what the algorithm says, or the best on dev."""
-    method, recorder = METHODS[case.method], Recorder(problem, case.budget, METHODS[case.method].outcomes)
-    pop_size = method.settings.get("pop_size", case.pop_size)
+    method = METHODS[case.method]
+    pop_size, budget = (method.settings.get(name, getattr(case, name)) for name in ("pop_size", "budget"))
+    recorder = Recorder(problem, budget, method.outcomes)
     for round_ in range(1, method.rounds + 1):
         torch.manual_seed(1000 * case.seed + round_)
         if round_ > 1:
-            recorder.basis = best_rows(recorder.rows, case.n)
-        recorder.until = case.budget * round_ // method.rounds
+            recorder.basis = best_rows(recorder.rows, case.n) - recorder.center
+        recorder.until = budget * round_ // method.rounds
         settings = {"problem": problem} if method.outcomes else {}
         algorithm = method.make(case.n, pop_size, **settings)
         workflow = StdWorkflow(algorithm, recorder, opt_direction="max", device="cpu")
@@ -261,7 +277,7 @@ def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
         except Spent:
             pass
     if isinstance(algorithm, EvoGM) and algorithm.screened:
-        return recorder, workflow.algorithm.answer()
+        return recorder, recorder.coefficients(workflow.algorithm.answer())
     return recorder, best_rows(recorder.rows, 1)[0]
 
 
@@ -272,7 +288,7 @@ def run_case(case: Case) -> str:
         return f"{case.path.name} is there"
     torch.set_num_threads(case.threads)
     draw = case.seed if case.own_questions else None
-    problem, test_tasks = level(case.level, case.n, case.control, METHODS[case.method].racing, draw)
+    problem, test_tasks = level(case.level, case.n, case.control, METHODS[case.method].racing, draw, case.regmean)
     case.path.parent.mkdir(parents=True, exist_ok=True)
     journal = None
     problem._known.clear()
@@ -335,9 +351,18 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     ]
     unknown = [name for name in names if name not in METHODS]
     if unknown:
-        raise SystemExit(f"methods: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
+        raise SystemExit(f"methods: expected some of {', '.join(map(repr, METHODS))}, found {unknown[0]!r}")
+    fixed = [name for name in names if "pop_size" in METHODS[name].settings]
+    if arguments.pop_size != POP_SIZE and fixed:
+        raise SystemExit(f"pop-size: expected methods without a population of their own, found {fixed[0]!r}")
+    sizes = {name: METHODS[name].settings.get("pop_size", arguments.pop_size) for name in names}
+    large = [name for name in names if sizes[name] > METHODS[name].settings.get("budget", arguments.budget)]
+    if large:
+        raise SystemExit(
+            f"budget: expected at least one population of {large[0]!r}, {sizes[large[0]]}, found {arguments.budget}"
+        )
     controls = ("random", "shuffled") if arguments.group == "controls" else ("",)
-    names_of_settings = ("n", "budget", "pop_size", "own_questions", "threads")
+    names_of_settings = ("n", "budget", "pop_size", "own_questions", "regmean", "threads")
     settings = {name: getattr(arguments, name) for name in names_of_settings}
     return [
         Case(arguments.level, name, seed, control=control, **settings)
@@ -347,28 +372,44 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     ]
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument."""
+
+    def whole_number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, found {text}")
+        return int(text)
+
+    return whole_number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("--level", choices=["small", "real"], default="small")
     parser.add_argument("--group", choices=["search", "ablations", "parts", "sweeps", "controls"], default="search")
     parser.add_argument("--methods", nargs="*", help="by name, instead of a group")
-    parser.add_argument("--seeds", type=int, help="20 at level small, 3 at level real")
-    parser.add_argument("--first-seed", type=int, default=0, help="seeds from 100 on are for trying things out")
-    parser.add_argument("--n", type=int, help="experts: 10 at level small, 8 at level real")
-    parser.add_argument("--budget", type=int, default=160, help="evaluations")
-    parser.add_argument("--pop-size", type=int, default=POP_SIZE)
+    parser.add_argument("--seeds", type=at_least(1), help="20 at level small, 3 at level real")
+    parser.add_argument("--first-seed", type=at_least(0), default=0, help="seeds from 100 on are for trying things out")
+    parser.add_argument("--n", type=at_least(2), help="experts: 10 at level small (at most 64), 8 at level real (at most 8)")
+    parser.add_argument("--budget", type=at_least(2), default=160, help="evaluations")
+    parser.add_argument("--pop-size", type=at_least(2), default=POP_SIZE)
     parser.add_argument(
         "--own-questions", action="store_true", help="each seed has its own dev and test questions (level small)"
     )
-    parser.add_argument("--processes", type=int, help="2 at level small, 1 at level real")
-    parser.add_argument("--threads", type=int, help="of each process: 1 at level small, 2 at level real")
+    parser.add_argument(
+        "--regmean", action="store_true", help="search around the RegMean merge of the experts' own dev questions"
+    )
+    parser.add_argument("--processes", type=at_least(1), help="2 at level small, 1 at level real")
+    parser.add_argument("--threads", type=at_least(1), help="of each process: 1 at level small, 2 at level real")
     arguments = parser.parse_args()
     small = arguments.level == "small"
     if arguments.own_questions and not small:
         parser.error("--own-questions: level real has one set of questions")
     arguments.seeds = arguments.seeds or (20 if small else 3)
     arguments.n = arguments.n or (10 if small else 8)
+    if arguments.n > (64 if small else 8):
+        parser.error(f"--n: expected at most {64 if small else 8}, as many as there are, found {arguments.n}")
     arguments.processes = arguments.processes or (2 if small else 1)
     arguments.threads = arguments.threads or (1 if small else 2)
     if arguments.command == "run":

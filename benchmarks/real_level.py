@@ -27,10 +27,12 @@ def tasks(n: int, split: str) -> list[Task]:
     return [dev if split == "dev" else test for dev, test in pairs]
 
 
-def make_problem(n: int = 8, *, control: str = "", **settings) -> LoRAMergeProblem:
-    """Merges of the first n shipped experts, on dev; `control` and settings as in `small_level.make_problem`."""
+def make_problem(n: int = 8, *, control: str = "", regmean: bool = False, **settings) -> LoRAMergeProblem:
+    """Merges of the first n shipped experts, on dev; `control`, `regmean` and settings as in `small_level.make_problem`."""
     folders = sorted(path.parent for path in (DEMO / "experts").glob("*/adapter_config.json"))[:n]
     asked = [shuffled_answers(task) if control == "shuffled" else task for task in tasks(n, "dev")]
     experts = random_adapters(folders) if control == "random" else folders
+    if regmean:
+        settings["regmean"] = {path.name: [task for task in asked if task.name == path.name] for path in folders}
     settings = {"dtype": torch.bfloat16, "path": "factored"} | settings
     return LoRAMergeProblem(SMOLLM2, experts, asked, **settings)

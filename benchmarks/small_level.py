@@ -218,12 +218,13 @@ def tasks(n: int, split: str, draw: int | None = None) -> list[Task]:
 
 
 def make_problem(
-    n: int = 10, *, control: str = "", draw: int | None = None, folder: Path = FOLDER, **settings
+    n: int = 10, *, control: str = "", draw: int | None = None, regmean: bool = False, folder: Path = FOLDER, **settings
 ) -> LoRAMergeProblem:
     """Merges of the first n experts, on dev.
 
     :param control: `"random"` or `"shuffled"`, see `controls.py`.
     :param draw: number of a set of questions; `None` is the set of the first benchmarks.
+    :param regmean: regress every expert on the questions of its own operation, as they are asked in dev.
     :param settings: of `LoRAMergeProblem`.
     """
     folders = expert_folders(n, folder)
@@ -231,6 +232,8 @@ def make_problem(
         raise SystemExit(f"{folder}: expected the small level there, found none; run python benchmarks/small_level.py")
     experts = random_adapters(folders) if control == "random" else folders
     asked = [shuffled_answers(task) if control == "shuffled" else task for task in tasks(n, "dev", draw)]
+    if regmean:
+        settings["regmean"] = {path.name: [task for task in asked if task.name == path.name[0]] for path in folders}
     settings = {"dtype": torch.float32, "batch_tokens": 16_384, "candidates_at_once": 64, "path": "factored"} | settings
     return LoRAMergeProblem(folder / "base", experts, asked, **settings)
 

@@ -23,6 +23,7 @@ from evox_evogm.problems.merging import (
     stack_experts,
 )
 from evox_evogm.problems.racing import Racing, compare, in_random_order, tasks_of_rungs
+from evox_evogm.problems.regmean import regress_experts
 from evox_evogm.problems.scoring import outcomes_of, score_population, score_task, tokenize_task
 from evox_evogm.problems.shared_layers import count_shared_layers
 from evox_evogm.problems.tasks import Task
@@ -57,6 +58,7 @@ class LoRAMergeProblem(Problem):
         path: Literal["auto", "factored", "merged"] | Mapping[str, str] = "auto",
         candidates_at_once: int | None = None,
         racing: Racing | None = None,
+        regmean: Mapping[str, Sequence[Task]] | None = None,
         trust_remote_code: bool = False,
         on_evaluations: Callable[[list[Evaluation]], None] | None = None,
     ):
@@ -83,6 +85,8 @@ class LoRAMergeProblem(Problem):
             the margins that were not asked are NaN, and in `spent` (full evaluations so far) they count as the share of
             examples that was asked. The examples of `tasks` get a random order, always the same. Not under
             `DistributedProblem`.
+        :param regmean: by the name of every expert, the tasks that it was made for. The experts are then those of
+            `regmean.regress_experts`: coefficients of 1 give the RegMean merge, and the search takes place around it (`box`).
         :param trust_remote_code: passed to transformers.
         :param on_evaluations: called with the evaluations of the candidates that were scored together, before they count.
         :raises ValueError: if something cannot be read or does not fit, in one sentence.
@@ -117,6 +121,9 @@ class LoRAMergeProblem(Problem):
         object.__setattr__(
             self, "language_model", LanguageModel(model.eval(), tokenizer, batch_tokens=batch_tokens, max_memory=max_memory)
         )
+        self.regressed = regmean is not None
+        if self.regressed:
+            self.experts = regress_experts(self.language_model, self.experts, regmean)
         self.stacked = stack_experts(self.experts, model.dtype, model.device, model)
         pairs = {
             (expert, scale)
@@ -142,6 +149,13 @@ class LoRAMergeProblem(Problem):
     def n_experts(self) -> int:
         """n, the dimension of the search."""
         return len(self.experts)
+
+    @property
+    def box(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`lb` and `ub`, two `(n,)` tensors: [-1, 1] in every coefficient, or for regressed experts as wide a box in which
+        the average of the axes, where searches begin, is the RegMean merge."""
+        center = torch.full((self.n_experts,), 1 - 1 / self.n_experts if self.regressed else 0.0)
+        return center - 1, center + 1
 
     @property
     def outcomes(self) -> tuple[torch.Tensor, torch.Tensor]:
