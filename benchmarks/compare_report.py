@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 TRIALS = 100  # seeds from here on were for trying things out
-AT = (40, 80, 160, 320, 640)  # evaluations of which the best dev score is shown
+AT = (1, 40, 60, 80, 160, 320, 640)  # evaluations of which the best dev score is shown
 KEYS_OF_TIME = ("evaluations", "seconds", "seconds of evaluation")
 
 
@@ -159,12 +159,20 @@ def print_changes(runs: dict[str, list[Run]], names: list[str], reference: str, 
 
 
 def print_control(runs: dict[str, list[Run]], base: float) -> None:
-    """Whether a search gains on test where there is nothing to learn."""
+    """Whether a search gains on test where there is nothing to learn: a one-sided t test against the base, at 5 %."""
+    from scipy.stats import ttest_1samp
+
     for name, mine in runs.items():
         gains = final(mine, "test") - base
-        deviation = gains.std(ddof=1) if len(gains) > 1 else 0.0
-        verdict = "IMPROVES over the base" if gains.mean() > 2 * deviation and gains.mean() > 0 else "does not improve"
-        print(f"\n{name} {verdict} on test: {gains.mean():+.3f} ± {deviation:.3f} over {len(gains)} seeds.")
+        if len(gains) < 2:
+            verdict, p = "ran once, which says nothing", float("nan")
+        else:
+            with warnings.catch_warnings():  # where nothing varies
+                warnings.simplefilter("ignore", RuntimeWarning)
+                p = float(ttest_1samp(gains, 0, alternative="greater").pvalue)
+            p = float(not gains.mean() > 0) if np.isnan(p) else p
+            verdict = "IMPROVES over the base" if p < 0.05 else "does not improve"
+        print(f"\n{name} {verdict} on test: {with_deviation(gains)} over {len(gains)} seeds, p {p:.2g}.")
 
 
 def print_by_task(runs: dict[str, list[Run]], static: list[dict]) -> None:
@@ -296,6 +304,8 @@ def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[st
     bases = [result["test"] for result in static if result["method"] == "base"]
     if control and bases:
         print_control(searches, bases[0])
+    elif control:
+        print("\nWhether a control improves is not known: run static_merges.py --methods base.")
     changed = {"parts": ("EvoGM", "part"), "ablations": ("EvoGM paper", "change"), "sweeps": ("EvoGM paper", "setting")}
     for group, (reference, what) in changed.items():
         if by_group[group] and reference in runs:
@@ -313,8 +323,9 @@ def report(folder: Path, groups: dict[str, str]) -> None:
     plots.mkdir(exist_ok=True)
     for name, runs in folders.items():
         print(f"\n## {name}")
-        control, own = name.endswith(("_random", "_shuffled")), name.endswith("_own")
-        static = [] if own else read_static(folder / f"{name.split('_')[0]}_static")
+        n, _, *suffixes = name.split("_")
+        control, own = bool({"random", "shuffled"} & set(suffixes)), "own" in suffixes
+        static = [] if own else read_static(folder / f"{n}_static")
         print_folder(runs, static, groups, control=control, own=own)
         plot_curves(runs, plots / f"{name}.png", name)
         plot_bars(runs, plots / f"{name}_final.png")

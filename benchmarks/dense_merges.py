@@ -15,7 +15,7 @@ from answer_loss import answer_loss
 from evox_evogm.problems import LoRAMergeProblem, Task
 from evox_evogm.problems.language_model import LanguageModel, Request
 from evox_evogm.problems.merging import StackedModule, merged
-from evox_evogm.problems.scoring import gold_text, score_task
+from evox_evogm.problems.scoring import score_task
 
 Weights = dict[str, torch.Tensor]  # by module name, (D_out, D_in)
 
@@ -71,17 +71,6 @@ def weights_in_place(model: torch.nn.Module, weights: Weights) -> Iterator[None]
     finally:
         for name, weight in before.items():
             model.get_submodule(name).weight.data = weight
-
-
-def requests_of(task: Task, model: LanguageModel) -> list[Request]:
-    """The questions of a task with their right answers, in tokens."""
-    return [
-        (
-            model.prompt_tokens(example.prompt, chat=task.chat),
-            (*model.continuation_tokens(gold_text(task, example), chat=task.chat), model.end_token),
-        )
-        for example in task.examples
-    ]
 
 
 def squared_gradients(model: torch.nn.Module, names: Sequence[str], requests: Sequence[Request]) -> Weights:

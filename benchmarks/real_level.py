@@ -3,6 +3,8 @@
 Few examples a task in dev, because two cores take a second for 3,000 tokens; more in test, which is scored once per run.
 """
 
+from contextlib import nullcontext
+
 import torch
 import yaml
 from controls import random_adapters, shuffled_answers
@@ -31,8 +33,8 @@ def make_problem(n: int = 8, *, control: str = "", regmean: bool = False, **sett
     """Merges of the first n shipped experts, on dev; `control`, `regmean` and settings as in `small_level.make_problem`."""
     folders = sorted(path.parent for path in (DEMO / "experts").glob("*/adapter_config.json"))[:n]
     asked = [shuffled_answers(task) if control == "shuffled" else task for task in tasks(n, "dev")]
-    experts = random_adapters(folders) if control == "random" else folders
     if regmean:
         settings["regmean"] = {path.name: [task for task in asked if task.name == path.name] for path in folders}
     settings = {"dtype": torch.bfloat16, "path": "factored"} | settings
-    return LoRAMergeProblem(SMOLLM2, experts, asked, **settings)
+    with random_adapters(folders) if control == "random" else nullcontext(folders) as experts:
+        return LoRAMergeProblem(SMOLLM2, experts, asked, **settings)

@@ -16,6 +16,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -210,9 +211,10 @@ def build(folder: Path = FOLDER) -> None:
 
 
 def tasks(n: int, split: str, draw: int | None = None) -> list[Task]:
-    """The operations of the first n experts, and the unseen pairs; about 160 questions in dev, 40 a task in test, or 200 of a
-    draw: the less the score of one choice depends on them, the fewer draws are needed."""
-    names = [*list(OPERATIONS)[:n], *UNSEEN]
+    """The operations of the first n experts (or of ten, so that fewer are compared on the same), and the unseen pairs; about
+    160 questions in dev, 40 a task in test, or 200 of a draw: the less the score of one choice depends on them, the fewer
+    draws are needed."""
+    names = [*list(OPERATIONS)[: max(n, 10)], *UNSEEN]
     count = (40 if draw is None else 200) if split == "test" else math.ceil(160 / len(names))
     return [make_task(name, split, count, draw) for name in names]
 
@@ -230,12 +232,12 @@ def make_problem(
     folders = expert_folders(n, folder)
     if not folders[-1].exists():
         raise SystemExit(f"{folder}: expected the small level there, found none; run python benchmarks/small_level.py")
-    experts = random_adapters(folders) if control == "random" else folders
     asked = [shuffled_answers(task) if control == "shuffled" else task for task in tasks(n, "dev", draw)]
     if regmean:
         settings["regmean"] = {path.name: [task for task in asked if task.name == path.name[0]] for path in folders}
     settings = {"dtype": torch.float32, "batch_tokens": 16_384, "candidates_at_once": 64, "path": "factored"} | settings
-    return LoRAMergeProblem(folder / "base", experts, asked, **settings)
+    with random_adapters(folders) if control == "random" else nullcontext(folders) as experts:
+        return LoRAMergeProblem(folder / "base", experts, asked, **settings)
 
 
 def show(folder: Path) -> None:

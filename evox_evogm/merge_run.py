@@ -7,7 +7,7 @@ the end `result.json`, `report.md` and `adapter/` (the best merge in PEFT format
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from inspect import signature
@@ -20,7 +20,7 @@ from evox_evogm.disk import write_whole
 from evox_evogm.evogm import EvoGM
 from evox_evogm.problems.base_model import tokenizer_sha256, weights_sha256
 from evox_evogm.problems.experts import CONFIG, WEIGHTS
-from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.lora_merge import LoRAMergeProblem, box_of
 from evox_evogm.problems.racing import Racing
 from evox_evogm.problems.readers import read_json_lines, read_reasoning_gym, read_swarm_eval
 from evox_evogm.problems.scoring import outcomes_of, tokenize_task
@@ -132,6 +132,29 @@ def resolve_device(name: str) -> torch.device:
         ) from error
 
 
+def tasks_of_experts(regmean, experts: Iterable[str], tasks: Sequence[Task]) -> dict[str, list[Task]] | None:
+    """The tasks that every expert was made for, by the setting `regmean`; None where it is off.
+
+    :raises ValueError: if an expert has no task, or a name is unknown.
+    """
+    if regmean is None or regmean is False:
+        return None
+    named = {name: name for name in experts} if regmean is True else regmean
+    if not isinstance(named, dict):
+        raise ValueError(f"regmean: expected true, or a table of experts and their tasks, found {regmean!r}")
+    known, found = {task.name: task for task in tasks}, {}
+    for expert, names in named.items():
+        names = names if isinstance(names, list) else [names]
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            raise ValueError(
+                f"regmean: expected for expert {expert!r} some of the tasks {', '.join(known)}, found {unknown[:1] or names}; "
+                "give a table of experts and their tasks"
+            )
+        found[str(expert)] = [known[name] for name in names]
+    return found
+
+
 class MergeRun:
     """A search over merges of LoRA experts, with its run folder, which no other process can have until `close`.
 
@@ -170,6 +193,7 @@ class MergeRun:
             raise ValueError(f"budget: expected at least one population, {pop_size} evaluations, found {settings.budget}")
         pairs = [read_task(entry, folder) for entry in settings.tasks]
         self.dev_tasks, self.test_tasks = [dev for dev, _ in pairs], [test for _, test in pairs]
+        regmean = tasks_of_experts(settings.regmean, folders, self.dev_tasks)
         torch.manual_seed(settings.seed)
         # The search is small tensors; on the CPU it gives the same points whatever device the model is on.
         cpu = torch.device("cpu")
@@ -177,7 +201,7 @@ class MergeRun:
         if screened:
             search["outcomes"] = Outcomes(*outcomes_of(self.dev_tasks))
         try:
-            self.algorithm = EvoGM(pop_size, -torch.ones(n), torch.ones(n), **search)
+            self.algorithm = EvoGM(pop_size, *box_of(n, regressed=regmean is not None), **search)
         except ValueError as error:
             raise ValueError(f"search: {error}") from error
         self.random_state = torch.get_rng_state()  # reading models may draw numbers of its own
@@ -193,6 +217,7 @@ class MergeRun:
             max_memory=int(settings.max_memory * 2**30),
             path=settings.path,
             racing=Racing() if screened and settings.racing else None,
+            regmean=regmean,
             trust_remote_code=settings.trust_remote_code,
             on_evaluations=self._show,
         )
@@ -296,30 +321,34 @@ class MergeRun:
             left = seconds / max(1.0, done - self._spent(self.known)) * (self.budget - done)
             self.on_progress(Progress(done, self.budget, row["round"], row["iteration"], score, best, seconds, left))
 
-    def _dev_scores(self, coefficients: torch.Tensor) -> dict[str, float]:
+    def _dev_scores(self, coefficients: torch.Tensor, problem: LoRAMergeProblem) -> dict[str, float]:
         """Mean dev score per task, from the history where this merge was evaluated already."""
-        for row in self.evaluations:
+        for row in self.evaluations if problem is self.problem else []:
             complete = row["score"] is not None and "estimate" not in row
             if complete and row["coefficients"] == coefficients.tolist():
                 return row["tasks"]
-        return {name: float(scores.mean()) for name, scores in self.problem.score_tasks(coefficients).items()}
+        return {name: float(scores.mean()) for name, scores in problem.score_tasks(coefficients).items()}
 
     def score_rows(self, best: torch.Tensor, on_row: Callable[[str], None] | None = None) -> list[ScoreRow]:
-        """Dev and test scores of the base, every expert, the average of all, and the best merge.
+        """Dev and test scores of the base, every expert, the average of all, the RegMean merge if the search was around it,
+        and the best merge.
 
         :param best: `(n,)` effective coefficients.
         :param on_row: called with the name of each row before it is scored.
         """
-        n = self.problem.n_experts
-        named = [("base", torch.zeros(n))]
-        named += [(expert.name, row) for expert, row in zip(self.problem.experts, torch.eye(n), strict=True)]
-        named += [("average", torch.eye(n).mean(0)), ("EvoGM", best.cpu())]
+        n, given = self.problem.n_experts, self.problem.with_experts_as_given()
+        named = [("base", torch.zeros(n), given)]
+        named += [(expert.name, row, given) for expert, row in zip(self.problem.experts, torch.eye(n), strict=True)]
+        named += [("average", torch.eye(n).mean(0), given)]
+        named += [("RegMean", torch.ones(n), self.problem)] if self.problem.regressed else []
+        named += [("EvoGM", best.cpu(), self.problem)]
         rows = []
-        for name, coefficients in named:
+        for name, coefficients, problem in named:
             if on_row is not None:
                 on_row(name)
-            test = self.problem.score_tasks(coefficients, self.test_tasks)
-            rows.append(ScoreRow(name, self._dev_scores(coefficients), {task: float(s.mean()) for task, s in test.items()}))
+            dev = self._dev_scores(coefficients, problem)
+            test = problem.score_tasks(coefficients, self.test_tasks)
+            rows.append(ScoreRow(name, dev, {task: float(scores.mean()) for task, scores in test.items()}))
         return rows
 
     def finish(self, best: torch.Tensor, rows: list[ScoreRow]) -> dict:
@@ -355,6 +384,7 @@ class MergeRun:
                 for dev, test in zip(self.dev_tasks, self.test_tasks, strict=True)
             },
             "base_sha256": self.digests["base"],
+            "regmean": self.problem.regressed,
         }
         write_whole(self.out / "report.md", report_markdown(result).encode())
         write_whole(self.out / RESULT, (json.dumps(plain(result), indent=2) + "\n").encode())  # last: now the run is finished

@@ -81,7 +81,10 @@ def report_markdown(result: dict) -> str:
     lines += [f"| {' | '.join(map(_escape, table[0]))} |", f"|{' --- |' * len(table[0])}"]
     lines += [f"| {' | '.join(map(_escape, row))} |" for row in table[1:]]
     scale = max(abs(value) for value in result["coefficients"].values())
-    lines += ["", "## Coefficients", "", "| expert | coefficient | |", "| --- | ---: | --- |"]
+    lines += ["", "## Coefficients", ""]
+    if result["regmean"]:
+        lines += ["Of the experts regressed on their tasks: 1 for each is the RegMean merge.", ""]
+    lines += ["| expert | coefficient | |", "| --- | ---: | --- |"]
     lines += [f"| {_escape(name)} | {value:+.4f} | `{_bar(value, scale)}` |" for name, value in result["coefficients"].items()]
     lines += [
         "",

@@ -39,8 +39,8 @@ class RunSettings:
     """Give up merges that are behind the best one after a part of the examples; only with a screened search. The budget then
     counts the share of examples that was asked. benchmarks/README.md says when that helps."""
     regmean: Any = None
-    """Search around the RegMean merge instead of the experts as they are: true, where every expert is named as the task that it
-    was made for, or a table of experts and their tasks (a name or a list). Reads the dev examples of these tasks."""
+    """Search around the RegMean merge instead of the experts as they are: true, where every expert is named as the task that
+    it was made for, or a table of experts and their tasks (a name or a list). Reads the dev examples of these tasks."""
     trust_remote_code: bool = False
     """Let transformers run code that comes with the base model."""
     pop_size: int | None = None

@@ -1,5 +1,6 @@
 """Merging LoRA experts as an EvoX `Problem`: coefficients in, scores of the merged language model out."""
 
+import copy
 import logging
 import math
 import time
@@ -154,8 +155,18 @@ class LoRAMergeProblem(Problem):
     def box(self) -> tuple[torch.Tensor, torch.Tensor]:
         """`lb` and `ub`, two `(n,)` tensors: [-1, 1] in every coefficient, or for regressed experts as wide a box in which
         the average of the axes, where searches begin, is the RegMean merge."""
-        center = torch.full((self.n_experts,), 1 - 1 / self.n_experts if self.regressed else 0.0)
-        return center - 1, center + 1
+        return box_of(self.n_experts, regressed=self.regressed)
+
+    def with_experts_as_given(self) -> "LoRAMergeProblem":
+        """This problem if its experts are as they were read, else one that shares the base and the tasks, and whose are."""
+        if not self.regressed:
+            return self
+        given = copy.copy(self)
+        given.regressed, given.experts = False, [read_expert(expert.folder, name=expert.name) for expert in self.experts]
+        model = self.language_model.model
+        given.stacked = stack_experts(given.experts, model.dtype, model.device, model)
+        given.on_evaluations, given._known, given._merger = None, {}, None
+        return given
 
     @property
     def outcomes(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -422,6 +433,12 @@ class LoRAMergeProblem(Problem):
         model = self.language_model.model
         export_adapter(self.experts, coefficients, folder, base=self.experts[0].base or model.config._name_or_path)
         return reload_difference(model, self.experts, coefficients, folder)
+
+
+def box_of(n: int, *, regressed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """`LoRAMergeProblem.box` for n experts."""
+    center = torch.full((n,), 1 - 1 / n if regressed else 0.0)
+    return center - 1, center + 1
 
 
 def check_paths(path, names: Sequence[str]) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 RegMean (X. Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models", ICLR 2023, arXiv 2212.09849) asks,
 module by module, for the weights whose outputs are nearest to those of every model k on its own inputs X_k:
-W^T = (sum_k G_k)^-1 sum_k G_k W_k^T, with G_k = X_k^T X_k. For LoRA experts W_k = W_0 + s_k B_k A_k of one base the base drops
-out, W = W_0 + sum_k s_k B_k A_k G_k (sum_j G_j)^-1: expert k keeps B_k and its rank, and A_k becomes A_k G_k (sum_j G_j)^-1. It
+W^T = (sum_k G_k)^-1 sum_k G_k W_k^T, with G_k = X_k^T X_k. For LoRA experts W_k = W_0 + s_k B_k A_k of one base,
+W = W_0 + sum_k s_k B_k A_k G_k (sum_j G_j)^-1: expert k keeps B_k and its rank, and A_k becomes A_k G_k (sum_j G_j)^-1. It
 then answers for the inputs that are its own, and leaves those of the others alone.
 """
 

@@ -3,14 +3,17 @@
 import csv
 import json
 
+import compare
 import pytest
 import torch
-from compare import Case, Recorder, Spent, best_rows, cases_of
+from compare import METHODS, Case, Recorder, Spent, best_rows, cases_of
 from compare_report import corrected_tests, holm, mean_ranks, print_changes, print_control, read_runs
+from controls import random_adapters, shuffled_answers
 from evox.core import Problem
 from small_level import make_task
 
-from evox_evogm.problems import Racing
+from evox_evogm.problems import Example, Racing, Task
+from evox_evogm.problems.experts import read_expert
 
 
 class Asking(Problem):
@@ -18,7 +21,7 @@ class Asking(Problem):
 
     def __init__(self, racing=None):
         super().__init__()
-        self.racing = racing
+        self.racing, self.box = racing, (torch.tensor([-1.0]), torch.tensor([1.0]))
 
     def evaluate(self, pop):
         asked = torch.arange(10) < (10 * pop[:, :1]).round()
@@ -93,7 +96,7 @@ def test_what_never_varies_differs_or_does_not():
 
 
 def test_cases_of_other_settings_have_other_files():
-    settings = ({}, {"budget": 4}, {"pop_size": 10}, {"control": "random"}, {"own_questions": True})
+    settings = ({}, {"budget": 4}, {"pop_size": 10}, {"control": "random"}, {"own_questions": True}, {"regmean": True})
     assert len({Case("small", "A", 0, n=2, **more).path for more in settings}) == len(settings)
 
 
@@ -143,21 +146,96 @@ def test_a_change_is_shown_beside_what_it_changes_on_the_seeds_that_both_have(ca
 
 
 def test_a_control_improves_only_where_its_gain_is_more_than_chance(capsys):
+    pytest.importorskip("scipy")
     runs = {"A": [Result(0, 0), Result(1, 0)], "B": [Result(0, 0), Result(1, 0)]}
+    runs["C"] = runs["B"][:1]
     for name, scores in {"A": (0.30, 0.34), "B": (0.45, 0.47)}.items():
         for run, score in zip(runs[name], scores, strict=True):
             run.result["test"] = score
     print_control(runs, 0.3)
-    first, second = capsys.readouterr().out.strip().split("\n\n")
-    assert "A does not improve on test: +0.020" in first and "B IMPROVES over the base on test: +0.160" in second
+    first, second, third = capsys.readouterr().out.strip().split("\n\n")
+    assert "A does not improve on test: 0.020" in first and "B IMPROVES over the base on test: 0.160" in second
+    assert "C ran once" in third
 
 
 def test_what_is_not_a_method_is_refused_with_the_list():
     class Arguments:
         methods, group, n, budget, pop_size, threads, level, seeds, first_seed = ["EvoGN"], "search", 2, 4, 2, 1, "small", 1, 0
-        own_questions = False
+        own_questions = regmean = False
 
-    with pytest.raises(SystemExit, match="methods: expected some of EvoGM, .*found 'EvoGN'"):
+    with pytest.raises(SystemExit, match="methods: expected some of 'EvoGM', .*found 'EvoGN'"):
         cases_of(Arguments)
-    Arguments.methods = ["EvoGM", "random"]
-    assert cases_of(Arguments) == [Case("small", name, 0, n=2, budget=4, pop_size=2) for name in ("EvoGM", "random")]
+    Arguments.methods, Arguments.budget = ["EvoGM", "random"], 20
+    with pytest.raises(SystemExit, match="pop-size: expected methods without a population of their own, found 'EvoGM'"):
+        cases_of(Arguments)
+    Arguments.pop_size = 20
+    assert cases_of(Arguments) == [Case("small", name, 0, n=2, budget=20) for name in ("EvoGM", "random")]
+    Arguments.budget = 19
+    with pytest.raises(SystemExit, match="budget: expected at least one population of 'random', 20, found 19"):
+        cases_of(Arguments)
+
+
+def test_every_sweep_spends_the_evaluations_of_its_settings():
+    for name, method in METHODS.items():
+        if method.group == "sweeps":
+            pop_size, budget = method.settings.get("pop_size", 20), method.settings.get("budget", 160)
+            algorithm = method.make(3, pop_size)
+            assert algorithm.n_rounds * (algorithm.n_iters + 1) * pop_size == budget, name
+
+
+class Peak(Problem):
+    """A problem with the parts of `LoRAMergeProblem` that a case uses: the score falls with the distance from a peak."""
+
+    racing, outcomes = None, (torch.tensor([1.0]), torch.tensor([False]))
+
+    def __init__(self, center):
+        super().__init__()
+        self._known, self.box = {}, (center - torch.ones(2), center + torch.ones(2))
+
+    def evaluate(self, pop):
+        score = 1 - (pop - torch.tensor([0.5, 0.2])).square().sum(1, keepdim=True)
+        return torch.cat([score, score], 1)
+
+    def score_tasks(self, coefficients, tasks=None):
+        return {"peak": self.evaluate(coefficients[None])[:, 0]}
+
+
+@pytest.mark.parametrize("method", ["EvoGM", "PSO two rounds", "CMA-ES"])
+@pytest.mark.parametrize("center", [0.0, 0.5])
+def test_a_case_writes_every_evaluation_and_the_answers_score_and_runs_once(tmp_path, monkeypatch, method, center):
+    monkeypatch.setattr(compare, "RUNS", tmp_path)
+    monkeypatch.setattr(compare, "level", lambda *_: (Peak(center), []))
+    case = Case("small", method, 3, n=2, budget=30, pop_size=10 if method == "PSO two rounds" else 20)
+    assert "dev" in compare.run_case(case)
+    rows = list(csv.reader(case.path.with_name(case.path.name + ".csv").open()))[1:]
+    result = json.loads(case.path.with_name(case.path.name + ".json").read_text())
+    assert len(rows) == result["evaluations"] == 30 and [float(row[0]) for row in rows] == list(range(1, 31))
+    for row in rows:
+        point = torch.tensor([float(cell) for cell in row[3:]])
+        assert float(row[1]) == pytest.approx(float(Peak(center).score_tasks(point)["peak"]), abs=1e-4)
+    answer = float(Peak(center).score_tasks(torch.tensor(result["answer"]))["peak"])
+    assert result["test"] == result["dev"] == pytest.approx(answer) and answer > 0.7
+    (run,) = read_runs(case.path.parent)[method]
+    assert run.best[-1] == pytest.approx(max(float(row[1]) for row in rows))
+    assert compare.run_case(case).endswith("is there")
+
+
+def test_random_adapters_have_the_norms_of_those_whose_place_they_take(make_adapter):
+    folder = make_adapter("first")
+    with random_adapters([folder]) as made:
+        other = read_expert(made["first"])
+    expert = read_expert(folder)
+    for name, factors in expert.modules.items():
+        for mine, theirs in ((factors.a, other.modules[name].a), (factors.b, other.modules[name].b)):
+            assert float(mine.norm()) == pytest.approx(float(theirs.norm())) and not torch.allclose(mine, theirs)
+
+
+def test_shuffled_answers_are_all_wrong():
+    task = make_task("R", "dev", 13)
+    shuffled = shuffled_answers(task)
+    targets = {example.target for example in task.examples}
+    for before, after in zip(task.examples, shuffled.examples, strict=True):
+        assert after.prompt == before.prompt and after.target in targets - {before.target}
+    choices = (("A", "yes"), ("B", "no"), ("C", "perhaps"))
+    quiz = Task("quiz", "1", "choice_likelihood", tuple(Example(str(i), f"{i}?", "B", choices) for i in range(20)))
+    assert {example.target for example in shuffled_answers(quiz).examples} == {"A", "C"}

@@ -26,6 +26,7 @@ def report(coefficients):
         "versions": {"torch": "2.13.0"},
         "evaluations": 16,
         "full_evaluations": 16.0,
+        "regmean": False,
         "seed": 3,
         "dtype": "float32",
         "device": "cpu",

@@ -101,8 +101,10 @@ def test_a_misspelt_setting_is_named_with_the_nearest_one(write, found, nearest)
 
 
 def test_a_setting_unlike_any_other_is_answered_with_the_list(write):
-    known = "base, experts, tasks, budget, seed, device, dtype, batch_tokens, max_memory, path, racing, trust_remote_code, "
-    assert refusal(write(zzz=3)).endswith(f"found the unknown setting 'zzz'; known are {known}pop_size, search")
+    known = "base, experts, tasks, budget, seed, device, dtype, batch_tokens, max_memory, path, racing, regmean, "
+    assert refusal(write(zzz=3)).endswith(
+        f"found the unknown setting 'zzz'; known are {known}trust_remote_code, pop_size, search"
+    )
 
 
 @pytest.mark.parametrize("name", NEEDED)
