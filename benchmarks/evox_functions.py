@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from compare_report import holm
 from evox import use_state, vmap
 from evox.algorithms import CLPSO, CSO, DE, PSO, SHADE, SNES, JaDE, OpenES
 from evox.core import Monitor, Mutable, Problem
@@ -164,20 +165,19 @@ def run_case(case: tuple[str, str, int, int], folder: Path, seeds: int) -> str:
     return f"{path.name} {seconds:.0f} s"
 
 
-def cases(only: list[str] | None, dimensions: list[int]) -> list[tuple[str, str, int, int]]:
+def cases(only: list[str] | None, dimensions: list[int], budgets: list[int]) -> list[tuple[str, str, int, int]]:
     """Algorithm, function, dimension and budget of every case; CEC2022's F6, F7 and F8 do not exist in 2 dimensions."""
     return [
         (algorithm, function, n, budget)
-        for budget, n, function in itertools.product(BUDGETS, dimensions, [*FUNCTIONS, *CEC_FUNCTIONS])
+        for budget, n, function in itertools.product(budgets, dimensions, [*FUNCTIONS, *CEC_FUNCTIONS])
         if not (n == 2 and CEC_FUNCTIONS.get(function) in (6, 7, 8))
         for algorithm in algorithms(n, budget)
         if not only or algorithm in only
     ]
 
 
-def run(folder: Path, seeds: int, processes: int, only: list[str] | None, dimensions: list[int]) -> None:
+def run(folder: Path, seeds: int, processes: int, todo: list[tuple[str, str, int, int]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    todo = cases(only, dimensions)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         tasks = pool.map(run_case, todo, itertools.repeat(folder), itertools.repeat(seeds))
         for index, line in enumerate(tasks, 1):
@@ -242,12 +242,7 @@ def print_ranks(budget: int, complete: dict, names: list[str]) -> None:
     # Wilcoxon compares sizes of differences, and the functions' values differ by many orders of magnitude: logarithms.
     logs = np.log10(medians - medians.min(1, keepdims=True) + 1e-12 + 1e-6 * np.abs(medians))
     tests = {name: wilcoxon(logs[:, 0], logs[:, index]).pvalue for index, name in enumerate(names) if index}
-    ordered = sorted(tests, key=tests.get)
-    holm, largest = {}, 0.0
-    for place, name in enumerate(ordered):
-        largest = max(largest, min(1.0, tests[name] * (len(ordered) - place)))
-        holm[name] = largest
-
+    corrected = holm(tests)
     what = f"{budget} evaluations, {cases} cases, {seeds} seeds"
     print(f"\n{what}: Friedman chi2 {statistic:.1f}, p {p:.1e}; Nemenyi distance {distance:.2f}\n")
     dimensions = sorted({n for _, n, _ in keys})
@@ -261,7 +256,7 @@ def print_ranks(budget: int, complete: dict, names: list[str]) -> None:
         duel = (
             "" if index == 0 else f"{(medians[:, 0] < medians[:, index]).sum()} / {(medians[:, 0] > medians[:, index]).sum()}"
         )
-        p_value = f"{holm[name]:.1e}" if name in holm else ""
+        p_value = f"{corrected[name]:.1e}" if name in corrected else ""
         print(f"| {name} | {ranks[:, index].mean():.2f} | {' | '.join(by_n)} | {duel} | {p_value} |")
 
 
@@ -297,11 +292,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/evox_functions"))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--dimensions", nargs="*", type=int, default=DIMENSIONS, help="instead of all")
-    parser.add_argument("--algorithms", nargs="*", help="by name, instead of all")
+    parser.add_argument("--dimensions", nargs="*", type=int, default=DIMENSIONS, choices=DIMENSIONS, help="instead of all")
+    parser.add_argument("--budgets", nargs="*", type=int, default=BUDGETS, choices=BUDGETS, help="instead of both")
+    parser.add_argument("--algorithms", nargs="*", choices=list(algorithms(2, BUDGETS[0])), help="by name, instead of all")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        run(arguments.folder, arguments.seeds, arguments.processes, arguments.algorithms, arguments.dimensions)
+        todo = cases(arguments.algorithms, arguments.dimensions, arguments.budgets)
+        run(arguments.folder, arguments.seeds, arguments.processes, todo)
     else:
         report(arguments.folder)
 
