@@ -18,10 +18,12 @@ their tasks and three that no expert has seen.
 import argparse
 import csv
 import json
+import math
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -34,6 +36,8 @@ from evox.core import Algorithm, Problem
 from evox.workflows import StdWorkflow
 
 from evox_evogm import EvoGM
+from evox_evogm import evogm as evogm_module
+from evox_evogm import surrogate as surrogate_module
 from evox_evogm.baselines import (
     CMAES,
     BayesianOptimization,
@@ -93,6 +97,8 @@ class Method:
     """Whether the algorithm also takes what the problem says of every example."""
     racing: Racing | None = None
     """Whether hopeless merges are given up; the budget then counts examples asked, as shares of a full evaluation."""
+    constants: dict = field(default_factory=dict)
+    """Of `surrogate.py` and `evogm.py` where they differ."""
 
 
 def box(n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,6 +125,11 @@ class WithoutGenerators(EvoGM):
         return points
 
 
+def design(**constants: float) -> Method:
+    """EvoGM with other constants in `surrogate.py` or `evogm.py`."""
+    return Method(screened, "design", settings={"pop_size": 5}, outcomes=True, constants=constants)
+
+
 def from_known_points(cls: type[Algorithm], n: int, pop_size: int) -> Algorithm:
     return start_from(cls(pop_size, *box(n)), first_population(pop_size, *box(n)))
 
@@ -141,9 +152,12 @@ METHODS: dict[str, Method] = {
     "PSO": Method(partial(from_known_points, PSO)),
     "PSO own start": Method(lambda n, p: PSO(p, *box(n))),
     "CSO": Method(partial(from_known_points, CSO)),
+    "CSO own start": Method(lambda n, p: CSO(p, *box(n))),
     "DE": Method(partial(from_known_points, DE)),
+    "DE own start": Method(lambda n, p: DE(p, *box(n))),
     "BO qLogEI": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="qlogei")),
     "BO TuRBO": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="turbo")),
+    "BO TuRBO own start": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="turbo", start="own")),
     # The paper's ablations (tables 5 and 11).
     "single generator": Method(partial(evogm, dual=False), "ablations"),
     "one round": Method(partial(evogm, n_rounds=1, n_iters=7), "ablations"),
@@ -157,6 +171,17 @@ METHODS: dict[str, Method] = {
     "racing, no generators": Method(
         partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 5}, outcomes=True, racing=Racing()
     ),
+    # What the surrogate is made of: one thing changed at a time.
+    "batches of 2": Method(screened, "design", settings={"pop_size": 2}, outcomes=True),
+    "batches of 10": Method(screened, "design", settings={"pop_size": 10}, outcomes=True),
+    "batches of 20": Method(screened, "design", settings={"pop_size": 20}, outcomes=True),
+    "first points anywhere": design(FIRST_SPREAD=1.6),
+    "no blur": design(BLUR=1e-6),
+    "margins not bent": design(SQUASH=1e6),
+    "no pick by surroundings": design(ANSWER_EVERY=math.nan),
+    "no noise around good points": design(AROUND=0),
+    "no points between two": design(BETWEEN=0),
+    "a Cholesky of 64 rows": design(ROWS=64, FIT_ROWS=64),
     # The paper's sweeps (table 12): one setting of the release changed at a time. Every search makes R (T + 1) P evaluations.
     "P 10": Method(evogm, "sweeps", settings={"pop_size": 10, "budget": 80}),
     "P 30": Method(evogm, "sweeps", settings={"pop_size": 30, "budget": 240}),
@@ -281,6 +306,22 @@ def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
     return recorder, best_rows(recorder.rows, 1)[0]
 
 
+@contextmanager
+def other_constants(values: dict) -> Iterator[None]:
+    """Inside the block, constants of the search have these values, wherever they are."""
+    places = [(module, name) for module in (evogm_module, surrogate_module) for name in values if hasattr(module, name)]
+    before = [getattr(module, name) for module, name in places]
+    if missing := set(values) - {name for _, name in places}:
+        raise ValueError(f"constants: expected some of evogm.py or surrogate.py, found {missing}")
+    try:
+        for module, name in places:
+            setattr(module, name, values[name])
+        yield
+    finally:
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
+
+
 def run_case(case: Case) -> str:
     """Run one case and write its files, unless they are there."""
     result_path = case.path.with_name(case.path.name + ".json")
@@ -298,9 +339,13 @@ def run_case(case: Case) -> str:
         problem.recall(journal.records)
         problem.on_evaluations = lambda block: journal.append([e.as_record() for e in block if e.seconds])
     earlier = sum(record["seconds"] for record in journal.records) if journal else 0.0  # of a killed process
-    recorder, answer = search(case, problem)
+    with other_constants(METHODS[case.method].constants):
+        recorder, answer = search(case, problem)
     seconds = time.perf_counter() - recorder.start + earlier
-    test = {name: float(scores.mean()) for name, scores in problem.score_tasks(answer, test_tasks).items()}
+    test, test_of_best = (
+        {name: float(scores.mean()) for name, scores in problem.score_tasks(point, test_tasks).items()}
+        for point in (answer, best_rows(recorder.rows, 1)[0])
+    )
     dev = {name: float(scores.mean()) for name, scores in problem.score_tasks(answer).items()}
     with case.path.with_name(case.path.name + ".csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -314,6 +359,7 @@ def run_case(case: Case) -> str:
         "evaluations": len(recorder.rows),
         "dev": sum(dev.values()) / len(dev),
         "test": sum(test.values()) / len(test),
+        "test of the best on dev": sum(test_of_best.values()) / len(test_of_best),
         "dev by task": dev,
         "test by task": test,
         "seconds": seconds,
@@ -387,7 +433,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("--level", choices=["small", "real"], default="small")
-    parser.add_argument("--group", choices=["search", "ablations", "parts", "sweeps", "controls"], default="search")
+    parser.add_argument("--group", choices=["search", "ablations", "parts", "design", "sweeps", "controls"], default="search")
     parser.add_argument("--methods", nargs="*", help="by name, instead of a group")
     parser.add_argument("--seeds", type=at_least(1), help="20 at level small, 3 at level real")
     parser.add_argument("--first-seed", type=at_least(0), default=0, help="seeds from 100 on are for trying things out")

@@ -158,6 +158,21 @@ def print_changes(runs: dict[str, list[Run]], names: list[str], reference: str, 
     print_table([what, "seeds", "dev", f"{reference}, dev", "test", f"{reference}, test", "p dev", "p test"], rows)
 
 
+def print_choices(runs: dict[str, list[Run]]) -> None:
+    """Test scores of the final choice beside those of the best on dev, of the methods that choose otherwise."""
+    from scipy.stats import ttest_rel
+
+    rows = []
+    for name, mine in runs.items():
+        pairs = [(run.result["test"], run.result.get("test of the best on dev")) for run in mine]
+        ours, best = np.array([pair for pair in pairs if pair[1] is not None]).reshape(-1, 2).T
+        if len(ours) > 1 and (ours != best).any():
+            p = float(ttest_rel(ours, best).pvalue)
+            rows.append([name, len(ours), with_deviation(ours), with_deviation(best), f"{p:.1g}"])
+    if rows:
+        print_table(["test, final choice", "seeds", "answer", "best on dev", "paired p"], rows)
+
+
 def print_control(runs: dict[str, list[Run]], base: float) -> None:
     """Whether a search gains on test where there is nothing to learn: a one-sided t test against the base, at 5 %."""
     from scipy.stats import ttest_1samp
@@ -289,13 +304,13 @@ def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[st
 
     :param runs: by method.
     :param static: results of static merges on the same questions.
-    :param groups: of the methods: `"search"`, `"parts"`, `"ablations"` or `"sweeps"`.
+    :param groups: of the methods: `"search"`, `"parts"`, `"design"`, `"ablations"` or `"sweeps"`.
     :param control: whether adapters are random or answers shuffled.
     :param own: whether every seed has its own questions.
     """
     by_group = {
         group: [name for name in groups if groups[name] == group and name in runs]
-        for group in ("search", "parts", "ablations", "sweeps")
+        for group in ("search", "parts", "design", "ablations", "sweeps")
     }
     searches = {name: runs[name] for name in by_group["search"]}
     if searches:
@@ -306,7 +321,13 @@ def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[st
         print_control(searches, bases[0])
     elif control:
         print("\nWhether a control improves is not known: run static_merges.py --methods base.")
-    changed = {"parts": ("EvoGM", "part"), "ablations": ("EvoGM paper", "change"), "sweeps": ("EvoGM paper", "setting")}
+    print_choices(runs)
+    changed = {
+        "parts": ("EvoGM", "part"),
+        "design": ("EvoGM", "design"),
+        "ablations": ("EvoGM paper", "change"),
+        "sweeps": ("EvoGM paper", "setting"),
+    }
     for group, (reference, what) in changed.items():
         if by_group[group] and reference in runs:
             print_changes(runs, by_group[group], reference, what)

@@ -203,6 +203,8 @@ def read_curves(folder: Path) -> dict[tuple, dict[str, np.ndarray]]:
 def report(folder: Path) -> None:
     """Print tables of mean ranks with their tests; write medians.csv and a plot per budget and dimension."""
     curves = read_curves(folder)
+    if not curves:
+        raise SystemExit(f"{folder}: expected the files of evox_functions.py run, found none")
     folder = folder / "report"
     folder.mkdir(exist_ok=True)
     with (folder / "medians.csv").open("w", newline="") as file:

@@ -73,17 +73,16 @@ def test_known_points_are_base_experts_and_average():
 
 
 @pytest.mark.parametrize("pop_size", [1, 2, 3, 4, 5, 9])
-def test_the_first_population_is_that_of_evogm(pop_size):
-    torch.manual_seed(4)
+def test_the_first_population_is_that_of_evogm_and_the_base(pop_size):
     ours = first_population(pop_size, *box(3))
-    torch.manual_seed(4)
     theirs = EvoGM(max(2, pop_size), *box(3), proposal="paper")._first_points()[:pop_size]
-    assert torch.equal(ours, theirs)
+    assert ours.shape == (pop_size, 3) and torch.equal(ours[:4], theirs[:4])
+    assert pop_size < 5 or ours[4].tolist() == [0, 0, 0]
 
 
 def test_uniform_points_of_the_first_population_fill_the_box():
     lb, ub = torch.tensor([2.0, -7.0]), torch.tensor([3.0, -5.0])
-    points = first_population(500, lb, ub)[3:]
+    points = first_population(500, lb, ub)[4:]
     assert (points >= lb).all() and (points <= ub).all()
     torch.testing.assert_close(points.mean(0), (lb + ub) / 2, atol=0.1, rtol=0)
 
@@ -346,6 +345,48 @@ def test_a_missing_botorch_is_named_before_the_search(monkeypatch):
     monkeypatch.setitem(sys.modules, "botorch", None)
     with pytest.raises(ModuleNotFoundError, match="botorch"):
         BayesianOptimization(4, *box(2))
+
+
+@pytest.mark.parametrize("acquisition", ["thompson", "qlogei"])
+def test_two_steps_of_bayesian_optimization_are_botorchs(acquisition):
+    """The same model, acquisition and draws, by botorch alone."""
+    botorch = pytest.importorskip("botorch")
+    from botorch.models.transforms import Standardize
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    unit = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    torch.manual_seed(2)
+    points = run(BayesianOptimization(5, *unit, acquisition=acquisition, candidates=64), 2, Sphere())
+    torch.manual_seed(2)
+    known = first_population(5, *unit)
+    for proposed in points[1:]:
+        scores = -known.square().sum(1, keepdim=True)
+        model = botorch.models.SingleTaskGP(known, scores, outcome_transform=Standardize(1))
+        botorch.fit.fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+        if acquisition == "thompson":
+            seed = int(torch.randint(2**31, ()))
+            pool = torch.quasirandom.SobolEngine(3, scramble=True, seed=seed).draw(64, dtype=torch.float64)
+            torch.rand(64, 3)  # which coordinates change: of up to 20 all do
+            sampling = botorch.generation.MaxPosteriorSampling(model, replacement=False)
+            with torch.no_grad():
+                expected = sampling(pool, num_samples=5)
+        else:
+            sampler = botorch.sampling.SobolQMCNormalSampler(torch.Size([64]))
+            improvement = botorch.acquisition.qLogExpectedImprovement(model, float(scores.max()), sampler)
+            bounds, options = torch.stack(unit), {"maxiter": 30}
+            expected, _ = botorch.optim.optimize_acqf(
+                improvement, bounds, 5, num_restarts=2, raw_samples=64, options=options, sequential=True
+            )
+        torch.testing.assert_close(proposed, expected.clamp(0, 1), rtol=1e-6, atol=1e-6)
+        known = torch.cat([known, expected])
+
+
+def test_bayesian_optimization_may_start_at_sobol_points():
+    pytest.importorskip("botorch")
+    lb, ub = torch.tensor([0.0, -3.0]), torch.tensor([2.0, -1.0])
+    first = BayesianOptimization(4, lb, ub, start="own").pop
+    quarters = ((first - lb) / (ub - lb) * 2).floor()  # one in each quarter of the box
+    assert len(quarters.unique(dim=0)) == 4
 
 
 @pytest.mark.parametrize("acquisition", ["thompson", "turbo", "qlogei"])

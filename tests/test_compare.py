@@ -4,14 +4,18 @@ import csv
 import json
 
 import compare
+import compare_report
 import pytest
 import torch
 from compare import METHODS, Case, Recorder, Spent, best_rows, cases_of
 from compare_report import corrected_tests, holm, mean_ranks, print_changes, print_control, read_runs
 from controls import random_adapters, shuffled_answers
 from evox.core import Problem
+from evox.problems.numerical import Sphere
+from evox.workflows import StdWorkflow
 from small_level import make_task
 
+from evox_evogm import evogm, surrogate
 from evox_evogm.problems import Example, Racing, Task
 from evox_evogm.problems.experts import read_expert
 
@@ -184,20 +188,22 @@ def test_every_sweep_spends_the_evaluations_of_its_settings():
 
 
 class Peak(Problem):
-    """A problem with the parts of `LoRAMergeProblem` that a case uses: the score falls with the distance from a peak."""
+    """A problem with the parts of `LoRAMergeProblem` that a case uses. The score on dev is the share of 20 circles around a
+    peak that a point is inside of, the one on test falls with the distance from it."""
 
-    racing, outcomes = None, (torch.tensor([1.0]), torch.tensor([False]))
+    racing, outcomes = None, (torch.full((20,), 1 / 20), torch.ones(20, dtype=torch.bool))
 
     def __init__(self, center):
         super().__init__()
         self._known, self.box = {}, (center - torch.ones(2), center + torch.ones(2))
 
     def evaluate(self, pop):
-        score = 1 - (pop - torch.tensor([0.5, 0.2])).square().sum(1, keepdim=True)
-        return torch.cat([score, score], 1)
+        margins = torch.linspace(0.05, 2, 20) - (pop - torch.tensor([0.5, 0.2])).square().sum(1, keepdim=True)
+        return torch.cat([(margins > 0).float().mean(1, keepdim=True), margins], 1)
 
     def score_tasks(self, coefficients, tasks=None):
-        return {"peak": self.evaluate(coefficients[None])[:, 0]}
+        on_test = 1 - (coefficients - torch.tensor([0.5, 0.2])).square().sum(0, keepdim=True)
+        return {"peak": self.evaluate(coefficients[None])[:, 0] if tasks is None else on_test}
 
 
 @pytest.mark.parametrize("method", ["EvoGM", "PSO two rounds", "CMA-ES"])
@@ -213,11 +219,81 @@ def test_a_case_writes_every_evaluation_and_the_answers_score_and_runs_once(tmp_
     for row in rows:
         point = torch.tensor([float(cell) for cell in row[3:]])
         assert float(row[1]) == pytest.approx(float(Peak(center).score_tasks(point)["peak"]), abs=1e-4)
-    answer = float(Peak(center).score_tasks(torch.tensor(result["answer"]))["peak"])
-    assert result["test"] == result["dev"] == pytest.approx(answer) and answer > 0.7
+    answer = torch.tensor(result["answer"])
+    assert result["dev"] == pytest.approx(float(Peak(center).score_tasks(answer)["peak"])) and result["dev"] > 0.7
+    assert result["test"] == pytest.approx(float(Peak(center).score_tasks(answer, [])["peak"]))
+    best = max(rows, key=lambda row: float(row[1]))  # of equals the first
+    best_on_test = float(Peak(center).score_tasks(torch.tensor([float(cell) for cell in best[3:]]), [])["peak"])
+    assert result["test of the best on dev"] == pytest.approx(best_on_test, abs=1e-4)
     (run,) = read_runs(case.path.parent)[method]
     assert run.best[-1] == pytest.approx(max(float(row[1]) for row in rows))
     assert compare.run_case(case).endswith("is there")
+
+
+def test_without_generators_nothing_is_trained_and_no_candidate_moved():
+    algorithm = METHODS["no generators"].make(2, 5)
+    workflow = StdWorkflow(algorithm, Sphere())
+    workflow.init_step()
+    before, point = algorithm.generators.clone(), torch.tensor([[0.3, 0.4]])
+    for _ in range(2):
+        workflow.step()
+    assert torch.equal(algorithm.generators, before) and torch.equal(algorithm._moved(point), point)
+    trained = METHODS["EvoGM"].make(2, 5)
+    workflow = StdWorkflow(trained, Sphere())
+    workflow.init_step()
+    before = trained.generators.clone()
+    workflow.step()
+    assert not torch.equal(trained.generators, before) and not torch.equal(trained._moved(point), point)
+
+
+def test_constants_differ_inside_the_block_alone():
+    before = surrogate.BLUR, surrogate.ROWS, evogm.ROWS
+    with compare.other_constants({"BLUR": 0.5, "ROWS": 7}):
+        assert (surrogate.BLUR, surrogate.ROWS, evogm.ROWS) == (0.5, 7, 7)
+    assert before == (surrogate.BLUR, surrogate.ROWS, evogm.ROWS)
+    with pytest.raises(ValueError, match="constants: .*found {'BLURB'}"), compare.other_constants({"BLURB": 1}):
+        pass
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.group == "design"])
+def test_every_change_of_the_design_changes_the_search(tmp_path, monkeypatch, method):
+    monkeypatch.setattr(compare, "RUNS", tmp_path)
+    monkeypatch.setattr(compare, "level", lambda *_: (Peak(0.0), []))
+    points = []
+    for name in ("EvoGM", method):
+        case = Case("small", name, 3, n=2, budget=100 if "64 rows" in method else 25)
+        compare.run_case(case)
+        rows = list(csv.reader(case.path.with_name(case.path.name + ".csv").open()))[1:]
+        points.append([row[3:] for row in rows])
+    assert points[0] != points[1] and len(points[0]) == len(points[1])
+
+
+def test_the_report_has_every_table_and_plot(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(compare, "RUNS", tmp_path)
+    monkeypatch.setattr(compare, "level", lambda *_: (Peak(0.0), []))
+    for own in (False, True):
+        for seed in range(2):
+            for method in ("EvoGM", "EvoGM paper", "CMA-ES", "no generators", "no blur", "one round", "lr 1e-3"):
+                compare.run_case(Case("small", method, seed, n=2, budget=40, own_questions=own))
+    compare_report.report(tmp_path / "small", {name: method.group for name, method in METHODS.items()})
+    shown = capsys.readouterr().out
+    for header in (
+        "| method | seeds | dev at 1 |",
+        "| method, test | peak | mean |",
+        "| part | seeds |",
+        "| change | seeds |",
+    ):
+        assert header in shown, header
+    for header in ("| setting | seeds |", "| design | seeds |", "| test, final choice |", "paired p dev"):
+        assert header in shown, header
+    assert {"n2_40.png", "n2_40_final.png"} <= {path.name for path in (tmp_path / "small" / "report").iterdir()}
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="expected the files of compare.py run, found none"):
+        compare_report.report(tmp_path, {})
 
 
 def test_random_adapters_have_the_norms_of_those_whose_place_they_take(make_adapter):

@@ -37,9 +37,10 @@ class BayesianOptimization(Algorithm):
         *,
         acquisition: str = "thompson",
         candidates: int = 2000,
+        start: str = "known",
         device: torch.device | None = None,
     ):
-        """Set up the search and draw its first points, those that EvoGM starts with (`first_population`).
+        """Set up the search and draw its first points.
 
         :param pop_size: P, evaluations per step.
         :param lb: an `(n,)` tensor of least coefficients.
@@ -48,6 +49,7 @@ class BayesianOptimization(Algorithm):
             a step, coarse in more than a few dimensions; `turbo`: the same, with its candidates in TuRBO's trust region;
             `qlogei`: P points that maximise log expected improvement, chosen one after the other, several seconds.
         :param candidates: points that Thompson sampling chooses from, at least P.
+        :param start: `known`: the points that searches share (`first_population`); `own`: scrambled Sobol points, botorch's.
         :param device: where candidates are evaluated. Defaults to torch's default device.
         :raises ValueError: if a setting is out of range.
         :raises ModuleNotFoundError: without the package `botorch`.
@@ -56,6 +58,8 @@ class BayesianOptimization(Algorithm):
         check_box(pop_size, lb, ub)
         if acquisition not in ("thompson", "turbo", "qlogei"):
             raise ValueError(f"acquisition: expected thompson, turbo or qlogei, found {acquisition!r}")
+        if start not in ("own", "known"):
+            raise ValueError(f"start: expected own or known, found {start!r}")
         if not isinstance(candidates, int) or candidates < pop_size:
             raise ValueError(f"candidates: expected a whole number of at least pop_size = {pop_size}, found {candidates!r}")
         import botorch  # noqa: F401  a missing library should be known before the first evaluation
@@ -69,7 +73,8 @@ class BayesianOptimization(Algorithm):
 
         self.lb = Mutable(lb, device=device)  # (n,)
         self.ub = Mutable(ub, device=device)  # (n,)
-        self.pop = Mutable(first_population(pop_size, lb, ub, device=device))  # (P, n)
+        first = first_population(pop_size, lb, ub, device=device) if start == "known" else sobol(pop_size, lb, ub).to(device)
+        self.pop = Mutable(first)  # (P, n)
         self.fit = Mutable(torch.full((pop_size,), torch.inf, dtype=lb.dtype, device=device))  # (P,)
         self.points = torch.empty(0, self.dim, dtype=torch.float64, device="cpu")  # (H, n) in units of the box
         self.fitness = torch.empty(0, dtype=torch.float64, device="cpu")  # (H,)
@@ -123,6 +128,13 @@ class BayesianOptimization(Algorithm):
         self.fitness = torch.cat([self.fitness, fitness.cpu().double()])
 
 
+def sobol(count: int, lb: torch.Tensor, ub: torch.Tensor) -> torch.Tensor:
+    """A `(count, n)` tensor of scrambled Sobol points between two `(n,)` tensors."""
+    seed = int(torch.randint(2**31, ()))
+    engine = torch.quasirandom.SobolEngine(len(lb), scramble=True, seed=seed)
+    return lb + (ub - lb) * engine.draw(count, dtype=lb.dtype).to(lb.device)
+
+
 def fit_model(points: torch.Tensor, scores: torch.Tensor):
     """A Gaussian process with botorch's own priors and kernel, its hyperparameters by maximum a posteriori.
 
@@ -152,11 +164,10 @@ def perturbations(best: torch.Tensor, count: int, least: torch.Tensor | float, l
     A coordinate is perturbed with probability min(20 / n, 1), and at least one is.
     """
     n = len(best)
-    seed = int(torch.randint(2**31, ()))
-    sobol = torch.quasirandom.SobolEngine(n, scramble=True, seed=seed).draw(count, dtype=best.dtype)
+    spread = sobol(count, torch.zeros_like(best), torch.ones_like(best))
     draws = torch.rand(count, n)
     perturbed = (draws < min(20 / n, 1)) | (draws == draws.amin(1, keepdim=True))
-    return torch.where(perturbed, least + (largest - least) * sobol, best)
+    return torch.where(perturbed, least + (largest - least) * spread, best)
 
 
 def thompson_sampling(model, candidates: torch.Tensor, pop_size: int) -> torch.Tensor:

@@ -48,9 +48,10 @@ def uniform(rows: int, lb: torch.Tensor, ub: torch.Tensor) -> torch.Tensor:
 
 
 def first_population(pop_size: int, lb: torch.Tensor, ub: torch.Tensor, *, device: torch.device | None = None) -> torch.Tensor:
-    """EvoGM's first points, the start that searches share where their definition allows it.
+    """EvoGM's first points and the base, the start that searches share where their definition allows it.
 
-    :param pop_size: P. Over n: the one-hots, the average, the rest uniform. Of at most n: the average, the first one-hots.
+    :param pop_size: P. Over n: the one-hots, the average, the base, the rest uniform. Of at most n: the average, the first
+        one-hots.
     :param lb: an `(n,)` tensor, the least coefficients of the uniform points. The known points are the same in every box.
     :param ub: an `(n,)` tensor, the largest ones.
     :param device: defaults to that of `lb`.
@@ -59,9 +60,9 @@ def first_population(pop_size: int, lb: torch.Tensor, ub: torch.Tensor, *, devic
     """
     check_box(pop_size, lb, ub)
     lb, ub = lb.to(device), ub.to(device)
-    _, *one_hots, average = known_points(len(lb), lb.dtype, lb.device).split(1)
-    known = [*one_hots, average] if pop_size > len(lb) else [average, *one_hots]
-    return torch.cat([*known, uniform(max(0, pop_size - len(lb) - 1), lb, ub)])[:pop_size]
+    base, *one_hots, average = known_points(len(lb), lb.dtype, lb.device).split(1)
+    known = [*one_hots, average, base] if pop_size > len(lb) else [average, *one_hots]
+    return torch.cat([*known, uniform(max(0, pop_size - len(lb) - 2), lb, ub)])[:pop_size]
 
 
 def start_from(algorithm: Algorithm, points: torch.Tensor) -> Algorithm:
