@@ -9,7 +9,7 @@ from evox.problems.hpo_wrapper import HPOFitnessMonitor, HPOProblemWrapper
 from evox.problems.numerical import Ackley, Sphere
 from evox.workflows import EvalMonitor, StdWorkflow
 
-from evox_evogm import EvoGM
+from evox_evogm import EvoGM, Outcomes
 
 SETTINGS = {"proposal": "paper", "n_rounds": 2, "n_iters": 1, "epochs": 3, "hidden_dims": (8,)}
 ABLATIONS = {
@@ -19,8 +19,9 @@ ABLATIONS = {
     "no cycle loss": {"cycle_weight": 0.0},
     "no clamp": {"clamp": False},
     "screened": {"proposal": "screened"},
+    "outcomes": {"proposal": "screened", "outcomes": Outcomes(torch.tensor([0.5, 0.5]), torch.tensor([True, False]))},
 }
-SHAPES = [(3, 5), (1, 2), (64, 7), (2, 8), (10, 21), (4, 3)]  # n and P: odd and even, under and over n + 1
+SHAPES = [(3, 5), (1, 2), (64, 7), (2, 8), (10, 21), (4, 3), (5, 6)]  # n and P: odd and even, under and over n + 1
 DTYPES = [torch.float32, torch.float64]
 MIXED = [  # every ablation and every shape once, in turn in float32 and float64
     (ablation, *shape, DTYPES[index % 2]) for index, (ablation, shape) in enumerate(zip(ABLATIONS, SHAPES, strict=True))
@@ -29,11 +30,20 @@ EVERY = list(itertools.product(ABLATIONS, [1, 2, 3, 64], [2, 7, 8, 65], DTYPES))
 CORNERS = [case for case in EVERY if case[1:3] in ((1, 2), (1, 7), (3, 8), (64, 2), (64, 65))]
 
 
+class AckleyInParts(Ackley):
+    """Ackley's function as the mean of two outcomes: whether the first coordinate is above 0, and what is left."""
+
+    def evaluate(self, pop):
+        fitness, first = super().evaluate(pop), pop[:, 0]
+        return torch.stack([fitness, first, 2 * fitness - (first > 0).to(first)], 1)
+
+
 def make_workflow(n=3, pop_size=5, dtype=torch.float32, **changes):
     bounds = torch.full((n,), 4.0, dtype=dtype)
-    return StdWorkflow(
-        EvoGM(pop_size, -bounds, bounds, **{**SETTINGS, **changes}), Ackley(), EvalMonitor(full_fit_history=False)
-    )
+    algorithm = EvoGM(pop_size, -bounds, bounds, **{**SETTINGS, **changes})
+    if "outcomes" in changes:
+        return StdWorkflow(algorithm, AckleyInParts())
+    return StdWorkflow(algorithm, Ackley(), EvalMonitor(full_fit_history=False))
 
 
 def check_record(record, n, pop_size, dtype):
@@ -121,16 +131,17 @@ def test_epochs_are_not_unrolled_into_the_compiled_graph():
     assert nodes_of_a_step(2) == nodes_of_a_step(50)
 
 
+@pytest.mark.parametrize("ablation", ["paper", "screened", "outcomes"])
 @pytest.mark.parametrize("before", [0, 1, 2])  # in the middle of a round, and before the next one
-def test_a_state_taken_in_the_middle_of_a_run_goes_on_to_the_same_points(before):
+def test_a_state_taken_in_the_middle_of_a_run_goes_on_to_the_same_points(before, ablation):
     torch.manual_seed(0)
-    workflow = make_workflow(n_iters=3)
+    workflow = make_workflow(n_iters=3, **ABLATIONS[ablation])
     run_algorithm(workflow, workflow.step, steps=1 + before)
     state = {name: value.clone() for name, value in workflow.algorithm.state_dict().items()}
     random_state = torch.get_rng_state()
     for _ in range(4):
         workflow.step()
-    resumed = make_workflow(n_iters=3)
+    resumed = make_workflow(n_iters=3, **ABLATIONS[ablation])
     resumed.algorithm.load_state_dict(state)
     torch.set_rng_state(random_state)
     for _ in range(4):
@@ -173,6 +184,19 @@ def test_tuning_by_evox_evaluates_each_setting_as_a_run_of_its_own():
         run_algorithm(workflow, workflow.step, steps=3)
         torch.testing.assert_close(together[index], monitor.get_best_fitness(), rtol=1e-3, atol=1e-5)
     assert len(together.unique()) > 1
+
+
+@pytest.mark.parametrize("ablation", ["screened", "outcomes"])
+def test_tuning_of_a_screened_search_runs(ablation):
+    bounds = torch.full((2,), 4.0)
+    problem = AckleyInParts() if ablation == "outcomes" else Ackley()
+    monitor = HPOFitnessMonitor(multi_obj_metric=lambda fitness: fitness[:, 0].min())
+    algorithm = EvoGM(4, -bounds, bounds, **{**SETTINGS, **ABLATIONS[ablation]})
+    wrapper = HPOProblemWrapper(
+        iterations=4, num_instances=2, workflow=StdWorkflow(algorithm, problem, monitor), copy_init_state=True
+    )
+    fitness = wrapper.evaluate({"algorithm.lr": torch.nn.Parameter(torch.tensor([1e-4, 1e-2]), requires_grad=False)})
+    assert fitness.shape == (2,) and torch.isfinite(fitness).all()
 
 
 def test_tuning_with_repeats_runs():
