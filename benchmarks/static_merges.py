@@ -19,8 +19,9 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -126,6 +127,10 @@ def best_expert(level: Level) -> Iterator[Setting]:
         yield level.linear(name, row)
 
 
+def single_expert(level: Level, index: int) -> Iterator[Setting]:
+    yield level.linear("", torch.eye(level.n)[index])
+
+
 def model_soup(level: Level) -> Iterator[Setting]:
     yield level.linear("", torch.full((level.n,), 1 / level.n))
 
@@ -217,9 +222,10 @@ def by_mergekit(level: Level, command: str, method: str, normalize: bool) -> Ite
         shutil.rmtree(work)
 
 
-def methods(command: str | None) -> dict[str, Callable[[Level], Iterator[Setting]]]:
-    """The merges of every method, by name."""
-    known = {
+def methods(command: str | None, experts: Sequence[str] = ()) -> dict[str, Callable[[Level], Iterator[Setting]]]:
+    """The merges of every method, by name, and every one of the experts alone."""
+    known = {f"expert {name}": partial(single_expert, index=index) for index, name in enumerate(experts)}
+    known |= {
         "base": base,
         "best expert": best_expert,
         "Model Soup": model_soup,
@@ -267,22 +273,24 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", help="by name, instead of all")
     arguments = parser.parse_args()
     n = arguments.n or (10 if arguments.level == "small" else 8)
+    if arguments.mergekit is not None and shutil.which(arguments.mergekit) is None:
+        parser.error(f"--mergekit: expected the command mergekit-yaml, found none at {arguments.mergekit}")
     if arguments.mergekit is None:
         print(f"mergekit-yaml: expected it on PATH or by --mergekit, found none; without {', '.join(MERGEKIT)}")
-    known = methods(arguments.mergekit)
+    torch.manual_seed(0)
+    level = Level(arguments.level, n)
+    known = methods(arguments.mergekit, level.experts)
     unknown = [name for name in arguments.methods or [] if name not in known]
     if unknown:
         raise SystemExit(f"methods: expected some of {', '.join(known)}, found {unknown[0]!r}")
     folder = Path("runs/compare") / arguments.level / f"n{n}_static"
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    level = Level(arguments.level, n)
     for name in arguments.methods or known:
         path = folder / f"{name}.json"
         if path.exists():
             continue
         start = time.perf_counter()
-        result = {"method": name, "source": SOURCES[name], **choose(known[name](level), level)}
+        result = {"method": name, "source": SOURCES.get(name, "a single expert"), **choose(known[name](level), level)}
         result["seconds"] = time.perf_counter() - start
         partial_path = path.with_suffix(".part")
         partial_path.write_text(json.dumps(result, indent=1))

@@ -5,6 +5,7 @@ compiled, 64 runs under vmap, 64 runs under vmap and compiled - beside a plain P
 autograd, torch.optim.Adam) and beside the matrix products alone. Interleaved repeats in one process, medians.
 
     python benchmarks/step_speed.py [--repeats 7]
+    python benchmarks/step_speed.py --screened       # instead: a step of the default search by experts and evaluations so far
 """
 
 import argparse
@@ -14,12 +15,14 @@ from itertools import pairwise
 
 import torch
 from evox import compile, use_state, vmap
+from evox.core import Problem
 from evox.problems.numerical import Sphere
 from evox.workflows import StdWorkflow
 
-from evox_evogm import EvoGM
+from evox_evogm import EvoGM, Outcomes
 from evox_evogm.training import train
 
+OUTCOMES = 169  # of the default search: as many as level small has dev questions
 N, POP_SIZE, N_ITERS, EPOCHS, RUNS = 10, 20, 3, 200, 64
 SIZES = [N, 128, 256, 256, 256, 128, N]
 LR, WINNER_RATIO, CYCLE_WEIGHT, OPT_WEIGHT = 1e-4, 0.3, 100.0, 1.0
@@ -149,11 +152,58 @@ def limit(rows: int, repeats: int = 50) -> float:
     return 2 * (time.perf_counter() - start) / repeats
 
 
+class Margins(Problem):
+    """The share of `OUTCOMES` random half spaces that a point is in, and by how much: as good as free."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.normals = torch.randn(n, OUTCOMES) / n**0.5
+        self.outcomes = Outcomes(torch.full((OUTCOMES,), 1 / OUTCOMES), torch.ones(OUTCOMES, dtype=torch.bool))
+
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        margins = pop @ self.normals - 0.3
+        return torch.cat([(margins > 0).float().mean(1, keepdim=True), margins], 1)
+
+
+def screened_seconds(n: int, rows: int, repeats: int) -> list[float]:
+    """Of the next steps of a search that has evaluated `rows` points: training, candidates, fit and choice."""
+    problem, values = Margins(n), []
+    history = 2 * torch.rand(rows, n) - 1
+    scores = -problem.evaluate(history)  # minimised
+    history, scores = (part[scores[:, 0].argsort()] for part in (history, scores))
+    for _ in range(repeats):
+        workflow = StdWorkflow(
+            EvoGM(5, -torch.ones(n), torch.ones(n), outcomes=problem.outcomes), problem, opt_direction="max"
+        )
+        workflow.init_step()
+        algorithm = workflow.algorithm
+        kept = min(rows, len(algorithm.points))
+        algorithm.points[:kept], algorithm.fitness[:kept] = history[:kept], scores[:kept, 0]
+        algorithm.outcomes[:kept], algorithm.count = scores[:kept, 1:], torch.tensor(kept)
+        start = time.perf_counter()
+        workflow.step()
+        values.append(time.perf_counter() - start)
+    return values
+
+
+def print_screened(repeats: int) -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, P 5, {OUTCOMES} outcomes, medians of {repeats}\n")
+    print("| seconds a step | 40 evaluations | 160 | 640 |\n| --- | ---: | ---: | ---: |")
+    for n in (10, 20, 64):
+        medians = [statistics.median(screened_seconds(n, rows, repeats)) for rows in (40, 160, 640)]
+        print(f"| {n} experts | " + " | ".join(f"{value:.2f}" for value in medians) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--screened", action="store_true")
+    arguments = parser.parse_args()
+    repeats = arguments.repeats
     torch.manual_seed(0)
+    if arguments.screened:
+        print_screened(repeats)
+        return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, n {N}, P {POP_SIZE}, {EPOCHS} epochs, B {WINNERS}")
     print(f"largest difference from the plain loop {largest_difference():.1e}")
     macs = sum(d_in * d_out for d_in, d_out in pairwise(SIZES))
