@@ -235,7 +235,8 @@ class EvoGM(Algorithm):
 
         The best score of many that were tried on few examples is in part luck. So with outcomes it is the point of whose
         surroundings the surrogate expects most, evaluated or not; without, or if some points were given up before all outcomes
-        were known, the best one evaluated in full; with paper proposals, which have no surrogate, the best of the round.
+        were known or were dropped from a full history, the best one evaluated in full; with paper proposals, which have no
+        surrogate, the best of the round.
 
         For one run, not vmapped.
 
@@ -247,7 +248,8 @@ class EvoGM(Algorithm):
         points = self.points[: self.count]
         if self.screened:
             fitness = torch.cat([self.fitness[:, None], self.outcomes], 1)[: self.count]
-            points = answer(points, fitness, self.outcome_weights, self.outcome_by_sign)[None]
+            all_known = int(self.steps) * self.pop_size <= len(self.points)
+            points = answer(points, fitness, self.outcome_weights, self.outcome_by_sign, all_known=all_known)[None]
         return self._to_box(self._effective(points))[0]
 
     def _evaluate(self, points: torch.Tensor) -> None:

@@ -145,7 +145,7 @@ def tasks_of_experts(regmean, experts: Iterable[str], tasks: Sequence[Task]) -> 
     known, found = {task.name: task for task in tasks}, {}
     for expert, names in named.items():
         names = names if isinstance(names, list) else [names]
-        unknown = [name for name in names if name not in known]
+        unknown = [name for name in names if not isinstance(name, str) or name not in known]
         if unknown or not names:
             raise ValueError(
                 f"regmean: expected for expert {expert!r} some of the tasks {', '.join(known)}, found {unknown[:1] or names}; "

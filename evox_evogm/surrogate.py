@@ -281,17 +281,19 @@ class Surrogate:
         merit, order = self.expected_around(points).sort()
         return points[order[:KEPT]], merit[:KEPT]
 
-    def answer(self, points: torch.Tensor, outcomes: torch.Tensor) -> torch.Tensor:
+    def answer(self, points: torch.Tensor, outcomes: torch.Tensor, *, all_known: bool = True) -> torch.Tensor:
         """The `(n,)` point to take: the optimum, or without outcomes the best of the evaluated ones.
 
-        Where points were given up, too: what is known of the later outcomes comes from few points, and does not carry far.
+        Where points were given up, too: what is known of the later outcomes comes from few points, and does not carry far. And
+        where the worst were dropped: of good points alone the process does not learn where it gets worse.
 
         :param points: an `(N, n)` tensor, what was evaluated.
         :param outcomes: an `(N, S)` tensor, NaN where nothing was observed.
+        :param all_known: whether these are all evaluations that were made.
         """
         known = outcomes.isfinite()
         complete = known.all(1)
-        if outcomes.shape[1] and not (known.any(1) & ~complete).any():
+        if all_known and outcomes.shape[1] and not (known.any(1) & ~complete).any():
             return self.optimum(points)
         expected = self.expected_around(points)
         return points[torch.where(complete, expected, torch.inf).argmin() if complete.any() else expected.argmin()]
@@ -390,11 +392,14 @@ def without_known(candidates: torch.Tensor, known: torch.Tensor) -> torch.Tensor
     return rows[fresh]
 
 
-def answer(points: torch.Tensor, fitness: torch.Tensor, weights: torch.Tensor, by_sign: torch.Tensor) -> torch.Tensor:
-    """The `(n,)` point to take after a search; parameters as of `propose`, for the rows in use."""
+def answer(
+    points: torch.Tensor, fitness: torch.Tensor, weights: torch.Tensor, by_sign: torch.Tensor, *, all_known: bool = True
+) -> torch.Tensor:
+    """The `(n,)` point to take after a search; parameters as of `propose`, for the rows in use, and of `Surrogate.answer`."""
     with torch.device("cpu"):
         known, values = on_cpu(points, fitness)
-        return Surrogate(known, values, weights.cpu(), by_sign.cpu()).answer(known, values[:, 1:]).to(points)
+        surrogate = Surrogate(known, values, weights.cpu(), by_sign.cpu())
+        return surrogate.answer(known, values[:, 1:], all_known=all_known).to(points)
 
 
 OWN_DIMS = (2, 2, 0, 2, 1, 1, 0)  # dimensions of the tensors of `propose`; vmap adds others before them

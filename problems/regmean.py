@@ -51,16 +51,16 @@ class Grams:
 
     def regressed(self, keep: float) -> dict[int, torch.Tensor]:
         """A_k G_k (sum_j G_j)^-1 by expert, in float32 on the CPU, with shrunk grams."""
-        a = {index: one.double().cpu() for index, one in self.a.items()}
-        sizes = self.sizes.double().cpu()
+        a = {index: one.cpu().double() for index, one in self.a.items()}
+        sizes = self.sizes.cpu().double()
         if self.embedding:  # of one-hot inputs nothing is off the diagonal
             shares = (sizes + UNSEEN) / (sizes + UNSEEN).sum(0)
             return {index: (one * shares[index]).float() for index, one in a.items()}
-        total = keep * self.total.double().cpu()
+        total = keep * self.total.cpu().double()
         total.diagonal().add_((1 - keep) * sizes.sum(0))
         total.diagonal().add_(RIDGE * sizes.sum(0).mean().clamp_min(1e-12))
         factor = torch.linalg.cholesky(total)
-        shrunk = {k: keep * self.seen[k].double().cpu() + (1 - keep) * one * sizes[k] for k, one in a.items()}
+        shrunk = {k: keep * self.seen[k].cpu().double() + (1 - keep) * one * sizes[k] for k, one in a.items()}
         return {k: torch.cholesky_solve(one.mT, factor).mT.float().contiguous() for k, one in shrunk.items()}
 
 

@@ -141,6 +141,7 @@ def test_such_a_run_goes_on_as_if_it_had_not_stopped(project):
         (True, "expected for expert 'first' some of the tasks sums, quiz, found"),
         ("sums", "expected true, or a table"),
         ({"first": "sums"}, "expert 'second' was made for, found none"),
+        ({"first": [["sums"]], "second": "quiz"}, "expected for expert 'first' some of the tasks"),
         ({"first": "sums", "second": []}, "expected for expert 'second' some of the tasks"),
     ],
 )

@@ -315,6 +315,19 @@ def test_where_points_were_given_up_the_answer_has_been_evaluated_in_full():
     assert len(complete) == 2 and (complete == algorithm.answer()).all(1).any()
 
 
+def test_where_the_worst_points_were_dropped_the_answer_has_been_evaluated(monkeypatch):
+    monkeypatch.setattr("evox_evogm.evogm.ROWS", 20)
+    problem, evaluated = Thresholds(), []
+    torch.manual_seed(0)
+    algorithm = EvoGM(8, -torch.ones(6), torch.ones(6), epochs=2, hidden_dims=(8,), clamp=False, outcomes=problem.outcomes)
+    workflow = StdWorkflow(algorithm, problem, opt_direction="max")
+    workflow.init_step()
+    for _ in range(3):
+        evaluated.append(bool((algorithm.points == algorithm.answer()).all(1).any()))
+        workflow.step()
+    assert evaluated == [False, False, True]  # 8, 16, 24
+
+
 def test_without_outcomes_the_answer_is_the_evaluated_point_of_which_the_surrogate_expects_most():
     torch.manual_seed(0)
     workflow = StdWorkflow(EvoGM(8, -torch.ones(6), torch.ones(6), epochs=2), ScoreOnly(), opt_direction="max")
