@@ -11,45 +11,34 @@ coefficients), and `METHOD_seedK.json`, the result. Cases that have their files 
     python benchmarks/compare.py run --level small --regmean           # around the RegMean merge, for every method
     python benchmarks/compare.py report --level small                  # tables and plots from the files
 
-Level small is `small_level.py`: a model of half a million parameters. Level real is SmolLM2-135M with the shipped experts, on
-their tasks and three that no expert has seen.
+The methods are in `compare_methods.py`. Level small is `small_level.py`: a model of half a million parameters. Level real is
+SmolLM2-135M with the shipped experts, on their tasks and three that no expert has seen.
 """
 
 import argparse
 import csv
 import json
-import math
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from evox.algorithms import CSO, DE, PSO
-from evox.core import Algorithm, Problem
+from compare_methods import CONTROLLED, METHODS
+from evox.core import Problem
 from evox.workflows import StdWorkflow
 
 from evox_evogm import EvoGM
 from evox_evogm import evogm as evogm_module
 from evox_evogm import surrogate as surrogate_module
-from evox_evogm.baselines import (
-    CMAES,
-    BayesianOptimization,
-    ModelSwarms,
-    PSOMerging,
-    RandomSearch,
-    first_population,
-    start_from,
-)
 from evox_evogm.journal import Journal
 from evox_evogm.problems import Racing
-from evox_evogm.surrogate import Outcomes
 
 RUNS = Path("runs/compare")
 POP_SIZE = 20
@@ -66,7 +55,7 @@ class Case:
     budget: int = 160
     pop_size: int = POP_SIZE
     control: str = ""
-    """`random`: adapters of random numbers of the same norms. `shuffled`: the answers of dev are shuffled."""
+    """`random`: adapters of random numbers of the same norms. `shuffled`: the answers of dev are wrong."""
     own_questions: bool = False
     """Whether dev and test are questions that the seed draws, the same for all methods, instead of one set for all seeds."""
     regmean: bool = False
@@ -81,123 +70,6 @@ class Case:
         what += "_own" if self.own_questions else ""
         what += "_regmean" if self.regmean else ""
         return RUNS / self.level / what / f"{self.method}_seed{self.seed}"
-
-
-@dataclass(frozen=True)
-class Method:
-    """A search. `make(n, P)` gives a fresh algorithm; with two `rounds` the best n points of the first become the axes of the
-    second, which starts anew: the published basis shift for algorithms that have none."""
-
-    make: Callable[[int, int], Algorithm]
-    group: str = "search"
-    rounds: int = 1
-    settings: dict = field(default_factory=dict)
-    """Of the case where they differ: `pop_size`, `budget`."""
-    outcomes: bool = False
-    """Whether the algorithm also takes what the problem says of every example."""
-    racing: Racing | None = None
-    """Whether hopeless merges are given up; the budget then counts examples asked, as shares of a full evaluation."""
-    constants: dict = field(default_factory=dict)
-    """Of `surrogate.py` and `evogm.py` where they differ."""
-
-
-def box(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return -torch.ones(n), torch.ones(n)
-
-
-def evogm(n: int, pop_size: int, **settings) -> Algorithm:
-    return EvoGM(pop_size, *box(n), proposal="paper", clamp=False, **settings)
-
-
-def screened(n: int, pop_size: int, *, problem=None, cls: type[EvoGM] = EvoGM, **settings) -> Algorithm:
-    """EvoGM with its surrogate; with a problem, on the outcomes of its examples."""
-    outcomes = None if problem is None else Outcomes(*problem.outcomes)
-    return cls(pop_size, *box(n), clamp=False, outcomes=outcomes, **settings)
-
-
-class WithoutGenerators(EvoGM):
-    """The surrogate alone: nothing is trained, and no candidate is moved by a generator."""
-
-    def _train_generators(self, new_round: torch.Tensor) -> None:
-        pass
-
-    def _moved(self, points: torch.Tensor) -> torch.Tensor:
-        return points
-
-
-def design(**constants: float) -> Method:
-    """EvoGM with other constants in `surrogate.py` or `evogm.py`."""
-    return Method(screened, "design", settings={"pop_size": 5}, outcomes=True, constants=constants)
-
-
-def from_known_points(cls: type[Algorithm], n: int, pop_size: int) -> Algorithm:
-    return start_from(cls(pop_size, *box(n)), first_population(pop_size, *box(n)))
-
-
-def cma_es(n: int, pop_size: int | None) -> Algorithm:
-    """mergekit-evolve's: from the average, sigma 1/6, without bounds."""
-    return CMAES(torch.full((n,), 1 / n), 1 / 6, pop_size)
-
-
-METHODS: dict[str, Method] = {
-    "EvoGM": Method(screened, settings={"pop_size": 5}, outcomes=True),
-    "EvoGM paper": Method(evogm),
-    "random": Method(lambda n, p: RandomSearch(p, *box(n))),
-    "CMA-ES": Method(lambda n, p: cma_es(n, None)),
-    "CMA-ES P20": Method(cma_es),
-    "PSO-Merging": Method(lambda n, p: PSOMerging(p, *box(n))),
-    "PSO-Merging known": Method(lambda n, p: PSOMerging(p, *box(n), start="known")),
-    "Model Swarms": Method(lambda n, p: ModelSwarms(p, *box(n))),
-    "Model Swarms known": Method(lambda n, p: ModelSwarms(p, *box(n), start="known")),
-    "PSO": Method(partial(from_known_points, PSO)),
-    "PSO own start": Method(lambda n, p: PSO(p, *box(n))),
-    "CSO": Method(partial(from_known_points, CSO)),
-    "CSO own start": Method(lambda n, p: CSO(p, *box(n))),
-    "DE": Method(partial(from_known_points, DE)),
-    "DE own start": Method(lambda n, p: DE(p, *box(n))),
-    "BO qLogEI": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="qlogei")),
-    "BO TuRBO": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="turbo")),
-    "BO TuRBO own start": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="turbo", start="own")),
-    # The paper's ablations (tables 5 and 11).
-    "single generator": Method(partial(evogm, dual=False), "ablations"),
-    "one round": Method(partial(evogm, n_rounds=1, n_iters=7), "ablations"),
-    "no cycle loss": Method(partial(evogm, cycle_weight=0.0), "ablations"),
-    "PSO two rounds": Method(partial(from_known_points, PSO), "ablations", rounds=2),
-    # Parts of EvoGM beyond the paper: the surrogate on scores alone, and so on.
-    "EvoGM scores": Method(screened, "parts", settings={"pop_size": 5}),
-    "no generators": Method(partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 5}, outcomes=True),
-    "no cycle, screened": Method(partial(screened, cycle_weight=0.0), "parts", settings={"pop_size": 5}, outcomes=True),
-    "racing": Method(screened, "parts", settings={"pop_size": 5}, outcomes=True, racing=Racing()),
-    "racing, no generators": Method(
-        partial(screened, cls=WithoutGenerators), "parts", settings={"pop_size": 5}, outcomes=True, racing=Racing()
-    ),
-    # What the surrogate is made of: one thing changed at a time.
-    "batches of 2": Method(screened, "design", settings={"pop_size": 2}, outcomes=True),
-    "batches of 10": Method(screened, "design", settings={"pop_size": 10}, outcomes=True),
-    "batches of 20": Method(screened, "design", settings={"pop_size": 20}, outcomes=True),
-    "first points anywhere": design(FIRST_SPREAD=1.6),
-    "no blur": design(BLUR=1e-6),
-    "margins not bent": design(SQUASH=1e6),
-    "no pick by surroundings": design(ANSWER_EVERY=math.nan),
-    "no noise around good points": design(AROUND=0),
-    "no points between two": design(BETWEEN=0),
-    "a Cholesky of 64 rows": design(ROWS=64, FIT_ROWS=64),
-    # The paper's sweeps (table 12): one setting of the release changed at a time. Every search makes R (T + 1) P evaluations.
-    "P 10": Method(evogm, "sweeps", settings={"pop_size": 10, "budget": 80}),
-    "P 30": Method(evogm, "sweeps", settings={"pop_size": 30, "budget": 240}),
-    "T 5": Method(partial(evogm, n_iters=5), "sweeps", settings={"budget": 240}),
-    "T 8": Method(partial(evogm, n_iters=8), "sweeps", settings={"budget": 360}),
-    "400 epochs": Method(partial(evogm, epochs=400), "sweeps"),
-    "600 epochs": Method(partial(evogm, epochs=600), "sweeps"),
-    "lr 1e-3": Method(partial(evogm, lr=1e-3), "sweeps"),
-    "lr 5e-3": Method(partial(evogm, lr=5e-3), "sweeps"),
-    "R 3": Method(partial(evogm, n_rounds=3), "sweeps", settings={"budget": 240}),
-    "R 5": Method(partial(evogm, n_rounds=5), "sweeps", settings={"budget": 400}),
-    "R 3, T 5, 400 epochs, lr 1e-3": Method(
-        partial(evogm, n_rounds=3, n_iters=5, epochs=400, lr=1e-3), "sweeps", settings={"budget": 360}
-    ),
-}
-CONTROLLED = ("EvoGM", "EvoGM paper", "CMA-ES", "random")  # methods that run on the controls
 
 
 @lru_cache(maxsize=2)

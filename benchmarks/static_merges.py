@@ -41,7 +41,7 @@ from dense_merges import (
 
 from evox_evogm.problems import LoRAMergeProblem, Task
 from evox_evogm.problems.language_model import LanguageModel
-from evox_evogm.problems.regmean import requests_of
+from evox_evogm.problems.scoring import requests_of
 
 Scores = dict[str, float]  # by task
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # coefficients of all experts

@@ -23,7 +23,7 @@ from answer_loss import answer_loss
 from evox_evogm.problems.base_model import SMOLLM2, load_base, weights_sha256
 from evox_evogm.problems.language_model import LanguageModel, Request
 from evox_evogm.problems.readers import make_example, reasoning_gym_rows, split_of
-from evox_evogm.problems.scoring import SCORERS, gold_text
+from evox_evogm.problems.scoring import SCORERS, requests_of
 from evox_evogm.problems.tasks import Task
 
 DEMO = Path(__file__).resolve().parent.parent / "evox_evogm" / "demo"
@@ -87,13 +87,6 @@ def take_task(source: Source, split: str, count: int, data: Path) -> Task:
     rows = [row for _, row in zip(range(count), rows_of(source, split, data), strict=False)]
     examples = tuple(make_example(row, f"{source.name}, {split} {index}", index) for index, row in enumerate(rows))
     return Task(source.name, "training", source.rule, examples)
-
-
-def encode(task: Task, model: LanguageModel) -> list[Request]:
-    return [
-        (model.prompt_tokens(example.prompt), (*model.continuation_tokens(gold_text(task, example)), model.end_token))
-        for example in task.examples
-    ]
 
 
 def train(source: Source, model: LanguageModel, requests: list[Request]) -> int:
@@ -160,7 +153,7 @@ def make_expert(source: Source, base: LanguageModel, base_hash: str, data: Path,
     )
     bare = base.model
     learner = LanguageModel(get_peft_model(bare, config), base.tokenizer)
-    steps = train(source, learner, encode(training, base))
+    steps = train(source, learner, requests_of(training, base))
     folder = out / source.name
     save_float16(learner.model, folder)
     learner.model.unload()

@@ -153,8 +153,8 @@ class LoRAMergeProblem(Problem):
 
     @property
     def box(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`lb` and `ub`, two `(n,)` tensors: [-1, 1] in every coefficient, or for regressed experts as wide a box in which
-        the average of the axes, where searches begin, is the RegMean merge."""
+        """`lb` and `ub`, two `(n,)` tensors: -1 and 1, or for regressed experts -1/n and 2 - 1/n, so that the average of the
+        axes, where searches begin, is the RegMean merge."""
         return box_of(self.n_experts, regressed=self.regressed)
 
     def with_experts_as_given(self) -> "LoRAMergeProblem":

@@ -15,10 +15,10 @@ import torch
 from evox_evogm.problems.experts import Expert, Factors
 from evox_evogm.problems.language_model import LanguageModel, Request
 from evox_evogm.problems.merging import merged, stack_experts
-from evox_evogm.problems.scoring import gold_text
+from evox_evogm.problems.scoring import requests_of
 from evox_evogm.problems.tasks import Task
 
-KEEP = 0.9  # what elements off the diagonals of grams are multiplied by, as published
+KEEP = 0.9  # what elements off the diagonals of the G_k are multiplied by, as published
 RIDGE = 1e-6  # of the mean of a gram's diagonal: fewer tokens than inputs leave directions of which nothing is known
 UNSEEN = 1e-6  # tokens that every expert is taken to have seen of each kind, so that unknown ones are averaged
 
@@ -33,10 +33,11 @@ class Grams:
 
     def __init__(self, factors: Mapping[int, Factors], width: int, count: int, device: torch.device):
         self.embedding = next(iter(factors.values())).embedding
-        self.a = {index: one.a.to(device) for index, one in factors.items()}  # (r, D)
-        self.total = torch.zeros(*([width] if self.embedding else [width, width]), device=device)
-        self.sizes = torch.zeros(count, width, device=device)  # the diagonals of the experts' grams
-        self.seen = {index: torch.zeros_like(a) for index, a in self.a.items()}  # A_k G_k
+        self.a = {index: one.a.to(device) for index, one in factors.items()}  # per expert (r, D)
+        self.sizes = torch.zeros(count, width, device=device)  # (n, D), the diagonals of the G_k
+        if not self.embedding:  # of one-hot inputs nothing is off the diagonal
+            self.total = torch.zeros(width, width, device=device)  # (D, D), sum_k G_k
+            self.seen = {index: torch.zeros_like(a) for index, a in self.a.items()}  # per expert (r, D), A_k G_k
 
     def add(self, index: int, inputs: torch.Tensor) -> None:
         """Note inputs `(..., D)`, or tokens, of expert `index`."""
@@ -49,32 +50,32 @@ class Grams:
         if index in self.a:
             self.seen[index] += (self.a[index] @ rows.mT) @ rows
 
-    def regressed(self, keep: float) -> dict[int, torch.Tensor]:
-        """A_k G_k (sum_j G_j)^-1 by expert, in float32 on the CPU, with shrunk grams."""
+    def regressed(self) -> dict[int, torch.Tensor]:
+        """A_k G_k (sum_j G_j)^-1 `(r, D)` by expert, in float32 on the CPU, with what is off the diagonals times `KEEP`."""
         a = {index: one.cpu().double() for index, one in self.a.items()}
         sizes = self.sizes.cpu().double()
-        if self.embedding:  # of one-hot inputs nothing is off the diagonal
+        if self.embedding:
             shares = (sizes + UNSEEN) / (sizes + UNSEEN).sum(0)
             return {index: (one * shares[index]).float() for index, one in a.items()}
-        total = keep * self.total.cpu().double()
-        total.diagonal().add_((1 - keep) * sizes.sum(0))
+        total = KEEP * self.total.cpu().double()
+        total.diagonal().add_((1 - KEEP) * sizes.sum(0))
         total.diagonal().add_(RIDGE * sizes.sum(0).mean().clamp_min(1e-12))
         factor = torch.linalg.cholesky(total)
-        shrunk = {k: keep * self.seen[k].cpu().double() + (1 - keep) * one * sizes[k] for k, one in a.items()}
+        shrunk = {k: KEEP * self.seen[k].cpu().double() + (1 - KEEP) * one * sizes[k] for k, one in a.items()}
         return {k: torch.cholesky_solve(one.mT, factor).mT.float().contiguous() for k, one in shrunk.items()}
 
 
-def regress_experts(
-    model: LanguageModel, experts: Sequence[Expert], tasks: Mapping[str, Sequence[Task]], *, keep: float = KEEP
-) -> list[Expert]:
+def regress_experts(model: LanguageModel, experts: Sequence[Expert], tasks: Mapping[str, Sequence[Task]]) -> list[Expert]:
     """Experts whose sum is the RegMean merge of the given ones.
 
     The inputs of an expert are those that its modules see while the model, merged with this expert alone, reads examples and
     their right answers. Takes a forward pass per example, or several if the inner products of all modules, D x D in float32,
     would take more than `model.max_memory`.
 
+    :param model: the base.
+    :param experts: n adapters that fit it (`experts.check_fit`).
     :param tasks: by the name of the expert, the tasks that it was made for.
-    :param keep: from 0 to 1, what the elements off the diagonals of G_k are multiplied by; 0 weighs every input by its size.
+    :return: the n experts with other A, of the same ranks and scales, in float32 on the CPU.
     :raises ValueError: if an expert has no task, or a name is none of an expert.
     """
     names = [expert.name for expert in experts]
@@ -97,20 +98,9 @@ def regress_experts(
             with merged(model.model, stacked, row):
                 _note_inputs(model.model, requests[index], grams, index)
         for name in chunk:
-            for index, a in grams.pop(name).regressed(keep).items():
+            for index, a in grams.pop(name).regressed().items():
                 modules[index][name] = replace(experts[index].modules[name], a=a)
     return [replace(expert, modules=mine) for expert, mine in zip(experts, modules, strict=True)]
-
-
-def requests_of(task: Task, model: LanguageModel) -> list[Request]:
-    """The questions of a task with their right answers, in tokens."""
-    return [
-        (
-            model.prompt_tokens(example.prompt, chat=task.chat),
-            (*model.continuation_tokens(gold_text(task, example), chat=task.chat), model.end_token),
-        )
-        for example in task.examples
-    ]
 
 
 @torch.no_grad()
@@ -119,8 +109,11 @@ def _note_inputs(model: torch.nn.Module, requests: Sequence[Request], grams: Map
     handles = []
     try:
         for name, module in grams.items():
-            hook = lambda layer, inputs, module=module: module.add(index, inputs[0])  # noqa: E731
-            handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
+
+            def note(layer, inputs, module=module):
+                module.add(index, inputs[0])
+
+            handles.append(model.get_submodule(name).register_forward_pre_hook(note))
         for prompt, answer in requests:
             model(input_ids=torch.tensor([prompt + answer], device=model.device), use_cache=False)
     finally:

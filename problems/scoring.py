@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from evox_evogm.problems.language_model import LanguageModel
+from evox_evogm.problems.language_model import LanguageModel, Request
 from evox_evogm.problems.tasks import RULES, Example, Task
 
 Case = tuple[int, Example]  # the candidate that is asked, and what
@@ -114,6 +114,17 @@ def gold_text(task: Task, example: Example) -> str:
     """What a right answer reads: the target, or the key or text of the right choice."""
     texts = dict(example.choices)
     return _continuation(task, example.target, texts[example.target]) if texts else example.target
+
+
+def requests_of(task: Task, model: LanguageModel) -> list[Request]:
+    """The questions of a task with their right answers and the end of the text, in tokens."""
+    return [
+        (
+            model.prompt_tokens(example.prompt, chat=task.chat),
+            (*model.continuation_tokens(gold_text(task, example), chat=task.chat), model.end_token),
+        )
+        for example in task.examples
+    ]
 
 
 def gold_log_probability(

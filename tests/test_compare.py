@@ -7,17 +7,16 @@ import compare
 import compare_report
 import pytest
 import torch
-from compare import METHODS, Case, Recorder, Spent, best_rows, cases_of
+from compare import Case, Recorder, Spent, best_rows, cases_of
+from compare_methods import METHODS
 from compare_report import corrected_tests, holm, mean_ranks, print_changes, print_control, read_runs
-from controls import random_adapters, shuffled_answers
 from evox.core import Problem
 from evox.problems.numerical import Sphere
 from evox.workflows import StdWorkflow
 from small_level import make_task
 
 from evox_evogm import evogm, surrogate
-from evox_evogm.problems import Example, Racing, Task
-from evox_evogm.problems.experts import read_expert
+from evox_evogm.problems import Racing
 
 
 class Asking(Problem):
@@ -294,24 +293,3 @@ def test_the_report_has_every_table_and_plot(tmp_path, monkeypatch, capsys):
 def test_a_report_of_nothing_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="expected the files of compare.py run, found none"):
         compare_report.report(tmp_path, {})
-
-
-def test_random_adapters_have_the_norms_of_those_whose_place_they_take(make_adapter):
-    folder = make_adapter("first")
-    with random_adapters([folder]) as made:
-        other = read_expert(made["first"])
-    expert = read_expert(folder)
-    for name, factors in expert.modules.items():
-        for mine, theirs in ((factors.a, other.modules[name].a), (factors.b, other.modules[name].b)):
-            assert float(mine.norm()) == pytest.approx(float(theirs.norm())) and not torch.allclose(mine, theirs)
-
-
-def test_shuffled_answers_are_all_wrong():
-    task = make_task("R", "dev", 13)
-    shuffled = shuffled_answers(task)
-    targets = {example.target for example in task.examples}
-    for before, after in zip(task.examples, shuffled.examples, strict=True):
-        assert after.prompt == before.prompt and after.target in targets - {before.target}
-    choices = (("A", "yes"), ("B", "no"), ("C", "perhaps"))
-    quiz = Task("quiz", "1", "choice_likelihood", tuple(Example(str(i), f"{i}?", "B", choices) for i in range(20)))
-    assert {example.target for example in shuffled_answers(quiz).examples} == {"A", "C"}

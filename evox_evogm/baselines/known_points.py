@@ -48,7 +48,7 @@ def uniform(rows: int, lb: torch.Tensor, ub: torch.Tensor) -> torch.Tensor:
 
 
 def first_population(pop_size: int, lb: torch.Tensor, ub: torch.Tensor, *, device: torch.device | None = None) -> torch.Tensor:
-    """EvoGM's first points and the base, the start that searches share where their definition allows it.
+    """The published EvoGM's first points and the base, the start that searches share where their definition allows it.
 
     :param pop_size: P. Over n: the one-hots, the average, the base, the rest uniform. Of at most n: the average, the first
         one-hots.
