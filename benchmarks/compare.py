@@ -214,10 +214,11 @@ def run_case(case: Case) -> str:
     with other_constants(METHODS[case.method].constants):
         recorder, answer = search(case, problem)
     seconds = time.perf_counter() - recorder.start + earlier
-    test, test_of_best = (
-        {name: float(scores.mean()) for name, scores in problem.score_tasks(point, test_tasks).items()}
-        for point in (answer, best_rows(recorder.rows, 1)[0])
-    )
+    best = best_rows(recorder.rows, 1)[0]
+    test = {name: float(scores.mean()) for name, scores in problem.score_tasks(answer, test_tasks).items()}
+    test_of_best = test
+    if not torch.equal(answer, best):
+        test_of_best = {name: float(scores.mean()) for name, scores in problem.score_tasks(best, test_tasks).items()}
     dev = {name: float(scores.mean()) for name, scores in problem.score_tasks(answer).items()}
     with case.path.with_name(case.path.name + ".csv").open("w", newline="") as file:
         table = csv.writer(file)
