@@ -41,7 +41,7 @@ from evox_evogm.journal import Journal
 from evox_evogm.problems import Racing
 
 RUNS = Path("runs/compare")
-POP_SIZE = 20
+POP_SIZE, BUDGET = 20, 160
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Case:
     method: str
     seed: int
     n: int
-    budget: int = 160
+    budget: int = BUDGET
     pop_size: int = POP_SIZE
     control: str = ""
     """`random`: adapters of random numbers of the same norms. `shuffled`: the answers of dev are wrong."""
@@ -263,7 +263,7 @@ def run(cases: list[Case], processes: int) -> None:
 
 def cases_of(arguments: argparse.Namespace) -> list[Case]:
     """The cases that the command line names, seeds first, so that what is done is comparable at any time."""
-    names = arguments.methods or [
+    names = list(dict.fromkeys(arguments.methods or ())) or [
         name
         for name, method in METHODS.items()
         if (name in CONTROLLED if arguments.group == "controls" else method.group == arguments.group)
@@ -274,6 +274,9 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     fixed = [name for name in names if "pop_size" in METHODS[name].settings]
     if arguments.pop_size != POP_SIZE and fixed:
         raise SystemExit(f"pop-size: expected methods without a population of their own, found {fixed[0]!r}")
+    settled = [name for name in names if "budget" in METHODS[name].settings]
+    if arguments.budget != BUDGET and settled:
+        raise SystemExit(f"budget: expected methods without a budget of their own, found {settled[0]!r}")
     sizes = {name: METHODS[name].settings.get("pop_size", arguments.pop_size) for name in names}
     large = [name for name in names if sizes[name] > METHODS[name].settings.get("budget", arguments.budget)]
     if large:
@@ -307,12 +310,12 @@ def main() -> None:
     parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("--level", choices=["small", "real"], default="small")
     parser.add_argument("--group", choices=["search", "ablations", "parts", "design", "sweeps", "controls"], default="search")
-    parser.add_argument("--methods", nargs="*", help="by name, instead of a group")
+    parser.add_argument("--methods", nargs="+", help="by name, instead of a group")
     parser.add_argument("--seeds", type=at_least(1), help="20 at level small, 3 at level real")
     parser.add_argument("--first-seed", type=at_least(0), default=0, help="seeds from 100 on are for trying things out")
     parser.add_argument("--n", type=at_least(2), help="experts: 10 at level small (at most 64), 8 at level real (at most 8)")
-    parser.add_argument("--budget", type=at_least(2), default=160, help="evaluations")
-    parser.add_argument("--pop-size", type=at_least(2), default=POP_SIZE)
+    parser.add_argument("--budget", type=at_least(2), default=BUDGET, help="evaluations")
+    parser.add_argument("--pop-size", type=at_least(2), default=POP_SIZE, help="of methods without one of their own")
     parser.add_argument(
         "--own-questions", action="store_true", help="each seed has its own dev and test questions (level small)"
     )

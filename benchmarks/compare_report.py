@@ -132,19 +132,24 @@ def print_summary(runs: dict[str, list[Run]], reference: str, *, paired: bool) -
         rows.append(row)
     print_table(header, rows)
     rows = [
-        [name, *(f"{np.mean([run.result[key] for run in mine]):.1f}" for key in KEYS_OF_TIME)] for name, mine in runs.items()
+        [
+            name,
+            *(f"{np.mean([run.result[key] for run in mine]):.1f}" for key in KEYS_OF_TIME),
+            ", ".join(sorted({run.result["commit"] for run in mine})),
+        ]
+        for name, mine in runs.items()
     ]
-    print_table(["method", "evaluations", "seconds", "of these in evaluation"], rows)
+    print_table(["method", "evaluations", "seconds", "of these in evaluation", "commits"], rows)
 
 
-def print_changes(runs: dict[str, list[Run]], names: list[str], reference: str, what: str) -> None:
-    """Methods beside the one that they change, each on the seeds that both have, with Welch's tests."""
+def print_changes(runs: dict[str, list[Run]], names: list[str], reference: str, what: str, *, paired: bool) -> None:
+    """Methods beside the one that they change, each on the seeds that both have, with Welch's tests or paired ones."""
     shared = {name: on_shared_seeds(runs[reference], runs[name]) for name in names}
     tests = {}
     for split in ("dev", "test"):
         p_values = {}
         for name, (ours, theirs) in shared.items():
-            p_values |= corrected_tests({reference: ours, name: theirs}, reference, split)
+            p_values |= corrected_tests({reference: ours, name: theirs}, reference, split, paired=paired)
         tests[split] = holm(p_values)
     rows = [
         [
@@ -155,7 +160,8 @@ def print_changes(runs: dict[str, list[Run]], names: list[str], reference: str, 
         ]
         for name, (ours, theirs) in shared.items()
     ]
-    print_table([what, "seeds", "dev", f"{reference}, dev", "test", f"{reference}, test", "p dev", "p test"], rows)
+    p = [f"{'paired ' if paired else ''}p {split}" for split in tests]
+    print_table([what, "seeds", "dev", f"{reference}, dev", "test", f"{reference}, test", *p], rows)
 
 
 def print_choices(runs: dict[str, list[Run]]) -> None:
@@ -256,14 +262,18 @@ def plot_bars(runs: dict[str, list[Run]], path: Path) -> None:
     plt.close(figure)
 
 
-def print_counts(folders: dict[str, dict[str, list[Run]]], path: Path) -> None:
-    """Test score against the number of experts, as the paper's table 13 and figure 5."""
+def print_counts(folders: dict[str, dict[str, list[Run]]], suffix: str, path: Path) -> None:
+    """Test score against the number of experts, as the paper's table 13 and figure 5.
+
+    :param suffix: of the folders n2_..., n3_... that are of one kind.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    counts = {int(name.split("_")[0][1:]): runs for name, runs in folders.items() if name.endswith("_160")}
+    parts = {name: name.partition("_") for name in folders}
+    counts = {int(parts[name][0][1:]): runs for name, runs in folders.items() if parts[name][2] == suffix}
     names = sorted({name for runs in counts.values() for name in runs})
     names = [name for name in names if sum(name in runs for runs in counts.values()) > 2]
     if not names:
@@ -272,7 +282,8 @@ def print_counts(folders: dict[str, dict[str, list[Run]]], path: Path) -> None:
         name: {n: float(final(counts[n][name], "test").mean()) for n in sorted(counts) if name in counts[n]} for name in names
     }
     print_table(
-        ["experts, test", *map(str, sorted(counts))], [[k, *(v.get(n, "") for n in sorted(counts))] for k, v in cells.items()]
+        [f"experts, test ({suffix})", *map(str, sorted(counts))],
+        [[k, *(v.get(n, "") for n in sorted(counts))] for k, v in cells.items()],
     )
     figure, axis = plt.subplots(figsize=(6, 4))
     for name, values in cells.items():
@@ -317,7 +328,9 @@ def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[st
         print_summary(searches, "EvoGM", paired=own)
         print_by_task(searches, [] if control else static)
     bases = [result["test"] for result in static if result["method"] == "base"]
-    if control and bases:
+    if control and own:
+        print("\nWhether a control improves is not known: the base was scored on other questions.")
+    elif control and bases:
         print_control(searches, bases[0])
     elif control:
         print("\nWhether a control improves is not known: run static_merges.py --methods base.")
@@ -330,7 +343,9 @@ def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[st
     }
     for group, (reference, what) in changed.items():
         if by_group[group] and reference in runs:
-            print_changes(runs, by_group[group], reference, what)
+            print_changes(runs, by_group[group], reference, what, paired=own)
+        elif by_group[group]:
+            print(f"\n{', '.join(by_group[group])}: not compared, as {reference} has not run here.")
 
 
 def report(folder: Path, groups: dict[str, str]) -> None:
@@ -354,4 +369,5 @@ def report(folder: Path, groups: dict[str, str]) -> None:
         if path.name.endswith("_static"):
             print(f"\n## {path.name}")
             print_static(path)
-    print_counts(folders, plots / "expert_counts.png")
+    for suffix in sorted({name.partition("_")[2] for name in folders}):
+        print_counts(folders, suffix, plots / f"expert_counts_{suffix}.png")

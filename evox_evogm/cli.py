@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.out = arguments.out or next(p for i in range(10**6) if not (p := Path("runs") / f"demo-{i}").exists())
     options = {name: getattr(arguments, name) for name in ("budget", "seed", "device", "dtype")}
     settings, folder = read_settings(arguments.settings, **options)
-    print(f"reading the base model {printable(settings.base)}, experts and tasks ...", flush=True)
+    regressing = ", and regressing the experts on their tasks" if settings.regmean else ""
+    print(f"reading the base model {printable(settings.base)}, experts and tasks{regressing} ...", flush=True)
     with MergeRun(settings, folder, arguments.out, on_progress=ProgressLine()) as merge_run:
         finish(merge_run, arguments.out)
     return 0
@@ -92,7 +93,8 @@ def finish(merge_run, out: Path) -> None:
     rows = merge_run.score_rows(best, on_row=lambda name: print(printable(name), end=" ", flush=True))
     result = merge_run.finish(best, rows)
     print("\n\nscores, dev / test\n" + score_table(result["scores"]))
-    print("\ncoefficients: " + ", ".join(f"{printable(name)} {value:+.3f}" for name, value in result["coefficients"].items()))
+    print(f"\ncoefficients{' of the regressed experts' if result['regmean'] else ''}: ", end="")
+    print(", ".join(f"{printable(name)} {value:+.3f}" for name, value in result["coefficients"].items()))
     if result["adapter"]:
         difference = result["adapter"]["largest_relative_difference"]
         print(f"adapter: {out / 'adapter'} (loaded again with plain peft: equal to the merge within {difference:.1e})")

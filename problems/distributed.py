@@ -36,6 +36,16 @@ class DistributedProblem(Problem):
         self.problem = problem
         self.group = group
 
+    @property
+    def box(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the problem, where it has one."""
+        return self.problem.box
+
+    @property
+    def outcomes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the problem, where it has them."""
+        return self.problem.outcomes
+
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
         """Evaluate a population together.

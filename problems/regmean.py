@@ -76,8 +76,11 @@ def regress_experts(model: LanguageModel, experts: Sequence[Expert], tasks: Mapp
     :param experts: n adapters that fit it (`experts.check_fit`).
     :param tasks: by the name of the expert, the tasks that it was made for.
     :return: the n experts with other A, of the same ranks and scales, in float32 on the CPU.
-    :raises ValueError: if an expert has no task, or a name is none of an expert.
+    :raises ValueError: if an expert has no task or one of them twice, if a name is none of an expert, or if the model with an
+        expert gives numbers that are not finite.
     """
+    if not isinstance(tasks, Mapping):
+        raise ValueError(f"regmean: expected a mapping of experts to their tasks, found {type(tasks).__name__}")
     names = [expert.name for expert in experts]
     for name in tasks:
         if name not in names:
@@ -85,6 +88,11 @@ def regress_experts(model: LanguageModel, experts: Sequence[Expert], tasks: Mapp
     for name in names:
         if not tasks.get(name):
             raise ValueError(f"regmean: expected a task that expert {name!r} was made for, found none")
+        if not isinstance(tasks[name], Sequence) or not all(isinstance(task, Task) for task in tasks[name]):
+            raise ValueError(f"regmean: expected for expert {name!r} a list of tasks, found {type(tasks[name]).__name__}")
+        own = [task.name for task in tasks[name]]
+        if len(set(own)) < len(own):
+            raise ValueError(f"regmean: expected for expert {name!r} every task once, found {', '.join(own)}")
     requests = [[request for task in tasks[name] for request in requests_of(task, model)] for name in names]
     stacked = stack_experts(experts, model.model.dtype, model.device, model.model)
     modules: list[dict[str, Factors]] = [{} for _ in experts]
@@ -98,6 +106,9 @@ def regress_experts(model: LanguageModel, experts: Sequence[Expert], tasks: Mapp
             with merged(model.model, stacked, row):
                 _note_inputs(model.model, requests[index], grams, index)
         for name in chunk:
+            wild = [names[k] for k, sizes in enumerate(grams[name].sizes) if not sizes.isfinite().all()]
+            if wild:
+                raise ValueError(f"regmean: expected finite inputs of {name}, found others with expert {wild[0]!r}")
             for index, a in grams.pop(name).regressed().items():
                 modules[index][name] = replace(experts[index].modules[name], a=a)
     return [replace(expert, modules=mine) for expert, mine in zip(experts, modules, strict=True)]

@@ -134,8 +134,9 @@ def test_the_paired_test_is_scipys_on_the_seeds_that_both_have():
     assert corrected_tests(runs, "ours", "dev", paired=True) == {"theirs": pytest.approx(p_value)}
 
 
-def test_a_change_is_shown_beside_what_it_changes_on_the_seeds_that_both_have(capsys):
-    pytest.importorskip("scipy")
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_change_is_shown_beside_what_it_changes_on_the_seeds_that_both_have(capsys, paired):
+    stats = pytest.importorskip("scipy.stats")
     runs = {
         "EvoGM": [Result(i, value) for i, value in enumerate((0.5, 0.6, 0.8))],
         "no generators": [Result(i, value) for i, value in ((1, 0.3), (2, 0.7))],
@@ -143,9 +144,12 @@ def test_a_change_is_shown_beside_what_it_changes_on_the_seeds_that_both_have(ca
     for mine in runs.values():
         for run in mine:
             run.result["test"] = run.best[-1] - 0.1
-    print_changes(runs, ["no generators"], "EvoGM", "part")
-    row = capsys.readouterr().out.strip().splitlines()[-1]
+    print_changes(runs, ["no generators"], "EvoGM", "part", paired=paired)
+    header, _, row = capsys.readouterr().out.strip().splitlines()
     assert row.startswith("| no generators | 2 | 0.500 | 0.700 | 0.400 | 0.600 |")
+    ours, theirs = [0.6, 0.8], [0.3, 0.7]
+    test = stats.ttest_rel(ours, theirs) if paired else stats.ttest_ind(ours, theirs, equal_var=False)
+    assert f"| {test.pvalue:.1g} |" in row and ("paired p dev" in header) == paired
 
 
 def test_a_control_improves_only_where_its_gain_is_more_than_chance(capsys):
@@ -173,6 +177,12 @@ def test_what_is_not_a_method_is_refused_with_the_list():
         cases_of(Arguments)
     Arguments.pop_size = 20
     assert cases_of(Arguments) == [Case("small", name, 0, n=2, budget=20) for name in ("EvoGM", "random")]
+    Arguments.methods = ["random", "random"]
+    assert cases_of(Arguments) == [Case("small", "random", 0, n=2, budget=20)]
+    Arguments.methods = ["random", "R 3"]
+    with pytest.raises(SystemExit, match="budget: expected methods without a budget of their own, found 'R 3'"):
+        cases_of(Arguments)
+    Arguments.methods = ["EvoGM", "random"]
     Arguments.budget = 19
     with pytest.raises(SystemExit, match="budget: expected at least one population of 'random', 20, found 19"):
         cases_of(Arguments)
@@ -287,7 +297,44 @@ def test_the_report_has_every_table_and_plot(tmp_path, monkeypatch, capsys):
         assert header in shown, header
     for header in ("| setting | seeds |", "| design | seeds |", "| test, final choice |", "paired p dev"):
         assert header in shown, header
+    assert "| EvoGM | 40.0 |" in shown and f"| {compare.commit()} |" in shown
     assert {"n2_40.png", "n2_40_final.png"} <= {path.name for path in (tmp_path / "small" / "report").iterdir()}
+
+
+def write_runs(folder, method, scores):
+    """The files of a method, a seed a score."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, score in enumerate(scores):
+        times = {"evaluations": 1, "seconds": 1.0, "seconds of evaluation": 1.0, "commit": "abc"}
+        result = {"method": method, "seed": seed, "test": score, "test by task": {"peak": score}, **times}
+        (folder / f"{method}_seed{seed}.json").write_text(json.dumps(result))
+        (folder / f"{method}_seed{seed}.csv").write_text(f"evaluation,score,seconds\n1,{score},1\n")
+
+
+GROUPS = {name: method.group for name, method in METHODS.items()}
+
+
+def test_numbers_of_experts_are_compared_under_one_protocol(tmp_path, capsys):
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    for n in (2, 4, 7):
+        write_runs(tmp_path / f"n{n}_160_own", "EvoGM", [n / 10, n / 10])
+    write_runs(tmp_path / "n7_160", "EvoGM", [0.9, 0.9])
+    compare_report.report(tmp_path, GROUPS)
+    table = capsys.readouterr().out.split("| experts, test")[1:]
+    assert len(table) == 1 and "| EvoGM | 0.200 | 0.400 | 0.700 |" in table[0]
+    assert {path.name for path in (tmp_path / "report").glob("expert_counts*")} == {"expert_counts_160_own.png"}
+
+
+def test_what_cannot_be_compared_is_said(tmp_path, capsys):
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    write_runs(tmp_path / "n10_160", "R 3", [0.3, 0.4])
+    write_runs(tmp_path / "n10_160_random_own", "EvoGM", [0.3, 0.4])
+    compare_report.report(tmp_path, GROUPS)
+    shown = capsys.readouterr().out
+    assert "R 3: not compared, as EvoGM paper has not run here." in shown
+    assert "Whether a control improves is not known: the base was scored on other questions." in shown
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):

@@ -53,6 +53,15 @@ def test_every_rank_has_the_history_of_one_process(ranks, tmp_path, experts):
             assert "enable_distributed left off" in found["split twice"]
 
 
+def test_box_and_outcomes_are_the_problems():
+    class Boxed(Ackley):
+        box, outcomes = (torch.zeros(2), torch.ones(2)), (torch.ones(3), torch.ones(3, dtype=torch.bool))
+
+    problem = Boxed()
+    spread = DistributedProblem(problem)
+    assert spread.box is problem.box and spread.outcomes is problem.outcomes
+
+
 def test_the_ranks_that_are_left_say_that_one_has_died(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

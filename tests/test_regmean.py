@@ -103,11 +103,22 @@ def test_the_problem_with_experts_as_given_scores_them_as_if_there_were_no_other
     [
         ({"first": TASKS[:1]}, "expert 'second' was made for, found none"),
         ({**OWN, "third": TASKS}, "expected names of experts .first, second., found 'third'"),
+        ([TASKS[:1], TASKS[1:]], "expected a mapping of experts to their tasks, found list"),
+        ({**OWN, "second": TASKS[1]}, "expected for expert 'second' a list of tasks, found Task"),
+        ({**OWN, "second": "second"}, "expected for expert 'second' a list of tasks, found str"),
+        ({**OWN, "first": TASKS[:1] * 2}, "expected for expert 'first' every task once, found first, first"),
     ],
 )
-def test_experts_without_a_task_are_refused(folders, tokenizer, regmean, words):
+def test_what_are_not_the_tasks_of_every_expert_is_refused(folders, tokenizer, regmean, words):
     with pytest.raises(ValueError, match=words):
         make_problem(folders, tokenizer, regmean=regmean)
+
+
+def test_inputs_that_are_not_finite_are_refused(folders, tokenizer):
+    model = build_model()
+    model.model.layers[0].mlp.up_proj.weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match="regmean: expected finite inputs of .*, found others with expert 'first'"):
+        make_problem(folders, tokenizer, model, regmean=OWN)
 
 
 def test_a_run_around_the_regmean_merge_shows_it_beside_the_experts_as_they_are(project, capsys):
@@ -121,6 +132,8 @@ def test_a_run_around_the_regmean_merge_shows_it_beside_the_experts_as_they_are(
     rows = {row["name"]: row for row in result["scores"]}
     assert rows["RegMean"]["dev"] == history(out)[0]["tasks"]
     assert "1 for each is the RegMean merge" in (out / "report.md").read_text()
+    shown = capsys.readouterr().out
+    assert "regressing the experts on their tasks" in shown and "coefficients of the regressed experts: first" in shown
     change_settings(project, regmean=...)
     assert merge(project, out="plain") == 0
     plain = {row["name"]: row for row in json.loads((project / "plain" / "result.json").read_text())["scores"]}
