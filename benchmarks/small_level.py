@@ -235,7 +235,7 @@ def make_problem(
     asked = [shuffled_answers(task) if control == "shuffled" else task for task in tasks(n, "dev", draw)]
     if regmean:
         settings["regmean"] = {path.name: [task for task in asked if task.name == path.name[0]] for path in folders}
-    settings = {"dtype": torch.float32, "batch_tokens": 16_384, "candidates_at_once": 64, "path": "factored"} | settings
+    settings = {"dtype": torch.float32, "batch_tokens": 2_048, "candidates_at_once": 64, "path": "merged"} | settings
     with random_adapters(folders) if control == "random" else nullcontext(folders) as experts:
         return LoRAMergeProblem(folder / "base", experts, asked, **settings)
 

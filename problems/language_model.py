@@ -9,14 +9,17 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from inspect import signature
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from evox_evogm.problems.prefixes import shared_lengths
 from evox_evogm.problems.shared_layers import lower_layers_once
 
 MAX_MEMORY = 2 * 2**30
+TEXTS = 2**16  # decoded texts that are kept
 # What a pass costs beside its tokens, in tokens: small products run at a lower rate, operations have to be called. Measured
 # for SmolLM2-135M in bfloat16 on two cores: 88 + 40.
 PASS_TOKENS = 128
@@ -63,6 +66,8 @@ class LanguageModel:
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._prompt_tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
         self._continuation_tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
+        # A search meets the same wrong answers again and again.
+        self._decode = lru_cache(TEXTS)(lambda tokens: tokenizer.decode(list(tokens), skip_special_tokens=True))
         self._select: Select | None = None
         self._shared_layers = 0
 
@@ -122,7 +127,7 @@ class LanguageModel:
         return self._continuation_tokens[text, chat]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return self._decode(tuple(tokens))
 
     def _batches(
         self, parts: Sequence[Sequence[int]], scored: Sequence[int] | int = 1, kept: int | None = None
@@ -310,14 +315,17 @@ class LanguageModel:
             scores = gold - logits.logsumexp(-1)
             first, second = logits.topk(2, -1).values.unbind(-1)
             margins = gold - torch.where(choices == targets, second, first)
-            by_row = (values.cpu().split(counts) for values in (scores, choices, targets, margins))
-            for row, score, choice, target, least in zip(start.rows, *by_row, strict=True):
-                log_probability[row] = score.sum()
-                margin[row] = least.min()
-                missed = (choice != target).nonzero().flatten()
-                first_miss[row] = missed[0] if len(missed) else len(target)
-                if len(missed):
-                    missed_token[row] = choice[missed[0]]
+            by_row = [pad_sequence(values.cpu().split(counts)) for values in (scores, choices, targets, margins)]  # (W, N)
+            scores, choices, targets, margins = by_row
+            rows, lengths = torch.tensor(start.rows), torch.tensor(counts)
+            place = torch.arange(len(scores))[:, None]  # (W, 1)
+            missed = (choices != targets) & (place < lengths)
+            first = torch.where(missed, place, lengths).amin(0)  # (N,)
+            log_probability[rows] = scores.sum(0)
+            margin[rows] = torch.where(place < lengths, margins, torch.inf).amin(0)
+            first_miss[rows] = first
+            chosen = choices.gather(0, first.clamp(max=len(choices) - 1)[None])[0]
+            missed_token[rows] = torch.where(first < lengths, chosen, -1)
         return Likelihoods(log_probability, first_miss, missed_token, margin)
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from evox_evogm.problems.merging import (
 )
 from evox_evogm.problems.racing import Racing, compare, in_random_order, tasks_of_rungs
 from evox_evogm.problems.regmean import regress_experts
-from evox_evogm.problems.scoring import outcomes_of, score_population, score_task, tokenize_task
+from evox_evogm.problems.scoring import outcomes_of, score_tasks, tokenize_task
 from evox_evogm.problems.shared_layers import count_shared_layers
 from evox_evogm.problems.tasks import Task
 
@@ -208,15 +208,18 @@ class LoRAMergeProblem(Problem):
         with merged(model.model, self.stacked, pop) as population:
             shared_layers = count_shared_layers(model.model, population.modules)
             with model.candidates(population.select, shared_layers):
-                return {task.name: score_population(task, model, len(pop), margins[task.name]) for task in tasks}
+                return score_tasks(tasks, model, len(pop), margins)
 
     def _score_merged(
         self, pop: torch.Tensor, tasks: Sequence[Task], margins: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         model = self.language_model
         with merged_in_place(self._weight_merger(), pop) as candidates:
-            scores = [[score_task(task, model, margins[task.name][row]) for task in tasks] for row, _ in enumerate(candidates)]
-        return {task.name: torch.stack(rows) for task, rows in zip(tasks, zip(*scores, strict=True), strict=True)}
+            scores = [
+                score_tasks(tasks, model, 1, {task.name: margins[task.name][row : row + 1] for task in tasks})
+                for row, _ in enumerate(candidates)
+            ]
+        return {task.name: torch.cat([row[task.name] for row in scores]) for task in tasks}
 
     def _weight_merger(self) -> WeightMerger:
         """Made when it is first needed: it holds a copy of the weights that merges change."""

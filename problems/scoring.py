@@ -59,6 +59,32 @@ def score_population(task: Task, model: LanguageModel, count: int, margins: torc
     return SCORERS[task.rule](task, model, cases, margins=flat).view(count, len(task.examples))
 
 
+def score_tasks(
+    tasks: Sequence[Task], model: LanguageModel, count: int, margins: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """`score_population` for several tasks. Those whose examples are asked in the same way share batches: fewer and fuller
+    passes, in which rows of one length find each other.
+
+    :param margins: by the name of every task a `(P, S)` tensor to write to.
+    :return: by the name of every task a `(P, S)` tensor.
+    """
+    groups: dict[tuple, list[Task]] = {}
+    for task in tasks:
+        way = (task.rule, task.match, task.continuation, task.chat, task.max_new_tokens)
+        groups.setdefault(way, []).append(task)
+    scores: dict[str, torch.Tensor] = {}
+    for group in groups.values():
+        cases = [(candidate, example) for candidate in range(count) for task in group for example in task.examples]
+        group_margins = torch.zeros(len(cases))
+        found = SCORERS[group[0].rule](group[0], model, cases, margins=group_margins)
+        sizes = [len(task.examples) for task in group]
+        by_task = (values.view(count, -1).split(sizes, 1) for values in (found, group_margins))
+        for task, task_scores, task_margins in zip(group, *by_task, strict=True):
+            scores[task.name] = task_scores
+            margins[task.name].copy_(task_margins)
+    return scores
+
+
 def _cases(task: Task, cases: Sequence[Case] | None) -> Sequence[Case]:
     return [(0, example) for example in task.examples] if cases is None else cases
 
@@ -83,11 +109,22 @@ def choice_log_probabilities(task: Task, model: LanguageModel, cases: Sequence[C
         [model.continuation_tokens(_continuation(task, *choice), chat=task.chat) for choice in example.choices]
         for _, example in cases
     ]
-    if all(len(tokens) == 1 for row in choices for tokens in row):  # one pass over a prompt scores all its choices
-        return model.next_token_log_probabilities(prompts, [[tokens[0] for tokens in row] for row in choices], candidates)
-    requests = [(prompt, tokens) for prompt, row in zip(prompts, choices, strict=True) for tokens in row]
-    asked = [candidate for candidate, row in zip(candidates, choices, strict=True) for _ in row]
-    return list(model.likelihoods(requests, asked).log_probability.split([len(row) for row in choices]))
+    results = [torch.empty(0)] * len(cases)
+    short = [index for index, row in enumerate(choices) if all(len(tokens) == 1 for tokens in row)]
+    if short:  # one pass over a prompt scores all its choices
+        tokens = [[choice[0] for choice in choices[index]] for index in short]
+        asked = [candidates[index] for index in short]
+        found = model.next_token_log_probabilities([prompts[index] for index in short], tokens, asked)
+        for index, values in zip(short, found, strict=True):
+            results[index] = values
+    if len(short) < len(cases):
+        long = sorted(set(range(len(cases))) - set(short))
+        requests = [(prompts[index], tokens) for index in long for tokens in choices[index]]
+        asked = [candidates[index] for index in long for _ in choices[index]]
+        found = model.likelihoods(requests, asked).log_probability.split([len(choices[index]) for index in long])
+        for index, values in zip(long, found, strict=True):
+            results[index] = values
+    return results
 
 
 def choice_likelihood(
