@@ -238,6 +238,7 @@ def run_case(case: Case) -> str:
         "seconds": seconds,
         "seconds of evaluation": recorder.evaluation_seconds + earlier,
         "commit": commit(),
+        "dtype": str(problem.language_model.model.dtype).removeprefix("torch."),
         "answer": answer.tolist(),
     }
     partial_path = result_path.with_suffix(".part")

@@ -68,9 +68,28 @@ class WithoutGenerators(EvoGM):
         return points
 
 
-def design(**constants: float) -> Method:
+def design(**constants: float | Callable) -> Method:
     """EvoGM with other constants in `surrogate.py` or `evogm.py`."""
     return Method(screened, "design", settings={"pop_size": 5}, outcomes=True, constants=constants)
+
+
+def rbf(distance: torch.Tensor) -> torch.Tensor:
+    """The Gaussian correlation, which is its own `steepness`."""
+    return torch.exp(-distance.square() / 2)
+
+
+def matern_3_2(distance: torch.Tensor) -> torch.Tensor:
+    return (1 + math.sqrt(3) * distance) * torch.exp(-math.sqrt(3) * distance)
+
+
+def steepness_3_2(distance: torch.Tensor) -> torch.Tensor:
+    return 3 * torch.exp(-math.sqrt(3) * distance)
+
+
+def normal_scores(fitness: torch.Tensor) -> torch.Tensor:
+    """Fitness `(N, 1)` by its ranks alone, equals sharing theirs: their places in a normal distribution."""
+    below = (fitness < fitness.T).sum(1, keepdim=True) + (fitness == fitness.T).sum(1, keepdim=True) / 2
+    return torch.special.ndtri(below.double() / len(fitness)).neg()
 
 
 def from_known_points(cls: type[Algorithm], n: int, pop_size: int) -> Algorithm:
@@ -125,6 +144,15 @@ METHODS: dict[str, Method] = {
     "no noise around good points": design(AROUND=0),
     "no points between two": design(BETWEEN=0),
     "a Cholesky of 64 rows": design(ROWS=64, FIT_ROWS=64),
+    "RBF kernel": design(correlation=rbf, steepness=rbf),
+    "Matern 3/2": design(correlation=matern_3_2, steepness=steepness_3_2),
+    "length scales of the prior": design(LENGTH_VARIANCE=1e-6),
+    "all the evidence": design(EVIDENCE=1e9),
+    "no optimism": design(OPTIMISM=0.0),
+    "more optimism": design(OPTIMISM=3.0),
+    "more moved by generators": design(MOVED=3000),
+    "200 epochs": Method(partial(screened, epochs=200), "design", settings={"pop_size": 5}, outcomes=True),
+    "scores as ranks": Method(screened, "design", settings={"pop_size": 5}, constants={"without_tail": normal_scores}),
     # The paper's sweeps (table 12): one setting of the release changed at a time. Every search makes R (T + 1) P evaluations.
     "P 10": Method(evogm, "sweeps", settings={"pop_size": 10, "budget": 80}),
     "P 30": Method(evogm, "sweeps", settings={"pop_size": 30, "budget": 240}),

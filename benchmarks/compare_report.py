@@ -135,11 +135,11 @@ def print_summary(runs: dict[str, list[Run]], reference: str, *, paired: bool) -
         [
             name,
             *(f"{np.mean([run.result[key] for run in mine]):.1f}" for key in KEYS_OF_TIME),
-            ", ".join(sorted({run.result["commit"] for run in mine})),
+            *(", ".join(sorted({run.result[key] for run in mine})) for key in ("dtype", "commit")),
         ]
         for name, mine in runs.items()
     ]
-    print_table(["method", "evaluations", "seconds", "of these in evaluation", "commits"], rows)
+    print_table(["method", "evaluations", "seconds", "of these in evaluation", "dtype", "commits"], rows)
 
 
 def print_changes(runs: dict[str, list[Run]], names: list[str], reference: str, what: str, *, paired: bool) -> None:

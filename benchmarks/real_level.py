@@ -5,7 +5,6 @@ Few examples a task in dev, because two cores take a second for 3,000 tokens; mo
 
 from contextlib import nullcontext
 
-import torch
 import yaml
 from controls import random_adapters, shuffled_answers
 
@@ -35,6 +34,6 @@ def make_problem(n: int = 8, *, control: str = "", regmean: bool = False, **sett
     asked = [shuffled_answers(task) if control == "shuffled" else task for task in tasks(n, "dev")]
     if regmean:
         settings["regmean"] = {path.name: [task for task in asked if task.name == path.name] for path in folders}
-    settings = {"dtype": torch.bfloat16, "path": "factored"} | settings
+    settings = {"path": "factored"} | settings  # in bfloat16 where the processor computes in it
     with random_adapters(folders) if control == "random" else nullcontext(folders) as experts:
         return LoRAMergeProblem(SMOLLM2, experts, asked, **settings)

@@ -24,7 +24,9 @@ from evox_evogm.leading_dims import flatten_lead
 ROWS = 256  # evaluations that the process knows at most, the best: a Cholesky factor takes their cube
 FIT_ROWS = 128  # of these, those that hyper-parameters are fitted to
 NOISE_FLOOR = 1e-3  # variance, in units of an outcome's variance
+LENGTH_VARIANCE = 3.0  # of the logarithms of length scales, by the prior
 FIT_STEPS = 25  # of L-BFGS
+OPTIMISM = 1.0  # deviation of the random multiple of a candidate's deviation that counts in its favour
 EVIDENCE = 20.0  # outcomes that the evidence counts as: hundreds of similar ones would drown the priors
 SQUASH = 2.0  # outcomes that count by their sign are bent beyond this multiple of the median of their sizes
 BLUR = 0.3  # deviation, in the same unit, that is added to what decides about a sign: see `Surrogate`
@@ -64,10 +66,16 @@ class Posterior(NamedTuple):
     projected: list[torch.Tensor]
 
 
-def matern(distance: torch.Tensor) -> torch.Tensor:
-    """Matern's correlation of smoothness 5/2."""
+def correlation(distance: torch.Tensor) -> torch.Tensor:
+    """k(d), Matern's correlation of smoothness 5/2."""
     scaled = math.sqrt(5) * distance
     return (1 + scaled + scaled.square() / 3) * torch.exp(-scaled)
+
+
+def steepness(distance: torch.Tensor) -> torch.Tensor:
+    """-k'(d) / d, which the derivatives by length scales are made of."""
+    scaled = math.sqrt(5) * distance
+    return (5 / 3) * (1 + scaled) * torch.exp(-scaled)
 
 
 def surprise(logarithms: torch.Tensor, points: torch.Tensor, standard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +93,7 @@ def surprise(logarithms: torch.Tensor, points: torch.Tensor, standard: torch.Ten
     *_, variance, noise = logarithms.exp()
     scaled = points / logarithms[:dim].exp()
     distance = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
-    signal = variance * matern(distance)  # (N, N)
+    signal = variance * correlation(distance)  # (N, N)
     factor, failed = torch.linalg.cholesky_ex(signal + (noise + NOISE_FLOOR) * torch.eye(rows, dtype=points.dtype))
     if failed:
         return points.new_tensor(torch.inf), torch.zeros_like(logarithms)
@@ -93,8 +101,7 @@ def surprise(logarithms: torch.Tensor, points: torch.Tensor, standard: torch.Ten
     solved = inverse @ standard  # (N, S)
     value = (standard * solved).sum() / 2 + outputs * factor.diagonal().log().sum()
     slope = (outputs * inverse - solved @ solved.T) / 2  # G
-    root = math.sqrt(5) * distance
-    weights = slope * variance * (5 / 3) * (1 + root) * torch.exp(-root)  # times the squared differences
+    weights = slope * variance * steepness(distance)  # times the squared differences
     by_length = 2 * (scaled.square() * weights.sum(1, keepdim=True)).sum(0) - 2 * (scaled * (weights @ scaled)).sum(0)
     return value, torch.cat([by_length, (slope * signal).sum()[None], (noise * slope.trace())[None]])
 
@@ -110,7 +117,7 @@ def improbability(logarithms: torch.Tensor, blocks: list[Block]) -> tuple[torch.
     surprises = [surprise(logarithms, *block) for block in blocks]
     typical = math.log(2) + math.sqrt(2) + math.log(dim) / 2  # the prior is for [0, 1], the box is twice as wide
     means = torch.tensor([typical] * dim + [0.0, math.log(0.01)], dtype=logarithms.dtype)
-    variances = torch.tensor([3.0] * dim + [1.0, 4.0], dtype=logarithms.dtype)
+    variances = torch.tensor([LENGTH_VARIANCE] * dim + [1.0, 4.0], dtype=logarithms.dtype)
     away = logarithms - means
     value = tempered * sum(value for value, _ in surprises) + (away.square() / variances).sum() / 2
     return value, tempered * sum(gradient for _, gradient in surprises) + away / variances
@@ -152,7 +159,7 @@ class GaussianProcess:
 
     def covariance(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Of `(A, n)` and `(B, n)` points, an `(A, B)` tensor in units of an outcome's variance."""
-        return self.variance * matern(torch.cdist(first / self.length_scales, second / self.length_scales))
+        return self.variance * correlation(torch.cdist(first / self.length_scales, second / self.length_scales))
 
     def _fit(self, blocks: list[Block]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Length scales (n,), variance and noise that are most probable after the data."""
@@ -312,7 +319,7 @@ class Surrogate:
         updates = [[] for _ in posterior.projected]  # per block, what each pick explains of the candidates
         for number in range(count):
             expected, deviation = self._expect(posterior._replace(variance=variance))
-            optimism = torch.randn((), generator=generator, dtype=torch.float64).abs()
+            optimism = OPTIMISM * torch.randn((), generator=generator, dtype=torch.float64).abs()
             value = expected - optimism * deviation + (around if number % ANSWER_EVERY == 0 else 0.0)
             value[picked] = torch.inf
             choice = int(value.argmin())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import compare
 import compare_report
@@ -201,6 +202,7 @@ class Peak(Problem):
     peak that a point is inside of, the one on test falls with the distance from it."""
 
     racing, outcomes = None, (torch.full((20,), 1 / 20), torch.ones(20, dtype=torch.bool))
+    language_model = SimpleNamespace(model=torch.zeros(1))
 
     def __init__(self, center):
         super().__init__()
@@ -297,7 +299,7 @@ def test_the_report_has_every_table_and_plot(tmp_path, monkeypatch, capsys):
         assert header in shown, header
     for header in ("| setting | seeds |", "| design | seeds |", "| test, final choice |", "paired p dev"):
         assert header in shown, header
-    assert "| EvoGM | 40.0 |" in shown and f"| {compare.commit()} |" in shown
+    assert "| EvoGM | 40.0 |" in shown and f"| float32 | {compare.commit()} |" in shown
     assert {"n2_40.png", "n2_40_final.png"} <= {path.name for path in (tmp_path / "small" / "report").iterdir()}
 
 
@@ -305,7 +307,7 @@ def write_runs(folder, method, scores):
     """The files of a method, a seed a score."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, score in enumerate(scores):
-        times = {"evaluations": 1, "seconds": 1.0, "seconds of evaluation": 1.0, "commit": "abc"}
+        times = {"evaluations": 1, "seconds": 1.0, "seconds of evaluation": 1.0, "commit": "abc", "dtype": "float32"}
         result = {"method": method, "seed": seed, "test": score, "test by task": {"peak": score}, **times}
         (folder / f"{method}_seed{seed}.json").write_text(json.dumps(result))
         (folder / f"{method}_seed{seed}.csv").write_text(f"evaluation,score,seconds\n1,{score},1\n")

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from compare_methods import matern_3_2, normal_scores, rbf, steepness_3_2
 from evox.core import Problem
 from evox.problems.numerical import Ackley, Sphere
 from evox.workflows import StdWorkflow
 
-from evox_evogm import EvoGM, Outcomes
+from evox_evogm import EvoGM, Outcomes, surrogate
 from evox_evogm.surrogate import (
     NOISE_FLOOR,
     Block,
@@ -62,6 +63,14 @@ def test_its_gradient_is_that_of_finite_differences(data):
     values = [[improbability(logarithms + sign * step, [Block(points, outcomes)])[0] for sign in (1, -1)] for step in steps]
     expected = torch.tensor([(above - below) / 2e-5 for above, below in values], dtype=torch.float64)
     assert torch.allclose(improbability(logarithms, [Block(points, outcomes)])[1], expected, atol=1e-6)
+
+
+def test_other_kernels_have_the_steepness_of_their_correlation():
+    distance = torch.linspace(0.01, 3, 50, dtype=torch.float64)
+    kernels = [(surrogate.correlation, surrogate.steepness), (rbf, rbf), (matern_3_2, steepness_3_2)]
+    for correlation, steepness in kernels:
+        slope = (correlation(distance + 1e-6) - correlation(distance - 1e-6)) / 2e-6
+        assert torch.allclose(steepness(distance), -slope / distance, atol=1e-6)
 
 
 def test_the_posterior_is_the_textbooks(data):
@@ -248,6 +257,12 @@ def test_fitness_far_above_the_median_counts_as_twice_its_distance_from_the_best
     found = without_tail(torch.tensor([[1.0], [3.0], [4.0], [1e9], [failed], [failed]]).double())
     assert found[:, 0].tolist() == [1, 3, 4, 5, 5, 5]  # median 3 of the four that have a score
     assert without_tail(torch.full((2, 1), failed).double())[:, 0].tolist() == [0, 0]
+
+
+def test_normal_scores_know_only_the_order_of_fitness():
+    scores = normal_scores(torch.tensor([[3.0], [-1.0], [torch.inf], [3.0]]))[:, 0]
+    quantiles = torch.special.ndtri(torch.tensor([0.5, 0.125, 0.875, 0.5], dtype=torch.float64))
+    assert torch.allclose(scores, quantiles)
 
 
 def test_with_outcomes_it_needs_fewer_evaluations():
