@@ -198,10 +198,10 @@ def test_every_sweep_spends_the_evaluations_of_its_settings():
 
 
 class Peak(Problem):
-    """A problem with the parts of `LoRAMergeProblem` that a case uses. The score on dev is the share of 20 circles around a
+    """A problem with the parts of `LoRAMergeProblem` that a case uses. The score on dev is the share of 40 circles around a
     peak that a point is inside of, the one on test falls with the distance from it."""
 
-    racing, outcomes = None, (torch.full((20,), 1 / 20), torch.ones(20, dtype=torch.bool))
+    racing, outcomes = None, (torch.full((40,), 1 / 40), torch.ones(40, dtype=torch.bool))
     language_model = SimpleNamespace(model=torch.zeros(1))
 
     def __init__(self, center):
@@ -209,7 +209,7 @@ class Peak(Problem):
         self._known, self.box = {}, (center - torch.ones(2), center + torch.ones(2))
 
     def evaluate(self, pop):
-        margins = torch.linspace(0.05, 2, 20) - (pop - torch.tensor([0.5, 0.2])).square().sum(1, keepdim=True)
+        margins = torch.linspace(0.05, 2, 40) - (pop - torch.tensor([0.5, 0.2])).square().sum(1, keepdim=True)
         return torch.cat([(margins > 0).float().mean(1, keepdim=True), margins], 1)
 
     def score_tasks(self, coefficients, tasks=None):

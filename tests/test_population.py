@@ -77,18 +77,19 @@ def test_a_population_scores_as_its_members_do(base_and_modules, tokenizer, rule
 
 def test_tasks_that_share_batches_score_as_each_alone(base_and_modules, tokenizer):
     model, modules = base_and_modules
-    scorer, kinds = LanguageModel(model, tokenizer, batch_tokens=120), []
+    scorer, tasks = LanguageModel(model, tokenizer, batch_tokens=120), []
     choices = (("A", "yes"), ("B", "not at all"))
     for number, rule in enumerate(["exact_match", "choice_likelihood", "exact_match", "gold_log_probability", "exact_match"]):
-        examples = tuple(Example(str(i), f"{prompt} {number}", "AB"[i % 2], choices) for i, prompt in enumerate(PROMPTS[number:]))
-        kinds.append(Task(f"task {number}", "1", rule, examples, max_new_tokens=3, match="equal" if number < 4 else "contains"))
+        examples = tuple(Example(str(i), f"{p} {number}", "AB"[i % 2], choices) for i, p in enumerate(PROMPTS[number:]))
+        match = "equal" if number < 4 else "contains"
+        tasks.append(Task(f"task {number}", "1", rule, examples, max_new_tokens=3, match=match))
     passes, forward = [], scorer.likelihoods
     scorer.likelihoods = lambda requests, candidates: passes.append(len(requests)) or forward(requests, candidates)
-    margins = {task.name: torch.zeros(4, len(task.examples)) for task in kinds}
+    margins = {task.name: torch.zeros(4, len(task.examples)) for task in tasks}
     with merged(model, modules, COEFFICIENTS) as population, scorer.candidates(population.select):
-        together = score_tasks(kinds, scorer, 4, margins)
+        together = score_tasks(tasks, scorer, 4, margins)
         assert passes == [4 * (5 + 3), 4 * 4 * 2, 4 * 2]  # the two that are asked alike, two choices each, log-probabilities
-        for task in kinds:
+        for task in tasks:
             alone = torch.zeros(4, len(task.examples))
             torch.testing.assert_close(together[task.name], score_population(task, scorer, 4, alone), rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(margins[task.name], alone, rtol=1e-4, atol=1e-4)
