@@ -147,7 +147,7 @@ def run_case(case: tuple[str, str, int, int], folder: Path, seeds: int) -> str:
     """Run one case and write its curves, unless the file is there."""
     algorithm, function, n, budget = case
     path = folder / f"{algorithm.split(' (')[0].replace(' ', '-')}_{function}_{n}_{budget}.csv"
-    if path.exists():
+    if path.exists() and len({row.split(",")[4] for row in path.read_text().splitlines()}) >= seeds:
         return f"{path.name} is there"
     torch.set_num_threads(1)
     start = time.perf_counter()

@@ -37,7 +37,7 @@ class RunSettings:
     """How candidates are evaluated: auto, factored, merged, or a table of task names and these; see LoRAMergeProblem."""
     racing: bool = False
     """Give up merges that are behind the best one after a part of the examples; only with a screened search. The budget then
-    counts the share of examples that was asked. benchmarks/README.md says when that helps."""
+    counts the share of examples that was asked. In our comparison it gains nothing that lasts (benchmarks/README.md)."""
     regmean: Any = None
     """Search around the RegMean merge instead of the experts as they are: true, where every expert is named as the task that
     it was made for, or a table of experts and their tasks (a name or a list). Reads the dev examples of these tasks."""

@@ -9,7 +9,7 @@ import compare_report
 import pytest
 import torch
 from compare import Case, Recorder, Spent, best_rows, cases_of
-from compare_methods import METHODS
+from compare_methods import METHODS, Method, box
 from compare_report import corrected_tests, holm, mean_ranks, print_changes, print_control, read_runs
 from evox.core import Problem
 from evox.problems.numerical import Sphere
@@ -17,6 +17,7 @@ from evox.workflows import StdWorkflow
 from small_level import make_task
 
 from evox_evogm import evogm, surrogate
+from evox_evogm.baselines import RandomSearch
 from evox_evogm.problems import Racing
 
 
@@ -238,7 +239,21 @@ def test_a_case_writes_every_evaluation_and_the_answers_score_and_runs_once(tmp_
     assert result["test of the best on dev"] == pytest.approx(best_on_test, abs=1e-4)
     (run,) = read_runs(case.path.parent)[method]
     assert run.best[-1] == pytest.approx(max(float(row[1]) for row in rows))
-    assert compare.run_case(case).endswith("is there")
+    assert compare.run_case(case).endswith(f"is there, from commit {compare.commit()}")
+
+
+def test_an_algorithm_that_says_which_point_to_take_is_asked(tmp_path, monkeypatch):
+    class Decided(RandomSearch):
+        def answer(self):
+            return torch.tensor([0.25, -0.5])
+
+    monkeypatch.setattr(compare, "RUNS", tmp_path)
+    monkeypatch.setattr(compare, "level", lambda *_: (Peak(0.5), []))
+    monkeypatch.setitem(METHODS, "Decided", Method(lambda n, p: Decided(p, *box(n))))
+    case = Case("small", "Decided", 0, n=2, budget=20)
+    compare.run_case(case)
+    result = json.loads(case.path.with_name(case.path.name + ".json").read_text())
+    assert result["answer"] == pytest.approx([0.75, 0.0])  # as the problem has it, whose box is around .5
 
 
 def test_without_generators_nothing_is_trained_and_no_candidate_moved():

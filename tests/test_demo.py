@@ -13,6 +13,7 @@ from evox_evogm.merge_run import expert_folders, read_task
 from evox_evogm.problems.base_model import SMOLLM2, load_base, weights_sha256
 from evox_evogm.problems.experts import check_together, read_expert
 from evox_evogm.problems.language_model import LanguageModel
+from evox_evogm.problems.lora_merge import default_dtype
 from evox_evogm.problems.merging import merged, stack_experts
 from evox_evogm.problems.readers import split_of
 from evox_evogm.problems.scoring import score_task
@@ -77,8 +78,8 @@ def test_the_shipped_experts_score_what_the_manifest_says():
     settings, folder = read_settings(cli.DEMO / "demo.yaml")
     model, tokenizer = load_base(SMOLLM2, dtype=torch.bfloat16, device=torch.device("cpu"))
     assert {weights_sha256(model)} == {entry["base_sha256"] for entry in MANIFEST.values()}
-    names = list(folders())
-    modules = stack_experts([read_expert(path) for path in folders().values()], torch.bfloat16, torch.device("cpu"))
+    names, model = list(folders()), model.to(default_dtype(torch.device("cpu")))  # others compute in bfloat16 for hours
+    modules = stack_experts([read_expert(path) for path in folders().values()], model.dtype, torch.device("cpu"))
     language_model = LanguageModel(model, tokenizer)
     for entry in settings.tasks:
         _, test = read_task({**entry, "test": 100}, folder)

@@ -30,9 +30,11 @@ def test_the_evox_example_has_15_lines_and_finds_a_better_point_than_the_first(c
 
 
 @pytest.mark.slow
-def test_the_merging_example_scores_a_merge_and_exports_it(capsys, monkeypatch, tmp_path):
-    (example,) = [block for block in BLOCKS if "problem.export" in block]
-    shown = run_block(example.replace("runs/readme", str(tmp_path)), capsys, monkeypatch)
+def test_the_merging_examples_score_a_merge_export_it_and_go_on_to_outcomes_and_regression(capsys, monkeypatch, tmp_path):
+    first, *others = [block for block in BLOCKS if "LoRAMergeProblem(" in block]
+    ends = ["workflow.init_step()\nassert algorithm.answer().shape == (2,)", "assert problem.regressed"]
+    blocks = [first.replace("runs/readme", str(tmp_path)), *(a + b for a, b in zip(others, ends, strict=True))]
+    shown = run_block("\n".join(blocks), capsys, monkeypatch)
     dev, test = map(float, re.search(r"dev ([\d.]+), test ([\d.]+)", shown).groups())
     assert dev >= 0.5 and 0 <= test <= 1
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

@@ -24,7 +24,7 @@ device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
 shipped = Path(evox_evogm.__file__).parent / "demo/experts"
 base, *experts = sys.argv[1:] or ["smollm2-135m-instruct", *(shipped / name for name in ("gcd", "chain_sum"))]
 tasks = [read_reasoning_gym(source, dev=8, test=1)[0] for source in ("gcd", "chain_sum")]
-problem = LoRAMergeProblem(base, experts, tasks, dtype=torch.bfloat16, device=device)
+problem = LoRAMergeProblem(base, experts, tasks, device=device)
 
 torch.manual_seed(0)  # the same on every rank
 upper = torch.ones(problem.n_experts)

@@ -19,7 +19,7 @@ shipped = Path(evox_evogm.__file__).parent / "demo/experts"
 base, *experts = sys.argv[1:] or ["smollm2-135m-instruct", *(shipped / name for name in ("gcd", "chain_sum"))]
 sources = ("gcd", "chain_sum")
 tasks = [read_reasoning_gym(source, dev=20, test=1, rule="gold_log_probability")[0] for source in sources]
-problem = LoRAMergeProblem(base, experts, tasks, objectives="tasks", dtype=torch.bfloat16)
+problem = LoRAMergeProblem(base, experts, tasks, objectives="tasks")
 
 bounds = torch.full((problem.n_experts,), 1.5)  # merges may well be scaled beyond 1
 algorithms = {
