@@ -1,9 +1,10 @@
 """Is EvoGM better here? Every search under one protocol: the same base, experts, dev examples and number of evaluations.
 
-A case is one method with one seed. It searches on dev until its evaluations are spent, its answer is scored on test once, and
-its files are written: `METHOD_seedK.csv`, a line per evaluation (full evaluations spent, dev score, seconds since the start,
-coefficients), and `METHOD_seedK.json`, the result. Cases that have their files are not run again; an interrupted case at
-`--level real` goes on from its journal. A method whose population does not divide the budget ends with a part of one.
+A case is one method with one seed. It searches on dev until its evaluations are spent, and its answer is scored on test; so
+is the best point on dev, if that is another one, but only to be reported. Then its files are written: `METHOD_seedK.csv`, a
+line per evaluation (full evaluations spent, dev score, seconds since the start, coefficients), and `METHOD_seedK.json`, the
+result. Cases that have their files are not run again; an interrupted case at `--level real` goes on from its journal. A method
+whose population does not divide the budget ends with a part of one.
 
     python benchmarks/compare.py run --level small                     # 20 seeds x all search methods, 160 evaluations
     python benchmarks/compare.py run --level small --group ablations   # and: parts, sweeps, controls
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from compare_methods import CONTROLLED, METHODS
+from compare_methods import CONTROLLED, GROUPS, METHODS
 from evox.core import Problem
 from evox.workflows import StdWorkflow
 
@@ -40,7 +41,12 @@ from evox_evogm.journal import Journal
 from evox_evogm.problems import Racing
 
 RUNS = Path("runs/compare")
-POP_SIZE, BUDGET = 20, 160
+BUDGET = 160
+
+
+def default_pop_size(n: int) -> int:
+    """20, as published, but no fewer than base, experts and average: swarms never leave the span of where they start."""
+    return max(20, n + 2)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Case:
     seed: int
     n: int
     budget: int = BUDGET
-    pop_size: int = POP_SIZE
+    pop_size: int = 20
     control: str = ""
     """`random`: adapters of random numbers of the same norms. `shuffled`: the answers of dev are wrong."""
     own_questions: bool = False
@@ -65,7 +71,7 @@ class Case:
     def path(self) -> Path:
         """Of its files, without suffix."""
         what = f"n{self.n}_{self.budget}" + (f"_{self.control}" if self.control else "")
-        what += f"_P{self.pop_size}" if self.pop_size != POP_SIZE else ""
+        what += f"_P{self.pop_size}" if self.pop_size != default_pop_size(self.n) else ""
         what += "_own" if self.own_questions else ""
         what += "_regmean" if self.regmean else ""
         return RUNS / self.level / what / f"{self.method}_seed{self.seed}"
@@ -272,7 +278,7 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     if unknown:
         raise SystemExit(f"methods: expected some of {', '.join(map(repr, METHODS))}, found {unknown[0]!r}")
     fixed = [name for name in names if "pop_size" in METHODS[name].settings]
-    if arguments.pop_size != POP_SIZE and fixed:
+    if arguments.pop_size != default_pop_size(arguments.n) and fixed:
         raise SystemExit(f"pop-size: expected methods without a population of their own, found {fixed[0]!r}")
     settled = [name for name in names if "budget" in METHODS[name].settings]
     if arguments.budget != BUDGET and settled:
@@ -309,13 +315,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("--level", choices=["small", "real"], default="small")
-    parser.add_argument("--group", choices=["search", "ablations", "parts", "design", "sweeps", "controls"], default="search")
+    parser.add_argument("--group", choices=[*GROUPS, "controls"], default="search")
     parser.add_argument("--methods", nargs="+", help="by name, instead of a group")
     parser.add_argument("--seeds", type=at_least(1), help="20 at level small, 3 at level real")
     parser.add_argument("--first-seed", type=at_least(0), default=0, help="seeds from 100 on are for trying things out")
     parser.add_argument("--n", type=at_least(2), help="experts: 10 at level small (at most 64), 8 at level real (at most 8)")
     parser.add_argument("--budget", type=at_least(2), default=BUDGET, help="evaluations")
-    parser.add_argument("--pop-size", type=at_least(2), default=POP_SIZE, help="of methods without one of their own")
+    parser.add_argument("--pop-size", type=at_least(2), help="of methods without one of their own: 20, or n + 2")
     parser.add_argument(
         "--own-questions", action="store_true", help="each seed has its own dev and test questions (level small)"
     )
@@ -330,6 +336,7 @@ def main() -> None:
         parser.error("--own-questions: level real has one set of questions")
     arguments.seeds = arguments.seeds or (20 if small else 3)
     arguments.n = arguments.n or (10 if small else 8)
+    arguments.pop_size = arguments.pop_size or default_pop_size(arguments.n)
     if arguments.n > (64 if small else 8):
         parser.error(f"--n: expected at most {64 if small else 8}, as many as there are, found {arguments.n}")
     arguments.processes = arguments.processes or (2 if small else 1)

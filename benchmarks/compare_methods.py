@@ -20,6 +20,7 @@ from evox_evogm.baselines import (
     PSOMerging,
     RandomSearch,
     first_population,
+    known_points,
     start_from,
 )
 from evox_evogm.problems import Racing
@@ -66,6 +67,21 @@ class WithoutGenerators(EvoGM):
 
     def _moved(self, points: torch.Tensor) -> torch.Tensor:
         return points
+
+
+class FromKnownPoints(EvoGM):
+    """First the average, the base and the one-hots, P of them in every step, then proposals."""
+
+    def _first_points(self) -> torch.Tensor:
+        return self._screened_proposals()
+
+    def _screened_proposals(self) -> torch.Tensor:
+        done = int(self.steps) * self.pop_size
+        known = known_points(self.dim, self.dtype, self.points.device).roll(1, 0)[done : done + self.pop_size]
+        if len(known) == self.pop_size:
+            return known
+        proposed = super()._screened_proposals() if done else self._around(known[0], self.pop_size)
+        return torch.cat([known, proposed])[: self.pop_size]
 
 
 def design(**constants: float | Callable) -> Method:
@@ -118,6 +134,7 @@ METHODS: dict[str, Method] = {
     "DE": Method(partial(from_known_points, DE)),
     "DE own start": Method(lambda n, p: DE(p, *box(n))),
     "BO qLogEI": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="qlogei")),
+    "BO qLogEI own start": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="qlogei", start="own")),
     "BO TuRBO": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="turbo")),
     "BO TuRBO own start": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="turbo", start="own")),
     # The paper's ablations (tables 5 and 11).
@@ -145,14 +162,16 @@ METHODS: dict[str, Method] = {
     "no points between two": design(BETWEEN=0),
     "a Cholesky of 64 rows": design(ROWS=64, FIT_ROWS=64),
     "RBF kernel": design(correlation=rbf, steepness=rbf),
-    "Matern 3/2": design(correlation=matern_3_2, steepness=steepness_3_2),
+    "Matern 1.5": design(correlation=matern_3_2, steepness=steepness_3_2),
     "length scales of the prior": design(LENGTH_VARIANCE=1e-6),
     "all the evidence": design(EVIDENCE=1e9),
     "no optimism": design(OPTIMISM=0.0),
     "more optimism": design(OPTIMISM=3.0),
     "more moved by generators": design(MOVED=3000),
     "200 epochs": Method(partial(screened, epochs=200), "design", settings={"pop_size": 5}, outcomes=True),
-    "scores as ranks": Method(screened, "design", settings={"pop_size": 5}, constants={"without_tail": normal_scores}),
+    "first points known": Method(partial(screened, cls=FromKnownPoints), "design", settings={"pop_size": 5}, outcomes=True),
+    # The same without outcomes, beside "EvoGM scores".
+    "scores as ranks": Method(screened, "scores", settings={"pop_size": 5}, constants={"without_tail": normal_scores}),
     # The paper's sweeps (table 12): one setting of the release changed at a time. Every search makes R (T + 1) P evaluations.
     "P 10": Method(evogm, "sweeps", settings={"pop_size": 10, "budget": 80}),
     "P 30": Method(evogm, "sweeps", settings={"pop_size": 30, "budget": 240}),
@@ -169,3 +188,5 @@ METHODS: dict[str, Method] = {
     ),
 }
 CONTROLLED = ("EvoGM", "EvoGM paper", "CMA-ES", "random")  # methods that run on the controls
+GROUPS = tuple(dict.fromkeys(method.group for method in METHODS.values()))
+assert not any("/" in name for name in METHODS), "names of methods are names of files"

@@ -66,8 +66,7 @@ class LanguageModel:
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._prompt_tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
         self._continuation_tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
-        # A search meets the same wrong answers again and again.
-        self._decode = lru_cache(TEXTS)(lambda tokens: tokenizer.decode(list(tokens), skip_special_tokens=True))
+        self.decode_and_keep = lru_cache(TEXTS)(self.decode)  # a search meets the same short answers again and again
         self._select: Select | None = None
         self._shared_layers = 0
 
@@ -127,7 +126,7 @@ class LanguageModel:
         return self._continuation_tokens[text, chat]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self._decode(tuple(tokens))
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def _batches(
         self, parts: Sequence[Sequence[int]], scored: Sequence[int] | int = 1, kept: int | None = None
@@ -299,10 +298,10 @@ class LanguageModel:
         :return: `Likelihoods` of N rows on the CPU, in the order of the requests.
         """
         candidates = candidates or [0] * len(requests)
-        log_probability = torch.zeros(len(requests))
-        first_miss = torch.zeros(len(requests), dtype=torch.long)
-        missed_token = torch.full((len(requests),), -1)
-        margin = torch.zeros(len(requests))
+        log_probability = torch.zeros(len(requests), device="cpu")
+        first_miss = torch.zeros(len(requests), dtype=torch.long, device="cpu")
+        missed_token = torch.full((len(requests),), -1, device="cpu")
+        margin = torch.zeros(len(requests), device="cpu")
         scored = [len(continuation) for _, continuation in requests]
         limits = [len(prompt) - 1 for prompt, _ in requests]
         for start in self._starts([prompt + answer for prompt, answer in requests], limits, candidates, scored):
@@ -317,8 +316,8 @@ class LanguageModel:
             margins = gold - torch.where(choices == targets, second, first)
             by_row = [pad_sequence(values.cpu().split(counts)) for values in (scores, choices, targets, margins)]  # (W, N)
             scores, choices, targets, margins = by_row
-            rows, lengths = torch.tensor(start.rows), torch.tensor(counts)
-            place = torch.arange(len(scores))[:, None]  # (W, 1)
+            rows, lengths = (torch.tensor(numbers, device="cpu") for numbers in (start.rows, counts))
+            place = torch.arange(len(scores), device="cpu")[:, None]  # (W, 1)
             missed = (choices != targets) & (place < lengths)
             first = torch.where(missed, place, lengths).amin(0)  # (N,)
             log_probability[rows] = scores.sum(0)

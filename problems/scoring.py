@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from evox_evogm.problems.language_model import LanguageModel, Request
+from evox_evogm.problems.prefixes import LEAST_SAVING, common_prefix
 from evox_evogm.problems.tasks import RULES, Example, Task
 
 Case = tuple[int, Example]  # the candidate that is asked, and what
@@ -63,14 +64,15 @@ def score_tasks(
     tasks: Sequence[Task], model: LanguageModel, count: int, margins: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """`score_population` for several tasks. Those whose examples are asked in the same way share batches: fewer and fuller
-    passes, in which rows of one length find each other.
+    passes, in which rows of one length find each other. A task whose prompts begin alike is better off alone, where that
+    beginning runs once.
 
     :param margins: by the name of every task a `(P, S)` tensor to write to.
     :return: by the name of every task a `(P, S)` tensor.
     """
     groups: dict[tuple, list[Task]] = {}
     for task in tasks:
-        way = (task.rule, task.match, task.continuation, task.chat, task.max_new_tokens)
+        way = (task.rule, task.match, task.continuation, task.chat, task.max_new_tokens, shared_start(task, model))
         groups.setdefault(way, []).append(task)
     scores: dict[str, torch.Tensor] = {}
     for group in groups.values():
@@ -83,6 +85,13 @@ def score_tasks(
             scores[task.name] = task_scores
             margins[task.name].copy_(task_margins)
     return scores
+
+
+def shared_start(task: Task, model: LanguageModel) -> tuple[int, ...]:
+    """The tokens that all prompts of a task begin with; none if a pass of their own would save too little."""
+    prompts = [model.prompt_tokens(example.prompt, chat=task.chat) for example in task.examples]
+    length = common_prefix(prompts)
+    return prompts[0][:length] if (len(prompts) - 1) * length > LEAST_SAVING * sum(map(len, prompts)) else ()
 
 
 def _cases(task: Task, cases: Sequence[Case] | None) -> Sequence[Case]:
@@ -247,9 +256,9 @@ def exact_match(
         elif miss == len(gold):
             right[row] = 1.0
         elif (missed := int(result.missed_token[row])) in model.end_tokens:
-            right[row] = float(agrees(model.decode(gold[:miss]), gold_text(task, example), task.match))
+            right[row] = float(agrees(model.decode_and_keep(gold[:miss]), gold_text(task, example), task.match))
         else:
-            text = model.decode([*gold[:miss], missed]).strip()
+            text = model.decode_and_keep((*gold[:miss], missed)).strip()
             if "\ufffd" in text or gold_text(task, example).strip().startswith(text):
                 begun[row] = (*gold[:miss], missed)
     if begun:

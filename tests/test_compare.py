@@ -272,6 +272,21 @@ def test_without_generators_nothing_is_trained_and_no_candidate_moved():
     assert not torch.equal(trained.generators, before) and not torch.equal(trained._moved(point), point)
 
 
+def test_a_search_from_known_points_evaluates_them_first():
+    evaluated = []
+    problem = Sphere()
+    problem.evaluate = lambda pop: evaluated.extend(pop.tolist()) or pop.square().sum(1)
+    workflow = StdWorkflow(METHODS["first points known"].make(4, 5), problem)
+    workflow.init_step()
+    workflow.step()
+    assert evaluated[:6] == [[0.25] * 4, [0.0] * 4, *torch.eye(4).tolist()] and len(evaluated) == 10
+    assert len({tuple(point) for point in evaluated}) == 10
+
+
+def test_a_population_holds_all_known_points():
+    assert [compare.default_pop_size(n) for n in (2, 10, 18, 20, 64)] == [20, 20, 20, 22, 66]
+
+
 def test_constants_differ_inside_the_block_alone():
     before = surrogate.BLUR, surrogate.ROWS, evogm.ROWS
     with compare.other_constants({"BLUR": 0.5, "ROWS": 7}):
@@ -281,12 +296,12 @@ def test_constants_differ_inside_the_block_alone():
         pass
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.group == "design"])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.group in ("design", "scores")])
 def test_every_change_of_the_design_changes_the_search(tmp_path, monkeypatch, method):
     monkeypatch.setattr(compare, "RUNS", tmp_path)
     monkeypatch.setattr(compare, "level", lambda *_: (Peak(0.0), []))
     points = []
-    for name in ("EvoGM", method):
+    for name in ("EvoGM scores" if METHODS[method].group == "scores" else "EvoGM", method):
         case = Case("small", name, 3, n=2, budget=100 if "64 rows" in method else 25)
         compare.run_case(case)
         rows = list(csv.reader(case.path.with_name(case.path.name + ".csv").open()))[1:]

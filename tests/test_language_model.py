@@ -36,7 +36,11 @@ def test_likelihoods_equal_one_forward_pass_per_request(architecture, batch_toke
         misses = [i for i, (a, b) in enumerate(zip(choices.tolist(), continuation, strict=True)) if a != b]
         assert result.first_miss[row] == (misses[0] if misses else len(continuation))
         assert result.missed_token[row] == (choices[misses[0]] if misses else -1)
-    assert result.first_miss[-1] == 3
+        logits = model(torch.tensor([[*prompt, *continuation]])).logits[0, len(prompt) - 1 : -1]
+        others = logits.scatter(1, torch.tensor(continuation)[:, None], -torch.inf).amax(1)
+        ahead = logits[range(len(continuation)), list(continuation)] - others
+        assert result.margin[row] == pytest.approx(float(ahead.min()), abs=1e-4)
+    assert result.first_miss[-1] == 3 and result.margin[-1] > 0
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -95,6 +95,17 @@ def test_tasks_that_share_batches_score_as_each_alone(base_and_modules, tokenize
             torch.testing.assert_close(margins[task.name], alone, rtol=1e-4, atol=1e-4)
 
 
+def test_tasks_whose_prompts_begin_alike_are_scored_alone(tokenizer):
+    scorer, tasks = LanguageModel(build_model(), tokenizer), []
+    for name, start in {"few-shot": "Q: 1 A: 2, ", "other": "Add one. ", "plain": "", "bare": ""}.items():
+        examples = tuple(Example(str(i), f"{start}{i}{name}" if start else f"{i}{name}", "2") for i in range(4))
+        tasks.append(Task(name, "1", "gold_log_probability", examples))
+    passes, forward = [], scorer.likelihoods
+    scorer.likelihoods = lambda requests, candidates: passes.append(len(requests)) or forward(requests, candidates)
+    score_tasks(tasks, scorer, 1, {task.name: torch.zeros(1, 4) for task in tasks})
+    assert passes == [4, 4, 8]
+
+
 def test_a_module_that_sees_the_batch_without_its_row_dimension_gets_the_same_weights(base_and_modules):
     population = Population(base_and_modules[1], COEFFICIENTS)
     population.select([1, 3])
