@@ -17,6 +17,13 @@ import numpy as np
 TRIALS = 100  # seeds from here on were for trying things out
 AT = (1, 40, 60, 80, 160, 320, 640)  # evaluations of which the best dev score is shown
 KEYS_OF_TIME = ("evaluations", "seconds", "seconds of evaluation")
+CHANGED = {  # by group of methods: what they are compared with, and what they are
+    "parts": ("EvoGM", "part"),
+    "design": ("EvoGM", "design"),
+    "scores": ("EvoGM scores", "on scores alone"),
+    "ablations": ("EvoGM paper", "change"),
+    "sweeps": ("EvoGM paper", "setting"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ def read_runs(folder: Path) -> dict[str, list[Run]]:
         spent, scores, seconds = np.array([[float(cell) for cell in row[:3]] for row in rows]).T
         whole = np.arange(1, round(spent[-1]) + 1)  # of merges that were given up a part of an evaluation was spent
         row = np.searchsorted(spent, whole + 1e-4, side="right") - 1
-        best = np.maximum.accumulate(np.nan_to_num(scores, neginf=0.0))
+        best = np.maximum.accumulate(np.nan_to_num(scores, nan=-np.inf, neginf=-np.inf))
         runs[result["method"]].append(Run(result, best[row], seconds[row]))
     return {name: sorted(mine, key=lambda run: run.result["seed"]) for name, mine in sorted(runs.items())}
 
@@ -52,6 +59,11 @@ def value(run: Run, split: str) -> float:
 
 def final(runs: list[Run], split: str) -> np.ndarray:
     return np.array([value(run, split) for run in runs])
+
+
+def evaluations(runs: list[Run]) -> int:
+    """What a run spends, in full evaluations."""
+    return max((len(run.best) for run in runs), default=0)
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
@@ -116,11 +128,9 @@ def print_summary(runs: dict[str, list[Run]], reference: str, *, paired: bool) -
     most = max(len(mine) for mine in runs.values())
     ranked = {name: mine for name, mine in runs.items() if len(mine) == most}  # fewer seeds would be compared on those alone
     ranks = {f"rank {split}": mean_ranks(ranked, split) for split in ("dev", "test")}
-    tests = {}
+    tests, p = {}, "paired p" if paired else "p"
     if reference in runs:
-        tests = {f"p {split}": corrected_tests(runs, reference, split) for split in ("dev", "test")}
-    if reference in runs and paired:
-        tests |= {f"paired p {split}": corrected_tests(runs, reference, split, paired=True) for split in ("dev", "test")}
+        tests = {f"{p} {split}": corrected_tests(runs, reference, split, paired=paired) for split in ("dev", "test")}
     header = ["method", "seeds", *(f"dev at {count}" for count in at), "test", *ranks, *tests]
     rows = []
     for name in sorted(runs, key=lambda name: (ranks["rank dev"].get(name, np.inf), -final(runs[name], "dev").mean())):
@@ -135,7 +145,7 @@ def print_summary(runs: dict[str, list[Run]], reference: str, *, paired: bool) -
         [
             name,
             *(f"{np.mean([run.result[key] for run in mine]):.1f}" for key in KEYS_OF_TIME),
-            *(", ".join(sorted({run.result[key] for run in mine})) for key in ("dtype", "commit")),
+            *(", ".join(sorted({run.result.get(key, "?") for run in mine})) for key in ("dtype", "commit")),
         ]
         for name, mine in runs.items()
     ]
@@ -143,57 +153,91 @@ def print_summary(runs: dict[str, list[Run]], reference: str, *, paired: bool) -
 
 
 def print_changes(runs: dict[str, list[Run]], names: list[str], reference: str, what: str, *, paired: bool) -> None:
-    """Methods beside the one that they change, each on the seeds that both have, with Welch's tests or paired ones."""
+    """Methods beside the one that they change, each on the seeds that both have, with Welch's tests or paired ones, where both
+    have made as many evaluations."""
     shared = {name: on_shared_seeds(runs[reference], runs[name]) for name in names}
     tests = {}
     for split in ("dev", "test"):
         p_values = {}
         for name, (ours, theirs) in shared.items():
-            p_values |= corrected_tests({reference: ours, name: theirs}, reference, split, paired=paired)
+            if evaluations(ours) == evaluations(theirs):
+                p_values |= corrected_tests({reference: ours, name: theirs}, reference, split, paired=paired)
         tests[split] = holm(p_values)
     rows = [
         [
             name,
             len(theirs),
+            evaluations(theirs),
             *(f"{final(mine, split).mean():.3f}" for split in ("dev", "test") for mine in (theirs, ours)),
             *(f"{p_values[name]:.1g}" if name in p_values else "" for p_values in tests.values()),
         ]
         for name, (ours, theirs) in shared.items()
     ]
     p = [f"{'paired ' if paired else ''}p {split}" for split in tests]
-    print_table([what, "seeds", "dev", f"{reference}, dev", "test", f"{reference}, test", *p], rows)
+    print_table([what, "seeds", "evaluations", "dev", f"{reference}, dev", "test", f"{reference}, test", *p], rows)
 
 
 def print_choices(runs: dict[str, list[Run]]) -> None:
     """Test scores of the final choice beside those of the best on dev, of the methods that choose otherwise."""
     from scipy.stats import ttest_rel
 
-    rows = []
+    rows, p_values = {}, {}
     for name, mine in runs.items():
         pairs = [(run.result["test"], run.result.get("test of the best on dev")) for run in mine]
         ours, best = np.array([pair for pair in pairs if pair[1] is not None]).reshape(-1, 2).T
         if len(ours) > 1 and (ours != best).any():
-            p = float(ttest_rel(ours, best).pvalue)
-            rows.append([name, len(ours), with_deviation(ours), with_deviation(best), f"{p:.1g}"])
+            p_values[name] = float(ttest_rel(ours, best).pvalue)
+            rows[name] = [name, len(ours), with_deviation(ours), with_deviation(best)]
     if rows:
-        print_table(["test, final choice", "seeds", "answer", "best on dev", "paired p"], rows)
+        p_values = holm(p_values)
+        header = ["test, final choice", "seeds", "answer", "best on dev", "paired p"]
+        print_table(header, [[*row, f"{p_values[name]:.1g}"] for name, row in rows.items()])
 
 
-def print_control(runs: dict[str, list[Run]], base: float) -> None:
-    """Whether a search gains on test where there is nothing to learn: a one-sided t test against the base, at 5 %."""
+def print_control(runs: dict[str, list[Run]], known: dict[str, float]) -> None:
+    """Whether a search gains on test where there is nothing to learn: one-sided t tests with Holm's correction, at 5 %.
+
+    :param known: test scores of merges that need no search; a gain is one over the best of them.
+    """
     from scipy.stats import ttest_1samp
 
-    for name, mine in runs.items():
-        gains = final(mine, "test") - base
-        if len(gains) < 2:
-            verdict, p = "ran once, which says nothing", float("nan")
-        else:
+    name_of_best = max(known, key=known.get)
+    gains = {name: final(mine, "test") - known[name_of_best] for name, mine in runs.items()}
+    p_values = {}
+    for name, mine in gains.items():
+        if len(mine) > 1:
             with warnings.catch_warnings():  # where nothing varies
                 warnings.simplefilter("ignore", RuntimeWarning)
-                p = float(ttest_1samp(gains, 0, alternative="greater").pvalue)
-            p = float(not gains.mean() > 0) if np.isnan(p) else p
-            verdict = "IMPROVES over the base" if p < 0.05 else "does not improve"
-        print(f"\n{name} {verdict} on test: {with_deviation(gains)} over {len(gains)} seeds, p {p:.2g}.")
+                p = float(ttest_1samp(mine, 0, alternative="greater").pvalue)
+            p_values[name] = float(not mine.mean() > 0) if np.isnan(p) else p
+    p_values = holm(p_values)
+    for name, mine in gains.items():
+        if name not in p_values:
+            print(f"\n{name} ran once, which says nothing: {with_deviation(mine)} over {name_of_best}.")
+            continue
+        verdict = "IMPROVES" if p_values[name] < 0.05 else "does not improve"
+        print(
+            f"\n{name} {verdict} over {name_of_best} on test: {with_deviation(mine)} over {len(mine)} seeds, "
+            f"p {p_values[name]:.2g}."
+        )
+
+
+def print_budgets(folders: dict[str, dict[str, list[Run]]], groups: dict[str, str]) -> None:
+    """Searches with fewer evaluations beside those with more, where folders differ in nothing else."""
+    kinds: dict[str, dict[int, dict[str, list[Run]]]] = defaultdict(dict)
+    for folder, runs in folders.items():
+        n, budget, *suffixes = folder.split("_")
+        kinds["_".join([n, *suffixes])][int(budget)] = {
+            name: mine for name, mine in runs.items() if groups.get(name) == "search"
+        }
+    for kind, budgets in kinds.items():
+        if len(budgets) > 1:
+            rows = [
+                [name, budget, len(mine), *(with_deviation(final(mine, split)) for split in ("dev", "test"))]
+                for budget in sorted(budgets)
+                for name, mine in budgets[budget].items()
+            ]
+            print_table([f"budgets ({kind})", "evaluations", "seeds", "dev", "test"], rows)
 
 
 def print_by_task(runs: dict[str, list[Run]], static: list[dict]) -> None:
@@ -278,11 +322,18 @@ def print_counts(folders: dict[str, dict[str, list[Run]]], suffix: str, path: Pa
     names = [name for name in names if sum(name in runs for runs in counts.values()) > 2]
     if not names:
         return
+    results = [run.result["test by task"] for runs in counts.values() for mine in runs.values() for run in mine]
+    tasks = [task for task in results[0] if all(task in result for result in results)]  # those that all numbers have
     cells = {
-        name: {n: float(final(counts[n][name], "test").mean()) for n in sorted(counts) if name in counts[n]} for name in names
+        name: {
+            n: float(np.mean([run.result["test by task"][task] for run in counts[n][name] for task in tasks]))
+            for n in sorted(counts)
+            if name in counts[n]
+        }
+        for name in names
     }
     print_table(
-        [f"experts, test ({suffix})", *map(str, sorted(counts))],
+        [f"experts, test on {len(tasks)} tasks ({suffix})", *map(str, sorted(counts))],
         [[k, *(v.get(n, "") for n in sorted(counts))] for k, v in cells.items()],
     )
     figure, axis = plt.subplots(figsize=(6, 4))
@@ -310,38 +361,31 @@ def print_static(folder: Path) -> None:
     print_table(["static merge", "chosen", "evaluations", "dev", "test", "seconds"], rows)
 
 
-def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[str, str], *, control: bool, own: bool) -> None:
+def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[str, str], *, control: str, own: bool) -> None:
     """All tables of the cases of one setting.
 
     :param runs: by method.
     :param static: results of static merges on the same questions.
-    :param groups: of the methods: `"search"`, `"parts"`, `"design"`, `"ablations"` or `"sweeps"`.
-    :param control: whether adapters are random or answers shuffled.
+    :param groups: of the methods: `"search"` or one of `CHANGED`.
+    :param control: `"random"` adapters, `"shuffled"` answers, or `""`.
     :param own: whether every seed has its own questions.
     """
-    by_group = {
-        group: [name for name in groups if groups[name] == group and name in runs]
-        for group in ("search", "parts", "design", "ablations", "sweeps")
-    }
+    by_group = {group: [name for name in groups if groups[name] == group and name in runs] for group in ("search", *CHANGED)}
     searches = {name: runs[name] for name in by_group["search"]}
     if searches:
         print_summary(searches, "EvoGM", paired=own)
         print_by_task(searches, [] if control else static)
-    bases = [result["test"] for result in static if result["method"] == "base"]
+    # The average of random adapters is another one than that of the experts.
+    needed = {"random": ["base"], "shuffled": ["base", "Model Soup"]}.get(control, [])
+    known = {result["method"]: result["test"] for result in static if result["method"] in needed}
     if control and own:
         print("\nWhether a control improves is not known: the base was scored on other questions.")
-    elif control and bases:
-        print_control(searches, bases[0])
+    elif control and len(known) == len(needed):
+        print_control(searches, known)
     elif control:
-        print("\nWhether a control improves is not known: run static_merges.py --methods base.")
+        print(f"\nWhether a control improves is not known: run static_merges.py --methods {' '.join(map(repr, needed))}.")
     print_choices(runs)
-    changed = {
-        "parts": ("EvoGM", "part"),
-        "design": ("EvoGM", "design"),
-        "ablations": ("EvoGM paper", "change"),
-        "sweeps": ("EvoGM paper", "setting"),
-    }
-    for group, (reference, what) in changed.items():
+    for group, (reference, what) in CHANGED.items():
         if by_group[group] and reference in runs:
             print_changes(runs, by_group[group], reference, what, paired=own)
         elif by_group[group]:
@@ -360,14 +404,20 @@ def report(folder: Path, groups: dict[str, str]) -> None:
     for name, runs in folders.items():
         print(f"\n## {name}")
         n, _, *suffixes = name.split("_")
-        control, own = bool({"random", "shuffled"} & set(suffixes)), "own" in suffixes
+        control, own = next((name for name in suffixes if name in ("random", "shuffled")), ""), "own" in suffixes
         static = [] if own else read_static(folder / f"{n}_static")
         print_folder(runs, static, groups, control=control, own=own)
-        plot_curves(runs, plots / f"{name}.png", name)
-        plot_bars(runs, plots / f"{name}_final.png")
+        for group in ("search", *CHANGED):
+            beside = [] if group == "search" else [CHANGED[group][0]]
+            mine = {method: runs[method] for method in runs if groups[method] == group}
+            if mine:
+                mine |= {method: runs[method] for method in beside if method in runs}
+                plot_curves(mine, plots / f"{name}_{group}.png", f"{name}, {group}")
+                plot_bars(mine, plots / f"{name}_{group}_final.png")
     for path in paths:
         if path.name.endswith("_static"):
             print(f"\n## {path.name}")
             print_static(path)
+    print_budgets(folders, groups)
     for suffix in sorted({name.partition("_")[2] for name in folders}):
         print_counts(folders, suffix, plots / f"expert_counts_{suffix}.png")

@@ -272,7 +272,9 @@ def main() -> None:
     parser.add_argument("--mergekit", default=shutil.which("mergekit-yaml"), help="the command mergekit-yaml")
     parser.add_argument("--methods", nargs="*", help="by name, instead of all")
     arguments = parser.parse_args()
-    n = arguments.n or (10 if arguments.level == "small" else 8)
+    n, most = arguments.n or (10 if arguments.level == "small" else 8), 64 if arguments.level == "small" else 8
+    if not 2 <= n <= most:
+        parser.error(f"--n: expected 2 to {most}, as many as there are, found {n}")
     if arguments.mergekit is not None and shutil.which(arguments.mergekit) is None:
         parser.error(f"--mergekit: expected the command mergekit-yaml, found none at {arguments.mergekit}")
     if arguments.mergekit is None:

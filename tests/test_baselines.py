@@ -1,6 +1,7 @@
 """Each baseline against steps worked out by hand or by a plain loop, and in EvoX: eager, compiled, vmapped and compiled."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from evox_evogm.baselines import (
     known_points,
     start_from,
 )
+from evox_evogm.baselines.bayesian_optimization import trust_region
 
 
 class Bowl(Problem):
@@ -417,6 +419,17 @@ def test_bayesian_optimization_repeats_itself_under_a_seed_in_a_box_of_any_units
     assert torch.equal(*runs)
     assert runs[0].dtype == torch.float64
     assert (runs[0][1:] >= lb).all() and (runs[0][1:] <= ub).all()
+
+
+def test_the_trust_region_has_the_volume_of_a_cube_and_is_longer_where_the_score_changes_slowly():
+    """Length scales 1 and 4, whose geometric mean is 2: sides .4 / 2 and .4 * 2, cut at the end of the unit cube."""
+    pytest.importorskip("botorch")
+    model = SimpleNamespace(covar_module=SimpleNamespace(lengthscale=torch.tensor([[1.0, 4.0]])))
+    lower, upper = trust_region(model, torch.tensor([0.5, 0.5]), 0.4)
+    torch.testing.assert_close(torch.stack([lower, upper]), torch.tensor([[0.4, 0.1], [0.6, 0.9]]))
+    assert float((upper - lower).prod()) == pytest.approx(0.4**2)
+    _, upper = trust_region(model, torch.tensor([0.95, 0.7]), 0.4)
+    torch.testing.assert_close(upper, torch.tensor([1.0, 1.0]))
 
 
 def test_thompson_sampling_draws_its_candidates_as_turbo_does():

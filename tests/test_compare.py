@@ -148,23 +148,26 @@ def test_a_change_is_shown_beside_what_it_changes_on_the_seeds_that_both_have(ca
             run.result["test"] = run.best[-1] - 0.1
     print_changes(runs, ["no generators"], "EvoGM", "part", paired=paired)
     header, _, row = capsys.readouterr().out.strip().splitlines()
-    assert row.startswith("| no generators | 2 | 0.500 | 0.700 | 0.400 | 0.600 |")
+    assert row.startswith("| no generators | 2 | 2 | 0.500 | 0.700 | 0.400 | 0.600 |")
     ours, theirs = [0.6, 0.8], [0.3, 0.7]
     test = stats.ttest_rel(ours, theirs) if paired else stats.ttest_ind(ours, theirs, equal_var=False)
     assert f"| {test.pvalue:.1g} |" in row and ("paired p dev" in header) == paired
 
 
 def test_a_control_improves_only_where_its_gain_is_more_than_chance(capsys):
-    pytest.importorskip("scipy")
+    stats = pytest.importorskip("scipy.stats")
     runs = {"A": [Result(0, 0), Result(1, 0)], "B": [Result(0, 0), Result(1, 0)]}
     runs["C"] = runs["B"][:1]
     for name, scores in {"A": (0.30, 0.34), "B": (0.45, 0.47)}.items():
         for run, score in zip(runs[name], scores, strict=True):
             run.result["test"] = score
-    print_control(runs, 0.3)
+    print_control(runs, {"base": 0.25, "Model Soup": 0.3})
     first, second, third = capsys.readouterr().out.strip().split("\n\n")
-    assert "A does not improve on test: 0.020" in first and "B IMPROVES over the base on test: 0.160" in second
+    assert "A does not improve over Model Soup on test: 0.020" in first
+    assert "B IMPROVES over Model Soup on test: 0.160" in second
     assert "C ran once" in third
+    one = stats.ttest_1samp([0.15, 0.17], 0, alternative="greater").pvalue
+    assert f"p {2 * one:.2g}." in second  # Holm, of two
 
 
 def test_what_is_not_a_method_is_refused_with_the_list():
@@ -330,17 +333,20 @@ def test_the_report_has_every_table_and_plot(tmp_path, monkeypatch, capsys):
     for header in ("| setting | seeds |", "| design | seeds |", "| test, final choice |", "paired p dev"):
         assert header in shown, header
     assert "| EvoGM | 40.0 |" in shown and f"| float32 | {compare.commit()} |" in shown
-    assert {"n2_40.png", "n2_40_final.png"} <= {path.name for path in (tmp_path / "small" / "report").iterdir()}
+    assert {"n2_40_search.png", "n2_40_ablations_final.png"} <= {
+        path.name for path in (tmp_path / "small" / "report").iterdir()
+    }
 
 
-def write_runs(folder, method, scores):
-    """The files of a method, a seed a score."""
+def write_runs(folder, method, scores, *, evaluations=1, **more_tasks):
+    """The files of a method, a seed a score; without a dtype, as they were until one was written."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, score in enumerate(scores):
-        times = {"evaluations": 1, "seconds": 1.0, "seconds of evaluation": 1.0, "commit": "abc", "dtype": "float32"}
-        result = {"method": method, "seed": seed, "test": score, "test by task": {"peak": score}, **times}
+        times = {"evaluations": 1, "seconds": 1.0, "seconds of evaluation": 1.0, "commit": "abc"}
+        result = {"method": method, "seed": seed, "test": score, "test by task": {"peak": score, **more_tasks}, **times}
         (folder / f"{method}_seed{seed}.json").write_text(json.dumps(result))
-        (folder / f"{method}_seed{seed}.csv").write_text(f"evaluation,score,seconds\n1,{score},1\n")
+        rows = "".join(f"{number},{score},1\n" for number in range(1, evaluations + 1))
+        (folder / f"{method}_seed{seed}.csv").write_text(f"evaluation,score,seconds\n{rows}")
 
 
 GROUPS = {name: method.group for name, method in METHODS.items()}
@@ -350,12 +356,29 @@ def test_numbers_of_experts_are_compared_under_one_protocol(tmp_path, capsys):
     pytest.importorskip("scipy")
     pytest.importorskip("matplotlib")
     for n in (2, 4, 7):
-        write_runs(tmp_path / f"n{n}_160_own", "EvoGM", [n / 10, n / 10])
+        write_runs(tmp_path / f"n{n}_160_own", "EvoGM", [n / 10, n / 10], **({"another": 0.0} if n == 7 else {}))
     write_runs(tmp_path / "n7_160", "EvoGM", [0.9, 0.9])
     compare_report.report(tmp_path, GROUPS)
     table = capsys.readouterr().out.split("| experts, test")[1:]
     assert len(table) == 1 and "| EvoGM | 0.200 | 0.400 | 0.700 |" in table[0]
     assert {path.name for path in (tmp_path / "report").glob("expert_counts*")} == {"expert_counts_160_own.png"}
+
+
+def test_fewer_evaluations_stand_beside_more_and_are_not_tested_against_them(tmp_path, capsys):
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    write_runs(tmp_path / "n10_40_own", "EvoGM", [0.5, 0.7], evaluations=40)
+    for method, scores, evaluations in (
+        ("EvoGM paper", [0.2, 0.4], 160),
+        ("R 5", [0.3, 0.6], 400),
+        ("lr 1e-3", [0.3, 0.6], 160),
+    ):
+        write_runs(tmp_path / "n10_160_own", method, scores, evaluations=evaluations)
+    compare_report.report(tmp_path, GROUPS)
+    shown = capsys.readouterr().out
+    assert "| EvoGM | 40 | 2 | 0.600 ± 0.141 | 0.600 ± 0.141 |\n| EvoGM paper | 160 | 2 | 0.300 ± 0.141 |" in shown
+    assert "| R 5 | 2 | 400 | 0.450 | 0.300 | 0.450 | 0.300 |  |  |" in shown
+    assert "| lr 1e-3 | 2 | 160 | 0.450 | 0.300 | 0.450 | 0.300 | 0.2 | 0.2 |" in shown
 
 
 def test_what_cannot_be_compared_is_said(tmp_path, capsys):
