@@ -36,7 +36,8 @@ PARENTS = 10  # good points that noise is added to
 AROUND, BETWEEN = 1000, 500  # candidates by noise, and on lines through two points
 CLIMBS = 4  # times that the answer is sought around the best points found
 SURROUNDINGS = 16  # points around an answer
-RADIUS = 0.1  # their deviation from it, in half widths of the box
+RADIUS = 0.05  # their deviation from it, in half widths of the box
+ANSWER_BLUR = 0.6  # `BLUR` of what is expected of them
 ANSWER_EVERY = 5  # one of so many picks is chosen as an answer is, by its surroundings
 SHORTLIST = 500  # candidates from which a batch or an answer is picked
 KEPT = 30  # candidates of the first pool that the second grows around
@@ -249,19 +250,20 @@ class Surrogate:
             self.weights, self.by_sign = weights.double(), by_sign.bool()
             signed = outcomes[:, self.by_sign]
             typical = signed.abs().nanmedian().clamp_min(1e-9) if signed.numel() else torch.tensor(1.0)
-            size, self.blur = SQUASH * typical, BLUR * typical
+            size, self.blur, self.answer_blur = (share * typical for share in (SQUASH, BLUR, ANSWER_BLUR))
             outcomes = torch.where(self.by_sign, size * torch.tanh(outcomes / size), outcomes)
         else:
-            outcomes, self.blur = without_tail(fitness[:, :1]), 0.0
+            outcomes, self.blur, self.answer_blur = without_tail(fitness[:, :1]), 0.0, 0.0
             self.weights, self.by_sign = torch.ones(1).double(), torch.zeros(1, dtype=torch.bool)
         self.process = GaussianProcess(points, outcomes)
 
-    def expected_fitness(self, points: torch.Tensor) -> torch.Tensor:
-        """What fitness to expect of `(C, n)` points, up to a constant."""
-        return self._expect(self.process.posterior(points))[0]
+    def expected_fitness(self, points: torch.Tensor, blur: torch.Tensor | float | None = None) -> torch.Tensor:
+        """What fitness to expect of `(C, n)` points, up to a constant, with another blur than for proposals if it is given."""
+        return self._expect(self.process.posterior(points), blur)[0]
 
-    def _expect(self, posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.process.expected_fitness(*posterior[:2], self.weights, self.by_sign, self.blur)
+    def _expect(self, posterior: Posterior, blur: torch.Tensor | float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        blur = self.blur if blur is None else blur
+        return self.process.expected_fitness(*posterior[:2], self.weights, self.by_sign, blur)
 
     def expected_around(self, points: torch.Tensor) -> torch.Tensor:
         """The mean of what is expected of the surroundings of `(C, n)` points, or without outcomes of the points themselves.
@@ -272,7 +274,7 @@ class Surrogate:
             return self.expected_fitness(points)
         generator = torch.Generator().manual_seed(0)
         steps = RADIUS * torch.randn(SURROUNDINGS, points.shape[1], generator=generator, dtype=points.dtype)
-        return torch.stack([self.expected_fitness(points + step) for step in steps]).mean(0)
+        return torch.stack([self.expected_fitness(points + step, self.answer_blur) for step in steps]).mean(0)
 
     def optimum(self, points: torch.Tensor) -> torch.Tensor:
         """The `(n,)` point of whose surroundings most is expected, found around the best of `(N, n)` points."""

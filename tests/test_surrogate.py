@@ -151,7 +151,7 @@ def test_a_pick_is_entered_as_if_its_mean_had_been_observed(data):
     candidates = 2 * torch.rand(40, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 1
     seen = []
     expect = surrogate._expect
-    surrogate._expect = lambda posterior: seen.append(posterior.variance.clone()) or expect(posterior)
+    surrogate._expect = lambda posterior, *blur: seen.append(posterior.variance.clone()) or expect(posterior, *blur)
     picked = surrogate.pick(candidates, 4, torch.Generator().manual_seed(4)).tolist()
     assert len(set(picked)) == 4
     process = surrogate.process
@@ -303,9 +303,10 @@ def test_what_is_expected_of_the_surroundings_is_the_mean_of_many_points_there(s
     points = searched.points[:count].double()
     fitness = torch.cat([searched.fitness[:, None], searched.outcomes], 1)[:count].double()
     surrogate = Surrogate(points, fitness, searched.outcome_weights, searched.outcome_by_sign)
-    steps = 0.1 * torch.randn(20_000, points.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-    many = torch.stack([surrogate.expected_fitness(point + steps).mean() for point in points[:4]])
-    few, plain = surrogate.expected_around(points[:4]), surrogate.expected_fitness(points[:4])
+    steps = 0.05 * torch.randn(20_000, points.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    blur = 2 * surrogate.blur
+    many = torch.stack([surrogate.expected_fitness(point + steps, blur).mean() for point in points[:4]])
+    few, plain = surrogate.expected_around(points[:4]), surrogate.expected_fitness(points[:4], blur)
     assert ((few - many).abs() < (plain - many).abs() / 2).all()
 
 
