@@ -13,7 +13,7 @@ import torch
 
 from evox_evogm.problems.language_model import LanguageModel
 from evox_evogm.problems.merging import StackedModule, WeightMerger, merged
-from evox_evogm.problems.scoring import score_population, score_task
+from evox_evogm.problems.scoring import score_tasks
 from evox_evogm.problems.tasks import Task
 
 PATHS = ("factored", "merged")
@@ -89,27 +89,30 @@ class CountingModel(LanguageModel):
         return self._logits.expand(sum(scored), -1)
 
 
-def count_passes(task: Task, model: LanguageModel, candidates: int | None = None, shared_layers: int = 0) -> Passes:
-    """The passes that scoring a task makes, if no answer is cut short.
+def count_passes(tasks: Sequence[Task], model: LanguageModel, candidates: int | None = None, shared_layers: int = 0) -> Passes:
+    """The passes that scoring some tasks makes, if no answer is cut short.
 
     :param candidates: how many share them; None for one that goes alone.
     :param shared_layers: how many of the first decoder layers run once for the candidates; their tokens count in part.
     """
-    counting = CountingModel(model)
+    counting, count = CountingModel(model), candidates or 1
+    margins = {task.name: torch.zeros(count, len(task.examples)) for task in tasks}
     if candidates is None:
-        score_task(task, counting)
+        score_tasks(tasks, counting, count, margins)
     else:
         with counting.candidates(lambda *_: None, shared_layers):
-            score_population(task, counting, candidates)
+            score_tasks(tasks, counting, count, margins)
     return Passes(tuple(counting.prompts), tuple(counting.steps))
 
 
-def predict(rates: Rates, task: Task, model: LanguageModel, candidates: int, shared_layers: int = 0) -> dict[str, float]:
-    """Seconds that each path takes to score a task for some candidates."""
-    together, alone = count_passes(task, model, candidates, shared_layers), count_passes(task, model)
+def predict(
+    rates: Rates, tasks: Sequence[Task], model: LanguageModel, candidates: int, shared_layers: int = 0
+) -> dict[str, float]:
+    """Seconds that each path takes to score some tasks for some candidates, once the weights are those of a candidate."""
+    together, alone = count_passes(tasks, model, candidates, shared_layers), count_passes(tasks, model)
     factored = rates.prompts["factored"].seconds(together.prompts) + rates.steps["factored"].seconds(together.steps)
     merged_alone = rates.prompts["merged"].seconds(alone.prompts) + rates.steps["merged"].seconds(alone.steps)
-    return {"factored": factored, "merged": candidates * (rates.put + merged_alone)}
+    return {"factored": factored, "merged": candidates * merged_alone}
 
 
 @torch.no_grad()

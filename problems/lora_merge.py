@@ -25,7 +25,7 @@ from evox_evogm.problems.merging import (
 )
 from evox_evogm.problems.racing import Racing, compare, in_random_order, tasks_of_rungs
 from evox_evogm.problems.regmean import regress_experts
-from evox_evogm.problems.scoring import outcomes_of, score_tasks, tokenize_task
+from evox_evogm.problems.scoring import asked_together, outcomes_of, score_tasks, tokenize_task
 from evox_evogm.problems.shared_layers import count_shared_layers
 from evox_evogm.problems.tasks import Task
 
@@ -241,21 +241,27 @@ class LoRAMergeProblem(Problem):
 
     def _paths_of(self, tasks: Sequence[Task], candidates: int) -> dict[str, str]:
         """The path of each task: the one chosen for good, or what is best for so many candidates."""
-        paths = {}
-        for task in tasks:
-            if task.name in self.paths:
-                paths[task.name] = self.paths[task.name]
-            elif obstacle := self._obstacle_to_merging():
-                paths[task.name] = "factored"
+        paths = {task.name: self.paths[task.name] for task in tasks if task.name in self.paths}
+        undecided = [task for task in tasks if task.name not in paths]
+        if not undecided:
+            return paths
+        if obstacle := self._obstacle_to_merging():
+            for task in undecided:
                 log.info("task %s: factored; %s", task.name, obstacle)
-            else:
-                model = self.language_model
-                seconds = predict(self.rates, task, model, candidates, count_shared_layers(model.model, self.stacked))
-                paths[task.name] = min(seconds, key=seconds.get)
+            return paths | {task.name: "factored" for task in undecided}
+        model = self.language_model
+        groups, shared_layers = asked_together(undecided, model), count_shared_layers(model.model, self.stacked)
+        seconds = [predict(self.rates, group, model, candidates, shared_layers) for group in groups]
+        saved = sum(max(0.0, expected["factored"] - expected["merged"]) for expected in seconds)
+        put = 0.0 if "merged" in paths.values() else candidates * self.rates.put
+        for group, expected in zip(groups, seconds, strict=True):
+            path = "merged" if saved > put and expected["merged"] < expected["factored"] else "factored"
+            paths |= {task.name: path for task in group}
+            for task in group:
                 log.info(
-                    "task %s: %s; expected for %d candidates: factored %.2f s, merged %.2f s (%.3f s to change the weights)",
-                    *(task.name, paths[task.name], candidates, seconds["factored"], seconds["merged"]),
-                    candidates * self.rates.put,
+                    "task %s: %s; expected for %d candidates of %d tasks that share batches: factored %.2f s, merged %.2f s "
+                    "and %.3f s, once for all tasks, to change the weights",
+                    *(task.name, path, candidates, len(group), expected["factored"], expected["merged"], put),
                 )
         return paths
 

@@ -63,19 +63,14 @@ def score_population(task: Task, model: LanguageModel, count: int, margins: torc
 def score_tasks(
     tasks: Sequence[Task], model: LanguageModel, count: int, margins: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """`score_population` for several tasks. Those whose examples are asked in the same way share batches: fewer and fuller
-    passes, in which rows of one length find each other. A task whose prompts begin alike is better off alone, where that
-    beginning runs once.
+    """`score_population` for several tasks, of which some share batches: fewer and fuller passes, in which rows of one length
+    find each other.
 
     :param margins: by the name of every task a `(P, S)` tensor to write to.
     :return: by the name of every task a `(P, S)` tensor.
     """
-    groups: dict[tuple, list[Task]] = {}
-    for task in tasks:
-        way = (task.rule, task.match, task.continuation, task.chat, task.max_new_tokens, shared_start(task, model))
-        groups.setdefault(way, []).append(task)
     scores: dict[str, torch.Tensor] = {}
-    for group in groups.values():
+    for group in asked_together(tasks, model):
         cases = [(candidate, example) for candidate in range(count) for task in group for example in task.examples]
         group_margins = torch.zeros(len(cases))
         found = SCORERS[group[0].rule](group[0], model, cases, margins=group_margins)
@@ -85,6 +80,18 @@ def score_tasks(
             scores[task.name] = task_scores
             margins[task.name].copy_(task_margins)
     return scores
+
+
+def asked_together(tasks: Sequence[Task], model: LanguageModel) -> list[list[Task]]:
+    """The tasks in groups that share batches: their examples are asked in the same way.
+
+    A task whose prompts begin alike is better off alone, where that beginning runs once.
+    """
+    groups: dict[tuple, list[Task]] = {}
+    for task in tasks:
+        way = (task.rule, task.match, task.continuation, task.chat, task.max_new_tokens, shared_start(task, model))
+        groups.setdefault(way, []).append(task)
+    return list(groups.values())
 
 
 def shared_start(task: Task, model: LanguageModel) -> tuple[int, ...]:

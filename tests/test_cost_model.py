@@ -1,6 +1,7 @@
 """The choice between the paths: passes counted without making them, rates measured, and what is chosen from them."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.cost_model import Rate, Rates, count_passes, measure_rates, predict
 from evox_evogm.problems.language_model import LanguageModel
 from evox_evogm.problems.lora_merge import default_dtype
-from evox_evogm.problems.scoring import score_population, score_task
+from evox_evogm.problems.scoring import score_population, score_task, score_tasks
 
 EXAMPLES = tuple(Example(str(i), prompt, "zzz") for i, prompt in enumerate(("ask", "ask me", "ask me now")))
 LIKELIHOOD = Task("likelihood", "1", "gold_log_probability", EXAMPLES)
@@ -32,7 +33,7 @@ def made_passes(model: LanguageModel, run) -> list[int]:
 def test_counted_passes_are_those_that_scoring_makes(tokenizer, monkeypatch, task, candidates, batch_tokens):
     monkeypatch.setattr(LanguageModel, "end_token", property(lambda self: 300))  # outside the vocabulary: no text ends
     model = LanguageModel(build_model(), tokenizer, batch_tokens=batch_tokens)
-    counted = count_passes(task, model, candidates)
+    counted = count_passes([task], model, candidates)
     made = made_passes(
         model, lambda: score_task(task, model) if candidates is None else score_population(task, model, candidates)
     )
@@ -40,18 +41,18 @@ def test_counted_passes_are_those_that_scoring_makes(tokenizer, monkeypatch, tas
     assert bool(counted.steps) == (task is DECODED)
 
 
-def test_the_prediction_adds_up_passes_and_the_changes_of_weights(tokenizer):
+def test_the_prediction_adds_up_passes(tokenizer):
     model = LanguageModel(build_model(), tokenizer, batch_tokens=2048)
     rates = Rates(
         {"factored": Rate(3.0, 0.5), "merged": Rate(2.0, 0.25)}, {"factored": Rate(7, 1), "merged": Rate(5, 1)}, put=0.125
     )
-    together, alone = count_passes(DECODED, model, 4), count_passes(DECODED, model)
+    together, alone = count_passes([DECODED], model, 4), count_passes([DECODED], model)
     assert len(alone.prompts) == 1 and len(together.steps) == len(alone.steps) == 4
-    found = predict(rates, DECODED, model, 4)
+    found = predict(rates, [DECODED], model, 4)
     assert found["factored"] == pytest.approx(
         3 * len(together.prompts) + 0.5 * sum(together.prompts) + 7 * 4 + sum(together.steps)
     )
-    assert found["merged"] == pytest.approx(4 * (0.125 + 2 + 0.25 * sum(alone.prompts) + 5 * 4 + sum(alone.steps)))
+    assert found["merged"] == pytest.approx(4 * (2 + 0.25 * sum(alone.prompts) + 5 * 4 + sum(alone.steps)))
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_what_cannot_be_measured_is_factored(make_problem, monkeypatch, caplog):
 
 def test_layers_that_candidates_share_count_in_part(tokenizer):
     model = LanguageModel(build_model(num_hidden_layers=4), tokenizer)
-    plain, shared = (sum(count_passes(LIKELIHOOD, model, 4, layers).prompts) for layers in (0, 2))
+    plain, shared = (sum(count_passes([LIKELIHOOD], model, 4, layers).prompts) for layers in (0, 2))
     assert shared == pytest.approx(plain * (1 - 3 / 4 * 2 / 4))
 
 
@@ -124,7 +125,27 @@ def test_the_cheaper_path_is_chosen_once_per_task_and_the_log_says_why(make_prob
     assert problem.paths == {"likelihood": chosen, "decoded": chosen}
     said = [record.getMessage().split(";")[0] for record in caplog.records]
     assert said == [f"task likelihood: {chosen}", f"task decoded: {chosen}"]
-    assert "expected for 3 candidates: factored" in caplog.text
+    assert "expected for 3 candidates of 1 tasks that share batches: factored" in caplog.text
+
+
+def test_weights_are_changed_once_for_all_tasks(make_problem):
+    problem = make_problem()
+    model, line, slower = problem.language_model, Rate(0.01, 0.001), Rate(0.5, 0.01)
+    problem.rates = rates = Rates({"factored": slower, "merged": line}, {"factored": slower, "merged": line}, put=0.0)
+    saved = [values["factored"] - values["merged"] for values in (predict(rates, [t], model, 3) for t in problem.tasks)]
+    assert min(saved) > 0
+    for put, chosen in ((sum(saved) / 3 - 0.01, "merged"), (sum(saved) / 3 + 0.01, "factored")):
+        problem.rates, problem.paths = replace(rates, put=put), {}
+        problem.choose_paths(3)
+        assert set(problem.paths.values()) == {chosen}
+
+
+def test_passes_that_tasks_share_are_counted_once(tokenizer):
+    model = LanguageModel(build_model(), tokenizer, batch_tokens=2048)
+    tasks = [LIKELIHOOD, replace(LIKELIHOOD, name="other")]
+    counted = count_passes(tasks, model)
+    made = made_passes(model, lambda: score_tasks(tasks, model, 1, {task.name: torch.zeros(1, 3) for task in tasks}))
+    assert sorted(counted.prompts) == sorted(made) and sum(made) < 2 * sum(count_passes([LIKELIHOOD], model).prompts)
 
 
 def test_a_copy_over_max_memory_is_not_considered(make_problem, caplog):
