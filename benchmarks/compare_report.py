@@ -122,15 +122,15 @@ def with_deviation(values: np.ndarray) -> str:
 
 
 def print_summary(runs: dict[str, list[Run]], reference: str, *, paired: bool) -> None:
-    """Best dev score by evaluations, test score, ranks and tests, and what it took."""
+    """Best dev score by evaluations, test score, and what it took; ranks and tests of the methods with the most seeds."""
     budget = max(len(run.best) for mine in runs.values() for run in mine)
     at = [count for count in AT if count <= budget]
     most = max(len(mine) for mine in runs.values())
     ranked = {name: mine for name, mine in runs.items() if len(mine) == most}  # fewer seeds would be compared on those alone
     ranks = {f"rank {split}": mean_ranks(ranked, split) for split in ("dev", "test")}
     tests, p = {}, "paired p" if paired else "p"
-    if reference in runs:
-        tests = {f"{p} {split}": corrected_tests(runs, reference, split, paired=paired) for split in ("dev", "test")}
+    if reference in ranked:
+        tests = {f"{p} {split}": corrected_tests(ranked, reference, split, paired=paired) for split in ("dev", "test")}
     header = ["method", "seeds", *(f"dev at {count}" for count in at), "test", *ranks, *tests]
     rows = []
     for name in sorted(runs, key=lambda name: (ranks["rank dev"].get(name, np.inf), -final(runs[name], "dev").mean())):
