@@ -409,7 +409,7 @@ def report(folder: Path, groups: dict[str, str]) -> None:
         print_folder(runs, static, groups, control=control, own=own)
         for group in ("search", *CHANGED):
             beside = [] if group == "search" else [CHANGED[group][0]]
-            mine = {method: runs[method] for method in runs if groups[method] == group}
+            mine = {method: runs[method] for method in runs if groups.get(method) == group}
             if mine:
                 mine |= {method: runs[method] for method in beside if method in runs}
                 plot_curves(mine, plots / f"{name}_{group}.png", f"{name}, {group}")

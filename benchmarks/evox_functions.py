@@ -144,7 +144,7 @@ def curve(algorithm: str, function: str, n: int, budget: int, seeds: int) -> lis
 
 
 def run_case(case: tuple[str, str, int, int], folder: Path, seeds: int) -> str:
-    """Run one case and write its curves, unless the file is there."""
+    """Run one case and write its curves, unless the file is there with as many seeds."""
     algorithm, function, n, budget = case
     path = folder / f"{algorithm.split(' (')[0].replace(' ', '-')}_{function}_{n}_{budget}.csv"
     if path.exists() and len({row.split(",")[4] for row in path.read_text().splitlines()}) >= seeds:

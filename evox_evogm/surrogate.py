@@ -231,7 +231,8 @@ class Surrogate:
 
     Not of these examples alone: an answer that is right by a hair counts little more than one that is wrong by a hair, because
     of other examples it would be as often the other way round. Without that the search finds coefficients that put many
-    examples just above 0, and loses on others what it gains on these (benchmarks/README.md).
+    examples just above 0, and loses on others what it gains on these (benchmarks/README.md). What is expected of the
+    surroundings of a point, by which answers are chosen, is blurred more than what proposals are chosen by.
 
     :param points: an `(N, n)` tensor.
     :param fitness: an `(N, 1 + S)` tensor, minimised; the first column is the fitness, the others its outcomes.

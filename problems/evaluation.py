@@ -28,7 +28,7 @@ class Evaluation:
     @cached_property
     def by_task(self) -> dict[str, float]:
         """The mean score of each task; empty if the evaluation failed."""
-        return {name: float(torch.tensor(values).mean()) for name, values in self.scores.items()}
+        return {name: float(torch.tensor(values, device="cpu").mean()) for name, values in self.scores.items()}
 
     def as_record(self) -> dict:
         """What is written down: numbers, lists and texts."""

@@ -298,10 +298,10 @@ class LanguageModel:
         :return: `Likelihoods` of N rows on the CPU, in the order of the requests.
         """
         candidates = candidates or [0] * len(requests)
-        log_probability = torch.zeros(len(requests), device="cpu")
-        first_miss = torch.zeros(len(requests), dtype=torch.long, device="cpu")
-        missed_token = torch.full((len(requests),), -1, device="cpu")
-        margin = torch.zeros(len(requests), device="cpu")
+        log_probability = torch.zeros(len(requests))
+        first_miss = torch.zeros(len(requests), dtype=torch.long)
+        missed_token = torch.full((len(requests),), -1)
+        margin = torch.zeros(len(requests))
         scored = [len(continuation) for _, continuation in requests]
         limits = [len(prompt) - 1 for prompt, _ in requests]
         for start in self._starts([prompt + answer for prompt, answer in requests], limits, candidates, scored):
@@ -316,8 +316,8 @@ class LanguageModel:
             margins = gold - torch.where(choices == targets, second, first)
             by_row = [pad_sequence(values.cpu().split(counts)) for values in (scores, choices, targets, margins)]  # (W, N)
             scores, choices, targets, margins = by_row
-            rows, lengths = (torch.tensor(numbers, device="cpu") for numbers in (start.rows, counts))
-            place = torch.arange(len(scores), device="cpu")[:, None]  # (W, 1)
+            rows, lengths = torch.tensor(start.rows), torch.tensor(counts)
+            place = torch.arange(len(scores))[:, None]  # (W, 1)
             missed = (choices != targets) & (place < lengths)
             first = torch.where(missed, place, lengths).amin(0)  # (N,)
             log_probability[rows] = scores.sum(0)

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Literal
 
@@ -78,8 +79,8 @@ class LoRAMergeProblem(Problem):
         :param max_memory: bytes that evaluation may take beside the base and the experts, as estimated.
         :param path: `"factored"`: candidates share the frozen base and scale the channels of the stacked experts, in shared
             batches. `"merged"`: one candidate after another goes into the weights, with a copy of those that change. `"auto"`:
-            what a cost model expects to be faster for each task, from rates measured at the first evaluation. Or a mapping of
-            task names to paths, as in `paths`, to repeat an earlier run to the last bit.
+            what a cost model expects to be faster, from rates measured at the first evaluation. Or a mapping of task names to
+            paths, as in `paths`, to repeat an earlier run to the last bit.
         :param candidates_at_once: how many merges are scored together before their results are reported. Defaults to as many
             as fill 16,384 tokens with their prompts.
         :param racing: give up merges that are behind the best one, see `Racing`. Their scores are estimates, below the best's,
@@ -194,11 +195,13 @@ class LoRAMergeProblem(Problem):
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
         """
         tasks = self.tasks if tasks is None else tasks
-        paths, scores, margins = self._paths_of(tasks, len(pop)), {}, {} if margins is None else margins
-        margins |= {task.name: torch.zeros(len(pop), len(task.examples)) for task in tasks}
-        for path, score in (("factored", self._score_factored), ("merged", self._score_merged)):
-            if mine := [task for task in tasks if paths[task.name] == path]:
-                scores |= score(pop, mine, margins)
+        margins = {} if margins is None else margins
+        with on_cpu_by_default():
+            paths, scores = self._paths_of(tasks, len(pop)), {}
+            margins |= {task.name: torch.zeros(len(pop), len(task.examples)) for task in tasks}
+            for path, score in (("factored", self._score_factored), ("merged", self._score_merged)):
+                if mine := [task for task in tasks if paths[task.name] == path]:
+                    scores |= score(pop, mine, margins)
         return {task.name: scores[task.name] for task in tasks}
 
     def _score_factored(
@@ -232,7 +235,8 @@ class LoRAMergeProblem(Problem):
 
         :param candidates: P, how many are evaluated at a time.
         """
-        self.paths = self._paths_of(self.tasks, min(candidates, self.candidates_at_once))
+        with on_cpu_by_default():
+            self.paths = self._paths_of(self.tasks, min(candidates, self.candidates_at_once))
         if "merged" in self.paths.values():
             copied = WeightMerger.bytes_kept(self.language_model.model, self.stacked)
             self.language_model.max_memory = max(1, self.max_memory - copied)
@@ -299,8 +303,9 @@ class LoRAMergeProblem(Problem):
         self.choose_paths(len(pop))
         self._best = None if self.racing is None else self._best_before(pop)
         evaluations: list[Evaluation] = []
-        for block in pop.detach().split(self.candidates_at_once):
-            evaluations += self._evaluate_block(block)
+        with on_cpu_by_default():
+            for block in pop.detach().split(self.candidates_at_once):
+                evaluations += self._evaluate_block(block)
         if all(evaluation.failure for evaluation in evaluations):
             reason = evaluations[0].failure
             raise RuntimeError(f"evaluate: expected scores, found that all {len(pop)} merges of a population failed: {reason}")
@@ -465,6 +470,11 @@ def check_paths(path, names: Sequence[str]) -> dict[str, str]:
         if chosen not in PATHS:
             raise ValueError(f'path: expected "auto", "factored" or "merged", found {chosen!r}')
     return paths
+
+
+def on_cpu_by_default() -> AbstractContextManager:
+    """Inside the block tensors are made on the CPU unless a device is named, whatever the default device is."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -342,6 +342,18 @@ def test_a_hub_repository_laid_out_as_the_papers_is_read(tmp_path, model, tokeni
     torch.testing.assert_close(problem.evaluate(pop), direct.evaluate(pop))
 
 
+@pytest.mark.parametrize("path", ["factored", "merged", "auto"])
+def test_another_default_device_does_not_matter(model, tokenizer, folders, path):
+    expected, found = (LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, path=path) for _ in range(2))
+    pop = torch.rand(3, 2)
+    torch.set_default_device("meta")  # whatever is made on it holds no numbers
+    try:
+        scores = found.evaluate(pop)
+    finally:
+        torch.set_default_device(None)
+    torch.testing.assert_close(scores, expected.evaluate(pop))
+
+
 def test_bfloat16_scores_come_close_to_float32(tmp_path, model, tokenizer, folders):
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")

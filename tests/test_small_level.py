@@ -42,9 +42,11 @@ def test_a_draw_has_other_questions_for_the_same_experts(level):
     first, same, other = (small_level.make_problem(N, draw=draw, folder=level) for draw in (3, 3, 4))
     assert answers(first) == answers(same) and answers(first).keys() != answers(other).keys()
     assert first.n_experts == N and [task.name for task in first.tasks][-3:] == list(small_level.UNSEEN)
-    point = torch.full((N,), 0.5)
-    for task, scores in first.score_tasks(point).items():
-        assert torch.equal(scores, same.score_tasks(point)[task])
+    found = [{}, {}, {}]
+    for problem, margins in zip((first, same, other), found, strict=True):
+        problem.score_together(torch.full((1, N), 0.5), margins=margins)
+    for task, margins in found[0].items():
+        assert torch.equal(margins, found[1][task]) and not torch.equal(margins, found[2][task])
 
 
 def test_shuffled_answers_are_wrong_ones_and_random_experts_other_ones(level):
