@@ -97,11 +97,8 @@ def count_passes(tasks: Sequence[Task], model: LanguageModel, candidates: int | 
     """
     counting, count = CountingModel(model), candidates or 1
     margins = {task.name: torch.zeros(count, len(task.examples)) for task in tasks}
-    if candidates is None:
+    with counting.candidates(lambda *_: None, shared_layers):
         score_tasks(tasks, counting, count, margins)
-    else:
-        with counting.candidates(lambda *_: None, shared_layers):
-            score_tasks(tasks, counting, count, margins)
     return Passes(tuple(counting.prompts), tuple(counting.steps))
 
 

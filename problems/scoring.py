@@ -47,27 +47,17 @@ def score_task(task: Task, model: LanguageModel, margins: torch.Tensor | None = 
     return SCORERS[task.rule](task, model, margins=margins)
 
 
-def score_population(task: Task, model: LanguageModel, count: int, margins: torch.Tensor | None = None) -> torch.Tensor:
-    """Score every example of a task for several candidates, whose requests share batches.
-
-    :param model: the language model, inside `model.candidates(...)`.
-    :param count: P, the number of candidates.
-    :param margins: a `(P, S)` tensor to write to, as in `score_task`.
-    :return: a `(P, S)` float32 tensor on the CPU, higher is better.
-    """
-    cases = [(candidate, example) for candidate in range(count) for example in task.examples]
-    flat = None if margins is None else margins.view(-1)
-    return SCORERS[task.rule](task, model, cases, margins=flat).view(count, len(task.examples))
-
-
 def score_tasks(
     tasks: Sequence[Task], model: LanguageModel, count: int, margins: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """`score_population` for several tasks, of which some share batches: fewer and fuller passes, in which rows of one length
-    find each other.
+    """Score every example of some tasks for several candidates, whose requests share batches.
 
-    :param margins: by the name of every task a `(P, S)` tensor to write to.
-    :return: by the name of every task a `(P, S)` tensor.
+    Tasks that are asked in the same way share them too: fewer and fuller passes, in which rows of one length find each other.
+
+    :param model: the language model, inside `model.candidates(...)` if there are several.
+    :param count: P, the number of candidates.
+    :param margins: by the name of every task a `(P, S)` tensor on the CPU to write to, as in `score_task`.
+    :return: by the name of every task a `(P, S)` float32 tensor on the CPU, higher is better.
     """
     scores: dict[str, torch.Tensor] = {}
     for group in asked_together(tasks, model):
@@ -125,22 +115,19 @@ def choice_log_probabilities(task: Task, model: LanguageModel, cases: Sequence[C
         [model.continuation_tokens(_continuation(task, *choice), chat=task.chat) for choice in example.choices]
         for _, example in cases
     ]
-    results = [torch.empty(0)] * len(cases)
+    results: dict[int, torch.Tensor] = {}
     short = [index for index, row in enumerate(choices) if all(len(tokens) == 1 for tokens in row)]
     if short:  # one pass over a prompt scores all its choices
         tokens = [[choice[0] for choice in choices[index]] for index in short]
         asked = [candidates[index] for index in short]
         found = model.next_token_log_probabilities([prompts[index] for index in short], tokens, asked)
-        for index, values in zip(short, found, strict=True):
-            results[index] = values
-    if len(short) < len(cases):
-        long = sorted(set(range(len(cases))) - set(short))
+        results |= zip(short, found, strict=True)
+    if long := [index for index in range(len(cases)) if index not in results]:
         requests = [(prompts[index], tokens) for index in long for tokens in choices[index]]
         asked = [candidates[index] for index in long for _ in choices[index]]
         found = model.likelihoods(requests, asked).log_probability.split([len(choices[index]) for index in long])
-        for index, values in zip(long, found, strict=True):
-            results[index] = values
-    return results
+        results |= zip(long, found, strict=True)
+    return [results[index] for index in range(len(cases))]
 
 
 def choice_likelihood(

@@ -11,7 +11,7 @@ from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.cost_model import Rate, Rates, count_passes, measure_rates, predict
 from evox_evogm.problems.language_model import LanguageModel
 from evox_evogm.problems.lora_merge import default_dtype
-from evox_evogm.problems.scoring import score_population, score_task, score_tasks
+from evox_evogm.problems.scoring import score_task, score_tasks
 
 EXAMPLES = tuple(Example(str(i), prompt, "zzz") for i, prompt in enumerate(("ask", "ask me", "ask me now")))
 LIKELIHOOD = Task("likelihood", "1", "gold_log_probability", EXAMPLES)
@@ -34,8 +34,10 @@ def test_counted_passes_are_those_that_scoring_makes(tokenizer, monkeypatch, tas
     monkeypatch.setattr(LanguageModel, "end_token", property(lambda self: 300))  # outside the vocabulary: no text ends
     model = LanguageModel(build_model(), tokenizer, batch_tokens=batch_tokens)
     counted = count_passes([task], model, candidates)
+    margins = {task.name: torch.zeros(candidates or 1, len(EXAMPLES))}
     made = made_passes(
-        model, lambda: score_task(task, model) if candidates is None else score_population(task, model, candidates)
+        model,
+        lambda: score_task(task, model) if candidates is None else score_tasks([task], model, candidates, margins),
     )
     assert sorted([*counted.prompts, *counted.steps]) == sorted(made)
     assert bool(counted.steps) == (task is DECODED)

@@ -8,7 +8,7 @@ from evox_evogm.problems import Example, Task
 from evox_evogm.problems.experts import read_expert
 from evox_evogm.problems.language_model import LanguageModel
 from evox_evogm.problems.merging import Population, WeightMerger, merged, merged_in_place, stack_experts
-from evox_evogm.problems.scoring import score_population, score_task, score_tasks
+from evox_evogm.problems.scoring import score_task, score_tasks
 
 TARGETS = {
     "llama": ["q_proj", "v_proj", "down_proj", "embed_tokens"],
@@ -68,7 +68,7 @@ def test_a_population_scores_as_its_members_do(base_and_modules, tokenizer, rule
     examples = tuple(Example(str(i), prompt, "AB"[i % 2], choices) for i, prompt in enumerate(PROMPTS))
     task = Task("any", "1", rule, examples, max_new_tokens=3, continuation=continuation)
     with merged(model, modules, COEFFICIENTS) as population, scorer.candidates(population.select):
-        together = score_population(task, scorer, len(COEFFICIENTS))
+        together = score_tasks([task], scorer, len(COEFFICIENTS), {task.name: torch.zeros(4, 5)})[task.name]
     assert together.shape == (4, 5)
     for row, coefficients in zip(together, COEFFICIENTS, strict=True):
         with merged(model, modules, coefficients):
@@ -90,9 +90,10 @@ def test_tasks_that_share_batches_score_as_each_alone(base_and_modules, tokenize
         together = score_tasks(tasks, scorer, 4, margins)
         assert passes == [4 * (5 + 3), 4 * 4 * 2, 4 * 2]  # the two that are asked alike, two choices each, log-probabilities
         for task in tasks:
-            alone = torch.zeros(4, len(task.examples))
-            torch.testing.assert_close(together[task.name], score_population(task, scorer, 4, alone), rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(margins[task.name], alone, rtol=1e-4, atol=1e-4)
+            alone = {task.name: torch.zeros(4, len(task.examples))}
+            scores = score_tasks([task], scorer, 4, alone)
+            torch.testing.assert_close(together[task.name], scores[task.name], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(margins[task.name], alone[task.name], rtol=1e-4, atol=1e-4)
 
 
 def test_tasks_whose_prompts_begin_alike_are_scored_alone(tokenizer):
