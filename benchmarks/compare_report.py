@@ -61,6 +61,11 @@ def final(runs: list[Run], split: str) -> np.ndarray:
     return np.array([value(run, split) for run in runs])
 
 
+def of_group(runs: dict[str, list[Run]], groups: dict[str, str], group: str) -> dict[str, list[Run]]:
+    """The runs of a group's methods, in the order of `groups`."""
+    return {name: runs[name] for name in groups if groups[name] == group and name in runs}
+
+
 def evaluations(runs: list[Run]) -> int:
     """What a run spends, in full evaluations."""
     return max((len(run.best) for run in runs), default=0)
@@ -227,9 +232,7 @@ def print_budgets(folders: dict[str, dict[str, list[Run]]], groups: dict[str, st
     kinds: dict[str, dict[int, dict[str, list[Run]]]] = defaultdict(dict)
     for folder, runs in folders.items():
         n, budget, *suffixes = folder.split("_")
-        kinds["_".join([n, *suffixes])][int(budget)] = {
-            name: mine for name, mine in runs.items() if groups.get(name) == "search"
-        }
+        kinds["_".join([n, *suffixes])][int(budget)] = of_group(runs, groups, "search")
     for kind, budgets in kinds.items():
         if len(budgets) > 1:
             rows = [
@@ -370,8 +373,7 @@ def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[st
     :param control: `"random"` adapters, `"shuffled"` answers, or `""`.
     :param own: whether every seed has its own questions.
     """
-    by_group = {group: [name for name in groups if groups[name] == group and name in runs] for group in ("search", *CHANGED)}
-    searches = {name: runs[name] for name in by_group["search"]}
+    searches = of_group(runs, groups, "search")
     if searches:
         print_summary(searches, "EvoGM", paired=own)
         print_by_task(searches, [] if control else static)
@@ -386,10 +388,11 @@ def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[st
         print(f"\nWhether a control improves is not known: run static_merges.py --methods {' '.join(map(repr, needed))}.")
     print_choices(runs)
     for group, (reference, what) in CHANGED.items():
-        if by_group[group] and reference in runs:
-            print_changes(runs, by_group[group], reference, what, paired=own)
-        elif by_group[group]:
-            print(f"\n{', '.join(by_group[group])}: not compared, as {reference} has not run here.")
+        names = list(of_group(runs, groups, group))
+        if names and reference in runs:
+            print_changes(runs, names, reference, what, paired=own)
+        elif names:
+            print(f"\n{', '.join(names)}: not compared, as {reference} has not run here.")
 
 
 def report(folder: Path, groups: dict[str, str]) -> None:
@@ -404,14 +407,14 @@ def report(folder: Path, groups: dict[str, str]) -> None:
     for name, runs in folders.items():
         print(f"\n## {name}")
         n, _, *suffixes = name.split("_")
-        control, own = next((name for name in suffixes if name in ("random", "shuffled")), ""), "own" in suffixes
+        control, own = next((part for part in suffixes if part in ("random", "shuffled")), ""), "own" in suffixes
         static = [] if own else read_static(folder / f"{n}_static")
         print_folder(runs, static, groups, control=control, own=own)
         for group in ("search", *CHANGED):
-            beside = [] if group == "search" else [CHANGED[group][0]]
-            mine = {method: runs[method] for method in runs if groups.get(method) == group}
+            mine = of_group(runs, groups, group)
             if mine:
-                mine |= {method: runs[method] for method in beside if method in runs}
+                reference = CHANGED.get(group, ("",))[0]
+                mine |= {reference: runs[reference]} if reference in runs else {}
                 plot_curves(mine, plots / f"{name}_{group}.png", f"{name}, {group}")
                 plot_bars(mine, plots / f"{name}_{group}_final.png")
     for path in paths:

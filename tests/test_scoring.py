@@ -9,7 +9,15 @@ import torch
 from conftest import build_model
 
 from evox_evogm.problems.language_model import LanguageModel
-from evox_evogm.problems.scoring import agrees, decided, exact_match, generated_match, parse_choice, score_task
+from evox_evogm.problems.scoring import (
+    agrees,
+    choice_log_probabilities,
+    decided,
+    exact_match,
+    generated_match,
+    parse_choice,
+    score_task,
+)
 from evox_evogm.problems.tasks import Example, Task
 
 BIRDS = {"A": "a bird", "B": "not a bird", "C": "Paris", "D": ""}
@@ -135,6 +143,20 @@ def test_the_chosen_answer_is_the_likeliest_of_separate_passes(tokenizer, archit
     assert found.tolist() == expected
     assert found.dtype == torch.float32
     assert sum(expected) == len(QUESTIONS)  # each question was asked once with every key as the right one
+
+
+@EVERY_BATCHING
+def test_choices_of_one_token_and_of_more_may_stand_beside_each_other(tokenizer, batch_tokens):
+    """A byte is a token here: "x" after a chat prompt is one, so that two of the questions are scored by a pass over the prompt."""
+    model, tokenizer = build_model(), chatty(tokenizer)
+    short = (("A", "x"), ("B", "y"))
+    choices = [CHOICES, short, CHOICES, short]
+    examples = tuple(Example(question, question, "A", mine) for question, mine in zip(QUESTIONS, choices, strict=True))
+    task = Task("pick", "1", "choice_likelihood", examples, continuation="text", chat=True)
+    found = choice_log_probabilities(task, LanguageModel(model, tokenizer, batch_tokens=batch_tokens))
+    for question, mine, scores in zip(QUESTIONS, choices, found, strict=True):
+        expected = [plain_log_probability(model, tokenizer, question, text, True)[0] for _, text in mine]
+        assert scores.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 @EVERY_BATCHING
