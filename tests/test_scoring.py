@@ -147,7 +147,7 @@ def test_the_chosen_answer_is_the_likeliest_of_separate_passes(tokenizer, archit
 
 @EVERY_BATCHING
 def test_choices_of_one_token_and_of_more_may_stand_beside_each_other(tokenizer, batch_tokens):
-    """A byte is a token here: "x" after a chat prompt is one, so that two of the questions are scored by a pass over the prompt."""
+    """A byte is a token here: "x" after a chat prompt is one, so one pass over the prompt scores two of the questions."""
     model, tokenizer = build_model(), chatty(tokenizer)
     short = (("A", "x"), ("B", "y"))
     choices = [CHOICES, short, CHOICES, short]
