@@ -57,12 +57,12 @@ PAPER = {160: {"pop_size": 20, "n_rounds": 2}, 2000: {"pop_size": 100, "n_rounds
 def algorithms(n: int, budget: int) -> dict:
     """A function per algorithm that makes a fresh instance.
 
-    Every algorithm is at its defaults with a population of 20, except EvoGM (5, and the published method above) and CMA-ES
+    Every algorithm is at its defaults with a population of 20, except EvoGM (3, and the published method above) and CMA-ES
     (its own default). What has no default: the evolution strategies start in the middle of the box with a standard deviation
     of .3, OpenES of .1. EvoGM's surrogate is for few evaluations: with 2,000 only the published method runs.
     """
     upper, middle = torch.ones(n), torch.zeros(n)
-    screened = {"EvoGM": lambda: EvoGM(5, -upper, upper)} if budget == BUDGETS[0] else {}
+    screened = {"EvoGM": lambda: EvoGM(3, -upper, upper)} if budget == BUDGETS[0] else {}
     return screened | {
         "EvoGM paper": lambda: EvoGM(lb=-upper, ub=upper, proposal="paper", **PAPER[budget]),
         "PSO": lambda: PSO(20, -upper, upper),

@@ -68,7 +68,7 @@ class EvoGM(Algorithm):
     ):
         """Set up the search; the defaults are those of the published code, but for `proposal`.
 
-        :param pop_size: P, evaluations per step, at least 2. 5 is a good start, the paper's method uses 2n.
+        :param pop_size: P, evaluations per step, at least 2. 3 is a good start, the paper's method uses 2n.
         :param lb: an `(n,)` tensor, the point that -1 in every coordinate stands for.
         :param ub: an `(n,)` tensor, the point that +1 in every coordinate stands for.
         :param proposal: `"screened"`, the most promising of many candidates by a Gaussian process on all evaluations; or
@@ -77,7 +77,7 @@ class EvoGM(Algorithm):
         :param n_rounds: R, rounds of `"paper"`; between two rounds the best n points become the new axes.
         :param n_iters: T, proposals per round of `"paper"`.
         :param epochs: full-batch training steps before each proposal. Defaults to 200, as published, with `"paper"`, and to 50
-            with `"screened"`, whose populations are a quarter as large.
+            with `"screened"`, whose populations are far smaller.
         :param lr: Adam's learning rate.
         :param winner_ratio: rho, the share of the history that counts as winners, in (0, 1].
         :param cycle_weight: a_c, weight of the cycle-consistency loss.

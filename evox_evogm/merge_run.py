@@ -46,7 +46,7 @@ SEARCH_SETTINGS = [
 ]
 TASK_KEYS = [spec.name for spec in fields(Task) if spec.name not in ("name", "version", "examples")]
 READERS = ("reasoning_gym", "swarm_eval", "json_lines")
-SCREENED_POP_SIZE = 5  # the surrogate learns from every population: small ones are better (benchmarks/README.md)
+SCREENED_POP_SIZE = 3  # the surrogate learns from every population: small ones are better (benchmarks/README.md)
 EXACT = 1e-5  # relative difference of weights up to which a reloaded adapter counts as the merge
 
 

@@ -6,11 +6,11 @@ them. So the process models every outcome, all with one kernel (one Cholesky fac
 fitness follows: sum_s w_s P(outcome_s > 0) for outcomes that count by their sign, sum_s w_s E[outcome_s] for the others. A
 fitness without outcomes is one outcome of weight 1 that counts as it is.
 
-Kernel: Matern 5/2 with a length scale per coordinate, the prior of C. Hvarfner et al., "Vanilla Bayesian Optimization
-Performs Great in High Dimensions", ICML 2024, arXiv 2402.02229; hyper-parameters by maximum a posteriori (L-BFGS). Batches
-are picked one by one, each pick entered as if its mean had been observed (the "kriging believer", D. Ginsbourger et al.
-2010), by the expected fitness less a random multiple of its deviation; every fifth, like the answer in the end, by what is
-expected of its surroundings.
+Kernel: Matern 5/2 with a length scale per coordinate, whose prior grows with sqrt(n) as in C. Hvarfner et al., "Vanilla
+Bayesian Optimization Performs Great in High Dimensions", ICML 2024, arXiv 2402.02229, but is far shorter; hyper-parameters by
+maximum a posteriori (L-BFGS). Batches are picked one by one, each pick entered as if its mean had been observed (the "kriging
+believer", D. Ginsbourger et al. 2010), by the expected fitness less a random multiple of its deviation; the first of a batch
+and every fifth after it, like the answer in the end, by what is expected of its surroundings.
 """
 
 import math
@@ -24,7 +24,8 @@ from evox_evogm.leading_dims import flatten_lead
 ROWS = 256  # evaluations that the process knows at most, the best: a Cholesky factor takes their cube
 FIT_ROWS = 128  # of these, those that hyper-parameters are fitted to
 NOISE_FLOOR = 1e-3  # variance, in units of an outcome's variance
-LENGTH_VARIANCE = 3.0  # of the logarithms of length scales, by the prior
+LENGTH = 0.3  # times sqrt(n): the median of length scales by the prior, in half widths of the box
+LENGTH_VARIANCE = 1.0  # of their logarithms
 FIT_STEPS = 25  # of L-BFGS
 OPTIMISM = 1.0  # deviation of the random multiple of a candidate's deviation that counts in its favour
 EVIDENCE = 20.0  # outcomes that the evidence counts as: hundreds of similar ones would drown the priors
@@ -38,9 +39,10 @@ CLIMBS = 4  # times that the answer is sought around the best points found
 SURROUNDINGS = 16  # points around an answer
 RADIUS = 0.05  # their deviation from it, in half widths of the box
 ANSWER_BLUR = 0.6  # `BLUR` of what is expected of them
-ANSWER_EVERY = 5  # one of so many picks is chosen as an answer is, by its surroundings
+ANSWER_EVERY = 5  # the first of so many picks in a batch is chosen as an answer is, by its surroundings
 SHORTLIST = 500  # candidates from which a batch or an answer is picked
-KEPT = 30  # candidates of the first pool that the second grows around
+POOLS = 4  # of candidates for a batch, each grown around the best of those before
+KEPT = 30  # candidates of a pool that the next one grows around
 
 
 class Outcomes(NamedTuple):
@@ -107,6 +109,16 @@ def surprise(logarithms: torch.Tensor, points: torch.Tensor, standard: torch.Ten
     return value, torch.cat([by_length, (slope * signal).sum()[None], (noise * slope.trace())[None]])
 
 
+def typical(dim: int) -> torch.Tensor:
+    """What the prior expects of the logarithms of length scales, variance and noise, an `(n + 2,)` tensor.
+
+    Distances grow with sqrt(n), and so do length scales. With the much longer ones that are usual in Bayesian optimisation the
+    process takes the first ten evaluations for noise, and finds nothing in them (benchmarks/README.md).
+    """
+    length = math.log(LENGTH) + math.log(dim) / 2
+    return torch.tensor([length] * dim + [0.0, math.log(0.01)], dtype=torch.float64)
+
+
 def improbability(logarithms: torch.Tensor, blocks: list[Block]) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative logarithm of the posterior density of hyper-parameters, and its gradient.
 
@@ -116,10 +128,8 @@ def improbability(logarithms: torch.Tensor, blocks: list[Block]) -> tuple[torch.
     dim = len(logarithms) - 2
     tempered = min(1.0, EVIDENCE / sum(block.outcomes.shape[1] for block in blocks))
     surprises = [surprise(logarithms, *block) for block in blocks]
-    typical = math.log(2) + math.sqrt(2) + math.log(dim) / 2  # the prior is for [0, 1], the box is twice as wide
-    means = torch.tensor([typical] * dim + [0.0, math.log(0.01)], dtype=logarithms.dtype)
     variances = torch.tensor([LENGTH_VARIANCE] * dim + [1.0, 4.0], dtype=logarithms.dtype)
-    away = logarithms - means
+    away = logarithms - typical(dim)
     value = tempered * sum(value for value, _ in surprises) + (away.square() / variances).sum() / 2
     return value, tempered * sum(gradient for _, gradient in surprises) + away / variances
 
@@ -163,22 +173,27 @@ class GaussianProcess:
         return self.variance * correlation(torch.cdist(first / self.length_scales, second / self.length_scales))
 
     def _fit(self, blocks: list[Block]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Length scales (n,), variance and noise that are most probable after the data."""
+        """Length scales (n,), variance and noise that are most probable after the data.
+
+        The best that the search has seen, not the last: where a Cholesky factor fails, a line search may end in NaN.
+        """
         dim = self.points.shape[1]
-        start = torch.tensor([math.log(2) + math.log(dim) / 2] * dim + [0.0, math.log(0.05)], dtype=torch.float64)
-        logarithms = start.clone()
+        logarithms = typical(dim)
+        best, least = logarithms.clone(), torch.inf
         optimizer = torch.optim.LBFGS(
             [logarithms], max_iter=FIT_STEPS, tolerance_grad=1e-3, tolerance_change=1e-6, line_search_fn="strong_wolfe"
         )
 
         def closure() -> torch.Tensor:
+            nonlocal best, least
             value, logarithms.grad = improbability(logarithms, blocks)
+            if value < least:
+                best, least = logarithms.clone(), float(value)
             return value
 
         optimizer.step(closure)
-        found = logarithms if bool(logarithms.isfinite().all()) else start
-        *_, variance, noise = found.exp()
-        return found[:dim].exp(), variance, noise + NOISE_FLOOR
+        *_, variance, noise = best.exp()
+        return best[:dim].exp(), variance, noise + NOISE_FLOOR
 
     def posterior(self, candidates: torch.Tensor) -> Posterior:
         """Of `(C, n)` candidates."""
@@ -378,12 +393,13 @@ def propose_one(
         known, values = on_cpu(points[:count], fitness[:count])
         surrogate = Surrogate(known, values, weights.cpu(), by_sign.cpu())
         merit = surrogate.expected_fitness(known)
-        candidates = candidates_around(known, merit, moved.detach().cpu().double(), source)
-        expected = surrogate.expected_fitness(candidates)
-        best = expected.argsort()[:KEPT]
-        parents, merit = torch.cat([known, candidates[best]]), torch.cat([merit, expected[best]])
-        candidates = torch.cat([candidates, candidates_around(parents, merit, parents[:0], source)])
-        candidates = without_known(candidates, known)
+        parents, pools = known, [candidates_around(known, merit, moved.detach().cpu().double(), source)]
+        while len(pools) < POOLS:
+            expected = surrogate.expected_fitness(pools[-1])
+            best = expected.argsort()[:KEPT]
+            parents, merit = torch.cat([parents, pools[-1][best]]), torch.cat([merit, expected[best]])
+            pools.append(candidates_around(parents, merit, parents[:0], source))
+        candidates = without_known(torch.cat(pools), known)
         return candidates[surrogate.pick(candidates, pop_size, source)].to(points)
 
 

@@ -51,8 +51,8 @@ def test_the_improbability_of_hyper_parameters_is_that_of_a_normal_distribution_
     covariance += (math.exp(-3.0) + NOISE_FLOOR) * torch.eye(len(points), dtype=torch.float64)
     normal = torch.distributions.MultivariateNormal(torch.zeros(len(points)).double(), covariance)
     evidence = -normal.log_prob(outcomes.T).sum() - outcomes.numel() * math.log(2 * math.pi) / 2
-    typical = math.log(2) + math.sqrt(2) + math.log(3) / 2
-    prior = ((logarithms[:3] - typical) ** 2).sum() / 6 + 0.2**2 / 2 + (-3.0 - math.log(0.01)) ** 2 / 8
+    typical = math.log(0.3 * math.sqrt(3))
+    prior = ((logarithms[:3] - typical) ** 2).sum() / 2 + 0.2**2 / 2 + (-3.0 - math.log(0.01)) ** 2 / 8
     assert torch.allclose(improbability(logarithms, [Block(points, outcomes)])[0], evidence + prior)
 
 
@@ -63,6 +63,34 @@ def test_its_gradient_is_that_of_finite_differences(data):
     values = [[improbability(logarithms + sign * step, [Block(points, outcomes)])[0] for sign in (1, -1)] for step in steps]
     expected = torch.tensor([(above - below) / 2e-5 for above, below in values], dtype=torch.float64)
     assert torch.allclose(improbability(logarithms, [Block(points, outcomes)])[1], expected, atol=1e-6)
+
+
+def test_hyper_parameters_are_the_best_that_were_seen_when_the_search_for_them_breaks_down(data, monkeypatch):
+    """In a case of twenty experts a factor failed in a line search, and the process forgot what it had found."""
+    seen = []
+
+    def breaks_down(logarithms, blocks):
+        value, gradient = improbability(logarithms, blocks)
+        if len(seen) == 5:
+            return value * torch.nan, gradient * torch.nan
+        seen.append((float(value), logarithms.detach().clone()))
+        return value, gradient
+
+    monkeypatch.setattr(surrogate, "improbability", breaks_down)
+    process = GaussianProcess(*data)
+    _, best = min(seen, key=lambda pair: pair[0])
+    assert len(seen) == 5 and not torch.equal(best, seen[0][1])
+    assert torch.equal(process.length_scales, best[:3].exp()) and process.variance == best[3].exp()
+
+
+def test_six_evaluations_are_not_taken_for_noise():
+    """Of a function that changes over half the box, six points in ten dimensions say where it is lower."""
+    generator = torch.Generator().manual_seed(1)
+    points = 0.1 + 0.16 * torch.randn(56, 10, generator=generator, dtype=torch.float64)
+    outcomes = torch.cdist(points, torch.full((1, 10), 0.3).double())
+    process = GaussianProcess(points[:6], outcomes[:6])
+    found = process.posterior(points[6:]).means[:, 0]
+    assert torch.corrcoef(torch.stack([found, outcomes[6:, 0]]))[0, 1] > 0.4 and process.noise < 0.1
 
 
 def test_other_kernels_have_the_steepness_of_their_correlation():
@@ -212,6 +240,18 @@ def test_proposals_at_a_corner_of_the_box_differ(data):
     fitness = -known.sum(1, keepdim=True)
     found = propose(known, fitness, torch.tensor(16), points, *NO_OUTCOMES, torch.tensor(0), 6)
     assert len(torch.cat([known, found]).unique(dim=0)) == 22
+
+
+def test_a_batch_is_better_by_its_own_measure_with_more_pools(data, monkeypatch):
+    points, outcomes = data
+    monkeypatch.setattr(surrogate, "OPTIMISM", 0.0)
+    process = Surrogate(points, outcomes[:, :1], *NO_OUTCOMES)
+    merit = []
+    for pools in (1, 4):
+        monkeypatch.setattr(surrogate, "POOLS", pools)
+        found = propose(points, outcomes[:, :1], torch.tensor(15), points, *NO_OUTCOMES, torch.tensor(0), 2)
+        merit.append(float(process.expected_fitness(found)[0]))
+    assert merit[1] < merit[0]
 
 
 def test_another_default_device_does_not_matter(data):
