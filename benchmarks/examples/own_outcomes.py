@@ -40,22 +40,20 @@ def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def search(problem: Problem, outcomes: Outcomes | None) -> tuple[float, torch.Tensor]:
     """The best score of 40 evaluations, and the answer."""
-    algorithm = EvoGM(4, -torch.ones(8), torch.ones(8), outcomes=outcomes)
-    workflow = StdWorkflow(algorithm, problem, opt_direction="max")
+    workflow = StdWorkflow(EvoGM(4, -torch.ones(8), torch.ones(8), outcomes=outcomes), problem, opt_direction="max")
     workflow.init_step()
     for _ in range(9):
         workflow.step()
     return -float(workflow.algorithm.fitness[0]), workflow.algorithm.answer()
 
 
-found = {"accuracy alone": [], "with margins": []}
+found = []
 for seed in range(6):
     torch.manual_seed(seed)
     dev, fresh = draw(100), Accuracy(*draw(5000))
-    for name, cls, outcomes in (("accuracy alone", AccuracyAlone, None), ("with margins", Accuracy, Accuracy(*dev).outcomes)):
-        torch.manual_seed(seed)
-        best, answer = search(cls(*dev), outcomes)
-        found[name].append((best, float(fresh.evaluate(answer[None])[0, 0])))
-for name, pairs in found.items():
-    best, accuracy = torch.tensor(pairs).mean(0).tolist()
-    print(f"{name}: best of 40 evaluations {best:.3f}; the answer on 5,000 fresh examples {accuracy:.3f} (means of six draws)")
+    for problem, outcomes in ((AccuracyAlone(*dev), None), (Accuracy(*dev), Accuracy(*dev).outcomes)):
+        best, answer = search(problem, outcomes)
+        found.append([best, float(fresh.evaluate(answer[None])[0, 0])])
+means = torch.tensor(found).view(6, 2, 2).mean(0)  # over six draws
+for name, (best, accuracy) in zip(("accuracy alone", "with margins"), means.tolist(), strict=True):
+    print(f"{name}: best of 40 evaluations {best:.3f}; the answer on 5,000 fresh examples {accuracy:.3f}")
