@@ -45,7 +45,8 @@ class Method:
     """Of `surrogate.py` and `evogm.py` where they differ."""
 
 
-SMALL = {"pop_size": 3}  # of the search with a surrogate, which learns from every population
+LONG_LENGTH_SCALES = {"LENGTH": 2 * math.exp(math.sqrt(2)), "LENGTH_VARIANCE": 3.0}
+SCREENED = {"pop_size": 3}  # the default search learns from every population
 
 
 def box(n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +90,7 @@ class FromKnownPoints(EvoGM):
 
 def design(**constants: float | Callable) -> Method:
     """EvoGM with other constants in `surrogate.py` or `evogm.py`."""
-    return Method(screened, "design", settings=SMALL, outcomes=True, constants=constants)
+    return Method(screened, "design", settings=SCREENED, outcomes=True, constants=constants)
 
 
 def rbf(distance: torch.Tensor) -> torch.Tensor:
@@ -121,7 +122,7 @@ def cma_es(n: int, pop_size: int | None) -> Algorithm:
 
 
 METHODS: dict[str, Method] = {
-    "EvoGM": Method(screened, settings=SMALL, outcomes=True),
+    "EvoGM": Method(screened, settings=SCREENED, outcomes=True),
     "EvoGM paper": Method(evogm),
     "random": Method(lambda n, p: RandomSearch(p, *box(n))),
     "CMA-ES": Method(lambda n, p: cma_es(n, None)),
@@ -146,12 +147,12 @@ METHODS: dict[str, Method] = {
     "no cycle loss": Method(partial(evogm, cycle_weight=0.0), "ablations"),
     "PSO two rounds": Method(partial(from_known_points, PSO), "ablations", rounds=2),
     # Parts of EvoGM beyond the paper: the surrogate on scores alone, and so on.
-    "EvoGM scores": Method(screened, "parts", settings=SMALL),
-    "no generators": Method(partial(screened, cls=WithoutGenerators), "parts", settings=SMALL, outcomes=True),
-    "no cycle, screened": Method(partial(screened, cycle_weight=0.0), "parts", settings=SMALL, outcomes=True),
-    "racing": Method(screened, "parts", settings=SMALL, outcomes=True, racing=Racing()),
+    "EvoGM scores": Method(screened, "parts", settings=SCREENED),
+    "no generators": Method(partial(screened, cls=WithoutGenerators), "parts", settings=SCREENED, outcomes=True),
+    "no cycle, screened": Method(partial(screened, cycle_weight=0.0), "parts", settings=SCREENED, outcomes=True),
+    "racing": Method(screened, "parts", settings=SCREENED, outcomes=True, racing=Racing()),
     "racing, no generators": Method(
-        partial(screened, cls=WithoutGenerators), "parts", settings=SMALL, outcomes=True, racing=Racing()
+        partial(screened, cls=WithoutGenerators), "parts", settings=SCREENED, outcomes=True, racing=Racing()
     ),
     # What the surrogate is made of: one thing changed at a time.
     "batches of 2": Method(screened, "design", settings={"pop_size": 2}, outcomes=True),
@@ -169,17 +170,18 @@ METHODS: dict[str, Method] = {
     "RBF kernel": design(correlation=rbf, steepness=rbf),
     "Matern 1.5": design(correlation=matern_3_2, steepness=steepness_3_2),
     "length scales of the prior": design(LENGTH_VARIANCE=1e-6),
-    "long length scales": design(LENGTH=2 * math.exp(math.sqrt(2)), LENGTH_VARIANCE=3.0),  # Hvarfner et al.
+    # The prior of Hvarfner et al., which is for [0, 1]: the box is twice as wide.
+    "long length scales": design(**LONG_LENGTH_SCALES),
     "two pools": design(POOLS=2),
     "six pools": design(POOLS=6),
     "all the evidence": design(EVIDENCE=1e9),
     "no optimism": design(OPTIMISM=0.0),
     "more optimism": design(OPTIMISM=3.0),
     "more moved by generators": design(MOVED=3000),
-    "200 epochs": Method(partial(screened, epochs=200), "design", settings=SMALL, outcomes=True),
-    "first points known": Method(partial(screened, cls=FromKnownPoints), "design", settings=SMALL, outcomes=True),
+    "200 epochs": Method(partial(screened, epochs=200), "design", settings=SCREENED, outcomes=True),
+    "first points known": Method(partial(screened, cls=FromKnownPoints), "design", settings=SCREENED, outcomes=True),
     # The same without outcomes, beside "EvoGM scores".
-    "scores as ranks": Method(screened, "scores", settings=SMALL, constants={"without_tail": normal_scores}),
+    "scores as ranks": Method(screened, "scores", settings=SCREENED, constants={"without_tail": normal_scores}),
     # The paper's sweeps (table 12): one setting of the release changed at a time. Every search makes R (T + 1) P evaluations.
     "P 10": Method(evogm, "sweeps", settings={"pop_size": 10, "budget": 80}),
     "P 30": Method(evogm, "sweeps", settings={"pop_size": 30, "budget": 240}),

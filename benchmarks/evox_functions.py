@@ -1,10 +1,10 @@
 """EvoGM beside EvoX's own algorithms and CMA-ES on test functions.
 
-Every algorithm gets the same number of evaluations (CMA-ES as many as its own population divides) on seven functions of EvoX
-and on CEC2022, in 2, 10 and 20 dimensions, 15 seeds each; seeds run in one vmap where the algorithm allows. All work in the
-unit box [-1, 1]^n, which is mapped to the domain of the function; outside it a point counts as the nearest one inside plus
-the squared distance. The optimum of a function of EvoX is moved away from the middle of the box, where EvoGM's fresh
-generators and the evolution strategies start (Schwefel's lies near an edge by itself).
+Every algorithm gets the same number of evaluations (CMA-ES and EvoGM as many as their own populations divide) on seven
+functions of EvoX and on CEC2022, in 2, 10 and 20 dimensions, 15 seeds each; seeds run in one vmap where the algorithm allows.
+All work in the unit box [-1, 1]^n, which is mapped to the domain of the function; outside it a point counts as the nearest
+one inside plus the squared distance. The optimum of a function of EvoX is moved away from the middle of the box, where
+EvoGM's fresh generators and the evolution strategies start (Schwefel's lies near an edge by itself).
 
 A file has the columns algorithm, function, n, budget, seed, evaluations, best fitness so far, seconds of the case. Fitness has
 six digits; what agrees in them counts as a tie.

@@ -22,6 +22,7 @@ from evox.workflows import StdWorkflow
 from evox_evogm import EvoGM, Outcomes
 from evox_evogm.training import train
 
+SCREENED_POP_SIZE = 3  # of the default search
 OUTCOMES = 169  # of the default search: as many as level small has dev questions
 N, POP_SIZE, N_ITERS, EPOCHS, RUNS = 10, 20, 3, 200, 64
 SIZES = [N, 128, 256, 256, 256, 128, N]
@@ -173,7 +174,7 @@ def screened_seconds(n: int, rows: int, repeats: int) -> list[float]:
     history, scores = (part[scores[:, 0].argsort()] for part in (history, scores))
     for _ in range(repeats):
         workflow = StdWorkflow(
-            EvoGM(5, -torch.ones(n), torch.ones(n), outcomes=problem.outcomes), problem, opt_direction="max"
+            EvoGM(SCREENED_POP_SIZE, -torch.ones(n), torch.ones(n), outcomes=problem.outcomes), problem, opt_direction="max"
         )
         workflow.init_step()
         algorithm = workflow.algorithm
@@ -187,7 +188,9 @@ def screened_seconds(n: int, rows: int, repeats: int) -> list[float]:
 
 
 def print_screened(repeats: int) -> None:
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, P 5, {OUTCOMES} outcomes, medians of {repeats}\n")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, P {SCREENED_POP_SIZE}, {OUTCOMES} outcomes, medians of {repeats}\n"
+    )
     print("| seconds a step | 40 evaluations | 160 | 640 |\n| --- | ---: | ---: | ---: |")
     for n in (10, 20, 64):
         medians = [statistics.median(screened_seconds(n, rows, repeats)) for rows in (40, 160, 640)]

@@ -44,7 +44,7 @@ class RunSettings:
     trust_remote_code: bool = False
     """Let transformers run code that comes with the base model."""
     pop_size: int | None = None
-    """Evaluations per step; by default 5, and with the paper's proposals twice the number of experts."""
+    """Evaluations per step; by default 3, and with the paper's proposals twice the number of experts."""
     search: dict = field(default_factory=dict)
     """Settings of EvoGM: proposal (screened by a surrogate, or paper, for the published method), n_rounds, n_iters, epochs,
     lr, winner_ratio, cycle_weight, opt_weight, hidden_dims, dual."""

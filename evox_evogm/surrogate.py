@@ -109,11 +109,11 @@ def surprise(logarithms: torch.Tensor, points: torch.Tensor, standard: torch.Ten
     return value, torch.cat([by_length, (slope * signal).sum()[None], (noise * slope.trace())[None]])
 
 
-def typical(dim: int) -> torch.Tensor:
-    """What the prior expects of the logarithms of length scales, variance and noise, an `(n + 2,)` tensor.
+def prior_means(dim: int) -> torch.Tensor:
+    """What the prior expects of the logarithms of length scales, variance, and noise above its floor, an `(n + 2,)` tensor.
 
     Distances grow with sqrt(n), and so do length scales. With the much longer ones that are usual in Bayesian optimisation the
-    process takes the first ten evaluations for noise, and finds nothing in them (benchmarks/README.md).
+    process takes the first ten evaluations for noise (benchmarks/README.md).
     """
     length = math.log(LENGTH) + math.log(dim) / 2
     return torch.tensor([length] * dim + [0.0, math.log(0.01)], dtype=torch.float64)
@@ -129,7 +129,7 @@ def improbability(logarithms: torch.Tensor, blocks: list[Block]) -> tuple[torch.
     tempered = min(1.0, EVIDENCE / sum(block.outcomes.shape[1] for block in blocks))
     surprises = [surprise(logarithms, *block) for block in blocks]
     variances = torch.tensor([LENGTH_VARIANCE] * dim + [1.0, 4.0], dtype=logarithms.dtype)
-    away = logarithms - typical(dim)
+    away = logarithms - prior_means(dim)
     value = tempered * sum(value for value, _ in surprises) + (away.square() / variances).sum() / 2
     return value, tempered * sum(gradient for _, gradient in surprises) + away / variances
 
@@ -178,7 +178,7 @@ class GaussianProcess:
         The best that the search has seen, not the last: where a Cholesky factor fails, a line search may end in NaN.
         """
         dim = self.points.shape[1]
-        logarithms = typical(dim)
+        logarithms = prior_means(dim)  # where the search starts
         best, least = logarithms.clone(), torch.inf
         optimizer = torch.optim.LBFGS(
             [logarithms], max_iter=FIT_STEPS, tolerance_grad=1e-3, tolerance_change=1e-6, line_search_fn="strong_wolfe"
