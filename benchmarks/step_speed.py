@@ -188,9 +188,8 @@ def screened_seconds(n: int, rows: int, repeats: int) -> list[float]:
 
 
 def print_screened(repeats: int) -> None:
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, P {SCREENED_POP_SIZE}, {OUTCOMES} outcomes, medians of {repeats}\n"
-    )
+    setting = f"P {SCREENED_POP_SIZE}, {OUTCOMES} outcomes, medians of {repeats}"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {setting}\n")
     print("| seconds a step | 40 evaluations | 160 | 640 |\n| --- | ---: | ---: | ---: |")
     for n in (10, 20, 64):
         medians = [statistics.median(screened_seconds(n, rows, repeats)) for rows in (40, 160, 640)]
