@@ -23,6 +23,7 @@ from evox_evogm.baselines import (
     known_points,
     start_from,
 )
+from evox_evogm.generators import generate, initial_parameters
 from evox_evogm.problems import Racing
 from evox_evogm.surrogate import Outcomes
 
@@ -71,6 +72,27 @@ class WithoutGenerators(EvoGM):
 
     def _moved(self, points: torch.Tensor) -> torch.Tensor:
         return points
+
+
+class Ensemble(EvoGM):
+    """Four pairs of generators that began differently; each moves a quarter of the candidates."""
+
+    def init_step(self) -> None:
+        super().init_step()
+        draw = partial(initial_parameters, self.sizes, len(self.generators), self.dtype, self.generators.device)
+        self.pairs = [(self.generators, self.moments)] + [(draw(), torch.zeros_like(self.moments)) for _ in range(3)]
+
+    def _train_generators(self, new_round: torch.Tensor) -> None:
+        trained = []
+        for generators, moments in self.pairs:
+            self.generators, self.moments = generators, moments
+            super()._train_generators(new_round)
+            trained.append((self.generators, self.moments))
+        self.pairs = trained
+
+    def _moved(self, points: torch.Tensor) -> torch.Tensor:
+        parts = points.chunk(len(self.pairs))
+        return torch.cat([generate(pair[0], self.sizes, part) for (pair, _), part in zip(self.pairs, parts, strict=True)])
 
 
 class FromKnownPoints(EvoGM):
@@ -178,6 +200,7 @@ METHODS: dict[str, Method] = {
     "no optimism": design(OPTIMISM=0.0),
     "more optimism": design(OPTIMISM=3.0),
     "more moved by generators": design(MOVED=3000),
+    "four pairs of generators": Method(partial(screened, cls=Ensemble), "design", settings=SCREENED, outcomes=True),
     "200 epochs": Method(partial(screened, epochs=200), "design", settings=SCREENED, outcomes=True),
     "first points known": Method(partial(screened, cls=FromKnownPoints), "design", settings=SCREENED, outcomes=True),
     # The same without outcomes, beside "EvoGM scores".

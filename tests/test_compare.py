@@ -18,6 +18,7 @@ from small_level import make_task
 
 from evox_evogm import evogm, surrogate
 from evox_evogm.baselines import RandomSearch
+from evox_evogm.generators import generate
 from evox_evogm.problems import Racing
 
 
@@ -273,6 +274,20 @@ def test_without_generators_nothing_is_trained_and_no_candidate_moved():
     before = trained.generators.clone()
     workflow.step()
     assert not torch.equal(trained.generators, before) and not torch.equal(trained._moved(point), point)
+
+
+def test_each_of_four_pairs_of_generators_is_trained_and_moves_a_quarter():
+    algorithm = METHODS["four pairs of generators"].make(2, 5)
+    workflow = StdWorkflow(algorithm, Sphere())
+    workflow.init_step()
+    before = [generators.clone() for generators, _ in algorithm.pairs]
+    workflow.step()
+    points = torch.rand(8, 2)
+    moved = algorithm._moved(points).split(2)
+    for index, (generators, _) in enumerate(algorithm.pairs):
+        assert not torch.equal(generators, before[index])
+        assert all(not torch.equal(generators, other) for other, _ in algorithm.pairs[:index])
+        torch.testing.assert_close(moved[index], generate(generators[0], algorithm.sizes, points.split(2)[index]))
 
 
 def test_a_search_from_known_points_evaluates_them_first():
