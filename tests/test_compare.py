@@ -277,9 +277,9 @@ def test_without_generators_nothing_is_trained_and_no_candidate_moved():
 
 
 def test_each_of_four_pairs_of_generators_is_trained_and_moves_a_quarter():
-    algorithm = METHODS["four pairs of generators"].make(2, 5)
-    workflow = StdWorkflow(algorithm, Sphere())
+    workflow = StdWorkflow(METHODS["four pairs of generators"].make(2, 5), Sphere())
     workflow.init_step()
+    algorithm = workflow.algorithm
     before = [generators.clone() for generators, _ in algorithm.pairs]
     workflow.step()
     points = torch.rand(8, 2)
