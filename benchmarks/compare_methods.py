@@ -23,6 +23,7 @@ from evox_evogm.baselines import (
     known_points,
     start_from,
 )
+from evox_evogm.evogm import SCREENED_POP_SIZE
 from evox_evogm.generators import generate, initial_parameters
 from evox_evogm.problems import Racing
 from evox_evogm.surrogate import Outcomes
@@ -47,7 +48,7 @@ class Method:
 
 
 LONG_LENGTH_SCALES = {"LENGTH": 2 * math.exp(math.sqrt(2)), "LENGTH_VARIANCE": 3.0}
-SCREENED = {"pop_size": 3}  # the default search learns from every population
+SCREENED = {"pop_size": SCREENED_POP_SIZE}
 
 
 def box(n: int) -> tuple[torch.Tensor, torch.Tensor]:

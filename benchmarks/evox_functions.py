@@ -32,6 +32,7 @@ from evox.workflows import StdWorkflow
 
 from evox_evogm import EvoGM
 from evox_evogm.baselines import CMAES
+from evox_evogm.evogm import SCREENED_POP_SIZE
 
 SEEDS = 15
 BUDGETS = (160, 2000)
@@ -62,7 +63,7 @@ def algorithms(n: int, budget: int) -> dict:
     of .3, OpenES of .1. EvoGM's surrogate is for few evaluations: with 2,000 only the published method runs.
     """
     upper, middle = torch.ones(n), torch.zeros(n)
-    screened = {"EvoGM": lambda: EvoGM(3, -upper, upper)} if budget == BUDGETS[0] else {}
+    screened = {"EvoGM": lambda: EvoGM(SCREENED_POP_SIZE, -upper, upper)} if budget == BUDGETS[0] else {}
     return screened | {
         "EvoGM paper": lambda: EvoGM(lb=-upper, ub=upper, proposal="paper", **PAPER[budget]),
         "PSO": lambda: PSO(20, -upper, upper),

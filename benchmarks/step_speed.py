@@ -20,9 +20,9 @@ from evox.problems.numerical import Sphere
 from evox.workflows import StdWorkflow
 
 from evox_evogm import EvoGM, Outcomes
+from evox_evogm.evogm import SCREENED_POP_SIZE
 from evox_evogm.training import train
 
-SCREENED_POP_SIZE = 3  # of the default search
 OUTCOMES = 169  # of the default search: as many as level small has dev questions
 N, POP_SIZE, N_ITERS, EPOCHS, RUNS = 10, 20, 3, 200, 64
 SIZES = [N, 128, 256, 256, 256, 128, N]

@@ -22,6 +22,7 @@ from evox_evogm.training import train
 MOVED = 500  # candidates that the generator has moved
 LONGEST_STEP = 1.6  # of a candidate along the way that the generator shows, which is 1 long
 EPOCHS = {"screened": 50, "paper": 200}
+SCREENED_POP_SIZE = 3  # the surrogate learns from every population: small ones are better (benchmarks/README.md)
 FIRST_SPREAD = 0.5  # typical distance of first points from the average: most of the box is too far away for a merge
 
 

@@ -17,7 +17,7 @@ import torch
 from evox.workflows import StdWorkflow
 
 from evox_evogm.disk import write_whole
-from evox_evogm.evogm import EvoGM
+from evox_evogm.evogm import SCREENED_POP_SIZE, EvoGM
 from evox_evogm.problems.base_model import tokenizer_sha256, weights_sha256
 from evox_evogm.problems.experts import CONFIG, WEIGHTS
 from evox_evogm.problems.lora_merge import LoRAMergeProblem, box_of
@@ -46,7 +46,6 @@ SEARCH_SETTINGS = [
 ]
 TASK_KEYS = [spec.name for spec in fields(Task) if spec.name not in ("name", "version", "examples")]
 READERS = ("reasoning_gym", "swarm_eval", "json_lines")
-SCREENED_POP_SIZE = 3  # the surrogate learns from every population: small ones are better (benchmarks/README.md)
 EXACT = 1e-5  # relative difference of weights up to which a reloaded adapter counts as the merge
 
 

@@ -113,7 +113,7 @@ def prior_means(dim: int) -> torch.Tensor:
     """What the prior expects of the logarithms of length scales, variance, and noise above its floor, an `(n + 2,)` tensor.
 
     Distances grow with sqrt(n), and so do length scales. With the much longer ones that are usual in Bayesian optimisation the
-    process takes the first ten evaluations for noise (benchmarks/README.md).
+    process takes the first few evaluations for noise (benchmarks/README.md).
     """
     length = math.log(LENGTH) + math.log(dim) / 2
     return torch.tensor([length] * dim + [0.0, math.log(0.01)], dtype=torch.float64)
