@@ -35,8 +35,7 @@ from compare_methods import CONTROLLED, GROUPS, METHODS
 from evox.core import Problem
 from evox.workflows import StdWorkflow
 
-from evox_evogm import evogm as evogm_module
-from evox_evogm import surrogate as surrogate_module
+from evox_evogm import evogm, gaussian_process, surrogate
 from evox_evogm.journal import Journal
 from evox_evogm.problems import Racing
 
@@ -186,10 +185,10 @@ def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
 @contextmanager
 def other_constants(values: dict) -> Iterator[None]:
     """Inside the block, constants of the search have these values, wherever they are."""
-    places = [(module, name) for module in (evogm_module, surrogate_module) for name in values if hasattr(module, name)]
+    places = [(module, name) for module in (evogm, surrogate, gaussian_process) for name in values if hasattr(module, name)]
     before = [getattr(module, name) for module, name in places]
     if missing := set(values) - {name for _, name in places}:
-        raise ValueError(f"constants: expected some of evogm.py or surrogate.py, found {missing}")
+        raise ValueError(f"constants: expected some of evogm.py, surrogate.py or gaussian_process.py, found {missing}")
     try:
         for module, name in places:
             setattr(module, name, values[name])

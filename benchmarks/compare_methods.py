@@ -44,7 +44,7 @@ class Method:
     racing: Racing | None = None
     """Whether hopeless merges are given up; the budget then counts examples asked, as shares of a full evaluation."""
     constants: dict = field(default_factory=dict)
-    """Of `surrogate.py` and `evogm.py` where they differ."""
+    """Of `evogm.py`, `surrogate.py` and `gaussian_process.py` where they differ."""
 
 
 LONG_LENGTH_SCALES = {"LENGTH": 2 * math.exp(math.sqrt(2)), "LENGTH_VARIANCE": 3.0}
@@ -112,7 +112,7 @@ class FromKnownPoints(EvoGM):
 
 
 def design(**constants: float | Callable) -> Method:
-    """EvoGM with other constants in `surrogate.py` or `evogm.py`."""
+    """EvoGM with other constants, wherever they are."""
     return Method(screened, "design", settings=SCREENED, outcomes=True, constants=constants)
 
 

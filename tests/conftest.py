@@ -1,4 +1,4 @@
-"""Tiny random language models and adapters in the formats that users have, made in a moment and without a download."""
+"""Tiny random language models and adapters in the formats that users have, made in a moment; outcomes of a few points."""
 
 import json
 import os
@@ -157,3 +157,12 @@ def history(out):
 
     rows = [record for block, _ in read_blocks(out / "history.jsonl") for record in block]
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.fixture
+def data():
+    """Fifteen points in three dimensions, and three outcomes of theirs."""
+    generator = torch.Generator().manual_seed(0)
+    points = 2 * torch.rand(15, 3, generator=generator, dtype=torch.float64) - 1
+    outcomes = torch.stack([points.square().sum(1), points[:, 0] - 0.3, torch.sin(3 * points[:, 1])], 1)
+    return points, outcomes
