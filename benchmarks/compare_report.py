@@ -1,20 +1,19 @@
-"""Tables and plots from the files that `compare.py run` wrote; layouts after the tables of the EvoGM paper.
+"""Tables from the files that `compare.py run` wrote; layouts after the tables of the EvoGM paper.
 
-Everything goes to standard output as Markdown, plots to the folder `report` beside the files. The tables of a folder, and
-which of the paper's they follow: scores by evaluations with ranks and tests (3 and 4), time (7), scores by task with the
-static merges (1), what a change of EvoGM costs (5 and 11), its settings (12), and over the folders the number of experts (13).
+Everything goes to standard output as Markdown, plots (`compare_plots.py`) to the folder `report` beside the files. The tables
+of a folder, and which of the paper's they follow: scores by evaluations with ranks and tests (3 and 4), time (7), scores by
+task with the static merges (1), what a change of EvoGM costs (5 and 11), its settings (12), and over the folders the number of
+experts (13).
 """
 
-import csv
 import json
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from compare_runs import Run, corrected_tests, evaluations, final, holm, mean_ranks, of_group, on_shared_seeds, read_runs
 
-TRIALS = 100  # seeds from here on were for trying things out
 AT = (1, 40, 60, 80, 160, 320, 640)  # evaluations of which the best dev score is shown
 KEYS_OF_TIME = ("evaluations", "seconds", "seconds of evaluation")
 CHANGED = {  # by group of methods: what they are compared with, and what they are
@@ -24,96 +23,6 @@ CHANGED = {  # by group of methods: what they are compared with, and what they a
     "ablations": ("EvoGM paper", "change"),
     "sweeps": ("EvoGM paper", "setting"),
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One case: its result, and after every evaluation spent the best dev score so far and the seconds since the start."""
-
-    result: dict
-    best: np.ndarray
-    seconds: np.ndarray
-
-
-def read_runs(folder: Path) -> dict[str, list[Run]]:
-    """The runs of every method, in the order of their seeds."""
-    runs: dict[str, list[Run]] = defaultdict(list)
-    for path in folder.glob("*_seed*.json"):
-        result = json.loads(path.read_text())
-        if result["seed"] >= TRIALS:
-            continue
-        with path.with_suffix(".csv").open(newline="") as file:
-            rows = list(csv.reader(file))[1:]
-        spent, scores, seconds = np.array([[float(cell) for cell in row[:3]] for row in rows]).T
-        whole = np.arange(1, round(spent[-1]) + 1)  # of merges that were given up a part of an evaluation was spent
-        row = np.searchsorted(spent, whole + 1e-4, side="right") - 1
-        best = np.maximum.accumulate(np.nan_to_num(scores, nan=-np.inf, neginf=-np.inf))
-        runs[result["method"]].append(Run(result, best[row], seconds[row]))
-    return {name: sorted(mine, key=lambda run: run.result["seed"]) for name, mine in sorted(runs.items())}
-
-
-def value(run: Run, split: str) -> float:
-    """The best dev score found, or the answer's test score."""
-    return float(run.best[-1]) if split == "dev" else run.result[split]
-
-
-def final(runs: list[Run], split: str) -> np.ndarray:
-    return np.array([value(run, split) for run in runs])
-
-
-def of_group(runs: dict[str, list[Run]], groups: dict[str, str], group: str) -> dict[str, list[Run]]:
-    """The runs of a group's methods, in the order of `groups`."""
-    return {name: runs[name] for name in groups if groups[name] == group and name in runs}
-
-
-def evaluations(runs: list[Run]) -> int:
-    """What a run spends, in full evaluations."""
-    return max((len(run.best) for run in runs), default=0)
-
-
-def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Holm's correction of several p values."""
-    corrected, largest = {}, 0.0
-    for place, name in enumerate(sorted(p_values, key=p_values.get)):
-        largest = max(largest, min(1.0, p_values[name] * (len(p_values) - place)))
-        corrected[name] = largest
-    return corrected
-
-
-def mean_ranks(runs: dict[str, list[Run]], split: str) -> dict[str, float]:
-    """Mean over seeds of the rank among the methods that have this seed; 1 is the best, equals share."""
-    from scipy.stats import rankdata
-
-    seeds = set.intersection(*({run.result["seed"] for run in mine} for mine in runs.values()))
-    if not seeds:
-        return {}
-    scores = {name: [value(run, split) for run in mine if run.result["seed"] in seeds] for name, mine in runs.items()}
-    ranks = np.array([rankdata([-score for score in row]) for row in zip(*scores.values(), strict=True)])
-    return dict(zip(scores, ranks.mean(0), strict=True))
-
-
-def on_shared_seeds(ours: list[Run], theirs: list[Run]) -> tuple[list[Run], list[Run]]:
-    """The runs of the seeds that both have."""
-    seeds = {run.result["seed"] for run in ours} & {run.result["seed"] for run in theirs}
-    return tuple([run for run in runs if run.result["seed"] in seeds] for runs in (ours, theirs))
-
-
-def corrected_tests(runs: dict[str, list[Run]], reference: str, split: str, *, paired: bool = False) -> dict[str, float]:
-    """Welch's test of every method against the reference, or the paired t test on the seeds that both have, which is the
-    sharper one where a seed draws its own questions; with Holm's correction."""
-    from scipy.stats import ttest_ind, ttest_rel
-
-    p_values = {}
-    for name, theirs in runs.items():
-        ours, theirs = on_shared_seeds(runs[reference], theirs) if paired else (runs[reference], theirs)
-        if name == reference or min(len(ours), len(theirs)) < 2:
-            continue
-        a, b = final(ours, split), final(theirs, split)
-        with warnings.catch_warnings():  # where nearly nothing varies
-            warnings.simplefilter("ignore", RuntimeWarning)
-            p = float((ttest_rel(a, b) if paired else ttest_ind(a, b, equal_var=False)).pvalue)
-        p_values[name] = float(a.mean() == b.mean()) if np.isnan(p) else p  # NaN: nothing varies at all
-    return holm(p_values)
 
 
 def print_table(header: list[str], rows: list[list]) -> None:
@@ -259,72 +168,18 @@ def print_by_task(runs: dict[str, list[Run]], static: list[dict]) -> None:
     print_table(["method, test", *tasks, "mean"], rows)
 
 
-def plot_curves(runs: dict[str, list[Run]], path: Path, title: str) -> None:
-    """Median of the best dev score so far with quartile bands, against evaluations and against seconds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (by_evaluation, by_second) = plt.subplots(1, 2, figsize=(13, 5), sharey=True)
-    for index, (name, mine) in enumerate(runs.items()):
-        length = min(len(run.best) for run in mine)
-        best = np.stack([run.best[:length] for run in mine])
-        lower, median, upper = np.quantile(best, [0.25, 0.5, 0.75], axis=0)
-        style = {"color": plt.cm.tab20(index % 20)}
-        by_evaluation.plot(np.arange(1, length + 1), median, label=name, **style)
-        by_evaluation.fill_between(np.arange(1, length + 1), lower, upper, alpha=0.12, **style)
-        seconds = np.median([run.seconds[:length] for run in mine], axis=0)
-        by_second.plot(seconds, median, **style)
-        by_second.fill_between(seconds, lower, upper, alpha=0.12, **style)
-    by_evaluation.set(xlabel="evaluations", ylabel="best dev score", title=title)
-    by_second.set(xlabel="seconds", xscale="log")
-    by_evaluation.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-
-
-def plot_bars(runs: dict[str, list[Run]], path: Path) -> None:
-    """Final dev and test scores with their standard deviations: the ablations and sweeps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(max(6, 0.6 * len(runs)), 4))
-    for offset, split in ((-0.2, "dev"), (0.2, "test")):
-        values = [final(mine, split) for mine in runs.values()]
-        axis.bar(
-            np.arange(len(runs)) + offset,
-            [v.mean() for v in values],
-            0.4,
-            yerr=[v.std() for v in values],
-            label=split,
-        )
-    axis.set_xticks(np.arange(len(runs)), runs, rotation=45, ha="right", fontsize=8)
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-
-
-def print_counts(folders: dict[str, dict[str, list[Run]]], suffix: str, path: Path) -> None:
-    """Test score against the number of experts, as the paper's table 13 and figure 5.
+def print_counts(folders: dict[str, dict[str, list[Run]]], suffix: str) -> dict[str, dict[int, float]]:
+    """Test score by the number of experts, as the paper's table 13.
 
     :param suffix: of the folders n2_..., n3_... that are of one kind.
+    :return: per method, by the number of experts; nothing where no method has three numbers.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     parts = {name: name.partition("_") for name in folders}
     counts = {int(parts[name][0][1:]): runs for name, runs in folders.items() if parts[name][2] == suffix}
     names = sorted({name for runs in counts.values() for name in runs})
     names = [name for name in names if sum(name in runs for runs in counts.values()) > 2]
     if not names:
-        return
+        return {}
     results = [run.result["test by task"] for runs in counts.values() for mine in runs.values() for run in mine]
     tasks = [task for task in results[0] if all(task in result for result in results)]  # those that all numbers have
     cells = {
@@ -339,14 +194,7 @@ def print_counts(folders: dict[str, dict[str, list[Run]]], suffix: str, path: Pa
         [f"experts, test on {len(tasks)} tasks ({suffix})", *map(str, sorted(counts))],
         [[k, *(v.get(n, "") for n in sorted(counts))] for k, v in cells.items()],
     )
-    figure, axis = plt.subplots(figsize=(6, 4))
-    for name, values in cells.items():
-        axis.plot(list(values), list(values.values()), marker="o", label=name)
-    axis.set(xlabel="experts", ylabel="test score")
-    axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    return cells
 
 
 def read_static(folder: Path) -> list[dict]:
@@ -397,6 +245,8 @@ def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[st
 
 def report(folder: Path, groups: dict[str, str]) -> None:
     """Print the tables of a level, and write its plots; groups as in `print_folder`."""
+    from compare_plots import plot_bars, plot_counts, plot_curves
+
     paths = [path for path in sorted(folder.glob("n*_*")) if path.is_dir()]
     folders = {path.name: read_runs(path) for path in paths if not path.name.endswith("_static")}
     folders = {name: runs for name, runs in folders.items() if runs}
@@ -423,4 +273,5 @@ def report(folder: Path, groups: dict[str, str]) -> None:
             print_static(path)
     print_budgets(folders, groups)
     for suffix in sorted({name.partition("_")[2] for name in folders}):
-        print_counts(folders, suffix, plots / f"expert_counts_{suffix}.png")
+        if cells := print_counts(folders, suffix):
+            plot_counts(cells, plots / f"expert_counts_{suffix}.png")

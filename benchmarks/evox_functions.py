@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compare_report import holm
+from compare_runs import holm
 from evox import use_state, vmap
 from evox.algorithms import CLPSO, CSO, DE, PSO, SHADE, SNES, JaDE, OpenES
 from evox.core import Monitor, Mutable, Problem

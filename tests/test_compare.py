@@ -10,7 +10,8 @@ import pytest
 import torch
 from compare import Case, Recorder, Spent, best_rows, cases_of
 from compare_methods import METHODS, Method, box
-from compare_report import corrected_tests, holm, mean_ranks, print_changes, print_control, read_runs
+from compare_report import print_changes, print_control
+from compare_runs import corrected_tests, holm, mean_ranks, read_runs
 from evox.core import Problem
 from evox.problems.numerical import Sphere
 from evox.workflows import StdWorkflow
