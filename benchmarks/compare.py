@@ -7,12 +7,13 @@ result. Cases that have their files are not run again; an interrupted case at `-
 whose population does not divide the budget ends with a part of one.
 
     python benchmarks/compare.py run --level small                     # 20 seeds x all search methods, 160 evaluations
-    python benchmarks/compare.py run --level small --group ablations   # and: parts, sweeps, controls
+    python benchmarks/compare.py run --level small --group ablations   # and: parts, design, scores, sweeps, controls
     python benchmarks/compare.py run --level small --own-questions     # every seed also draws its own questions
     python benchmarks/compare.py run --level small --regmean           # around the RegMean merge, for every method
     python benchmarks/compare.py report --level small                  # tables and plots from the files
 
-The methods are in `compare_methods.py`. Level small is `small_level.py`: a model of half a million parameters. Level real is
+The methods are in `compare_methods.py`, the report in `compare_report.py`, its statistics and plots in `compare_runs.py` and
+`compare_plots.py`. Level small is `small_level.py`: a model of half a million parameters. Level real is
 SmolLM2-135M with the shipped experts, on their tasks and three that no expert has seen.
 """
 

@@ -32,7 +32,7 @@ def plot_curves(runs: dict[str, list[Run]], path: Path, title: str) -> None:
 
 
 def plot_bars(runs: dict[str, list[Run]], path: Path) -> None:
-    """Final dev and test scores with their standard deviations: the ablations and sweeps."""
+    """Final dev and test scores with their standard deviations."""
     figure, axis = plt.subplots(figsize=(max(6, 0.6 * len(runs)), 4))
     for offset, split in ((-0.2, "dev"), (0.2, "test")):
         values = [final(mine, split) for mine in runs.values()]
@@ -40,7 +40,7 @@ def plot_bars(runs: dict[str, list[Run]], path: Path) -> None:
             np.arange(len(runs)) + offset,
             [v.mean() for v in values],
             0.4,
-            yerr=[v.std() for v in values],
+            yerr=[v.std(ddof=1) if len(v) > 1 else 0 for v in values],
             label=split,
         )
     axis.set_xticks(np.arange(len(runs)), runs, rotation=45, ha="right", fontsize=8)

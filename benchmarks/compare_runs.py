@@ -67,7 +67,7 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 
 
 def mean_ranks(runs: dict[str, list[Run]], split: str) -> dict[str, float]:
-    """Mean over seeds of the rank among the methods that have this seed; 1 is the best, equals share."""
+    """Mean of the rank over the seeds that all methods have; 1 is the best, equals share."""
     from scipy.stats import rankdata
 
     seeds = set.intersection(*({run.result["seed"] for run in mine} for mine in runs.values()))

@@ -4,8 +4,9 @@ T. Jiang et al., "EvoGM: Learning to Merge LLMs via Evolutionary Generative Opti
 Algorithm 1. Two small networks learn from all earlier tries of a round how to turn a losing point into a winning one, and
 propose the next population; after each round its best points become the axes ("experts") of the next round.
 
-Where we differ from the published code: scores that are known when a round starts are not evaluated again, and the
-change of experts is a matrix on the coefficients, so that `evaluate` always sees points over the original axes.
+Where we differ from the published code: by default a surrogate chooses what is evaluated (`surrogate.py`), and there is one
+round. With `proposal="paper"`, scores that are known when a round starts are not evaluated again, and the change of experts
+is a matrix on the coefficients, so that `evaluate` always sees points over the original axes.
 """
 
 from collections.abc import Sequence
@@ -23,16 +24,16 @@ MOVED = 500  # candidates that the generator has moved
 LONGEST_STEP = 1.6  # of a candidate along the way that the generator shows, which is 1 long
 EPOCHS = {"screened": 50, "paper": 200}
 SCREENED_POP_SIZE = 3  # the surrogate learns from every population: small ones are better (benchmarks/README.md)
-FIRST_SPREAD = 0.5  # typical distance of first points from the average: most of the box is too far away for a merge
+FIRST_SPREAD = 0.5  # typical distance of first points from the average, in half widths: most of the box is too far for a merge
 
 
 class EvoGM(Algorithm):
     """Evolutionary generative optimisation in a box, at its best where every evaluation is expensive.
 
     `init_step` and every `step` evaluate `pop_size` points. By default (`proposal="screened"`) they are the most promising of
-    thousands of candidates, the generators' proposals among them, by a Gaussian process on all evaluations (`surrogate.py`);
-    the first are the average of the axes (1/n each) and points around it, and there is one round. What follows is the method
-    of the paper, `proposal="paper"`, which is there to reproduce it and to compare with.
+    thousands of candidates, the generators' proposals among them, by a Gaussian process on all evaluations (`surrogate.py`; of
+    more than 256 the best). The first are the average of the axes (1/n each) and points around it, and there is one round.
+    What follows is the method of the paper, `proposal="paper"`, which is there to reproduce it and to compare with.
 
     A round is one step of first points and `n_iters` steps of proposals; `n_rounds` rounds are
     `n_rounds * (n_iters + 1) * pop_size` evaluations. Later steps go on in the last round, where the worst rows of the history
@@ -67,7 +68,7 @@ class EvoGM(Algorithm):
         clamp: bool = True,
         device: torch.device | None = None,
     ):
-        """Set up the search; the defaults are those of the published code, but for `proposal`.
+        """Set up the search; the defaults are those of the published code, but for `proposal` and `epochs`.
 
         :param pop_size: P, evaluations per step, at least 2. 3 is a good start, the paper's method uses 2n.
         :param lb: an `(n,)` tensor, the point that -1 in every coordinate stands for.
@@ -85,7 +86,8 @@ class EvoGM(Algorithm):
         :param opt_weight: a_o, weight of the distance of G(losers) from the mean of the winners.
         :param hidden_dims: widths of the generators' hidden layers.
         :param dual: train the backward generator too; without it there is no cycle loss.
-        :param clamp: keep evaluated points inside the box. For merging it is off: products of coefficients may leave it.
+        :param clamp: with `"paper"`, keep evaluated points inside the box. For merging it is off: over the axes of later
+            rounds, products of coefficients may leave it. `"screened"` always stays inside.
         :param device: where the search runs. Defaults to torch's default device.
         :raises ValueError: if a setting is out of range.
         """
@@ -169,7 +171,7 @@ class EvoGM(Algorithm):
         self._evaluate(self._first_points())
 
     def step(self) -> None:
-        """One step of Algorithm 1: the first points of a new round, or proposals of the trained generators."""
+        """One step of Algorithm 1: the first points of a new round, or proposals of the trained generators, screened."""
         new_round = self._round_starts()
         if self.n_rounds > 1:
             self._shift_basis(new_round)
@@ -235,9 +237,10 @@ class EvoGM(Algorithm):
         """The point to take when the search is over.
 
         The best score of many that were tried on few examples is in part luck. So with outcomes it is the point of whose
-        surroundings the surrogate expects most, evaluated or not; without, or if some points were given up before all outcomes
-        were known or were dropped from a full history, the best one evaluated in full; with paper proposals, which have no
-        surrogate, the best of the round.
+        surroundings the surrogate expects most, evaluated or not. Without, or if some points were given up before all outcomes
+        were known or were dropped from a full history, it is the one of those evaluated in full of which the surrogate expects
+        most: where scores are noisy, not always the one with the best score. With paper proposals, which have no surrogate, it
+        is the best of the round.
 
         For one run, not vmapped.
 

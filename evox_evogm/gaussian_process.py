@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-FIT_ROWS = 128  # of these, those that hyper-parameters are fitted to
+FIT_ROWS = 128  # points, the first, that hyper-parameters are fitted to
 NOISE_FLOOR = 1e-3  # variance, in units of an outcome's variance
 LENGTH = 0.3  # times sqrt(n): the median of length scales by the prior, in half widths of the box
 LENGTH_VARIANCE = 1.0  # of their logarithms
@@ -49,13 +49,14 @@ def steepness(distance: torch.Tensor) -> torch.Tensor:
 def surprise(logarithms: torch.Tensor, points: torch.Tensor, standard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative logarithm of the probability density of outcomes, less a constant, and its gradient by hyper-parameters.
 
-    Written out, because there is no autograd inside an operator: with G = (S K^-1 - A A^T) / 2, A = K^-1 Z, the derivative by
-    a parameter is the sum of the elements of G times those of dK. (C. Rasmussen and C. Williams, "Gaussian
-    Processes for Machine Learning", 2006, eq. 5.9, for S outputs.)
+    Written out, because there is no autograd inside an operator such as `evogm::propose`: with G = (S K^-1 - A A^T) / 2, A =
+    K^-1 Z, the derivative by a parameter is the sum of the elements of G times those of dK. (C. Rasmussen and C. Williams,
+    "Gaussian Processes for Machine Learning", 2006, eq. 5.9, for S outputs.)
 
     :param logarithms: an `(n + 2,)` tensor: of the length scales, the variance, and the noise above its floor.
     :param points: an `(N, n)` tensor.
     :param standard: Z, an `(N, S)` tensor of outcomes of mean 0 and deviation 1.
+    :return: a `()` tensor and an `(n + 2,)` tensor.
     """
     (rows, dim), outputs = points.shape, standard.shape[1]
     *_, variance, noise = logarithms.exp()
@@ -89,6 +90,7 @@ def improbability(logarithms: torch.Tensor, blocks: list[Block]) -> tuple[torch.
 
     :param logarithms: an `(n + 2,)` tensor: of the length scales, the variance, and the noise above its floor.
     :param blocks: outcomes of mean 0 and deviation 1.
+    :return: a `()` tensor and an `(n + 2,)` tensor.
     """
     dim = len(logarithms) - 2
     tempered = min(1.0, EVIDENCE / sum(block.outcomes.shape[1] for block in blocks))
@@ -100,7 +102,7 @@ def improbability(logarithms: torch.Tensor, blocks: list[Block]) -> tuple[torch.
 
 
 class GaussianProcess:
-    """S outcomes of N points under one kernel; everything in float64.
+    """S outcomes of N points under one kernel; everything in float64 on the CPU, which has to be the default device.
 
     Outcomes that were observed at the same points share a Cholesky factor: they are a block, and there is one, unless some
     points were given up before all their outcomes were known.

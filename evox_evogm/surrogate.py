@@ -34,7 +34,7 @@ ANSWER_BLUR = 0.6  # `BLUR` of what is expected of them
 ANSWER_EVERY = 5  # the first of so many picks in a batch is chosen as an answer is, by its surroundings
 SHORTLIST = 500  # candidates from which a batch or an answer is picked
 POOLS = 4  # of candidates for a batch, each grown around the best of those before
-KEPT = 30  # candidates of a pool that the next one grows around
+KEPT = 30  # candidates of a pool that the next one grows around, also where an answer is sought
 
 
 class Outcomes(NamedTuple):
@@ -48,7 +48,8 @@ class Outcomes(NamedTuple):
 def without_tail(fitness: torch.Tensor) -> torch.Tensor:
     """Fitness in which nothing is further above the median than the best is below it, what failed included.
 
-    What is bad may be bad by orders of magnitude, which a process with one length scale would take for all there is to know.
+    What is bad may be bad by orders of magnitude, which a process whose length scales are the same everywhere would take for
+    all there is to know.
 
     :param fitness: an `(N, 1)` tensor, minimised, inf where an evaluation failed.
     """
@@ -67,6 +68,7 @@ def expected_fitness(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Expected fitness of C candidates, and by how much it may deviate, `(C,)` each.
 
+    :param posterior: of these candidates, as the process sees them.
     :param weights: an `(S,)` tensor of weights of the outcomes as the process has them.
     :param by_sign: an `(S,)` tensor, see `Outcomes`.
     :param blur: a deviation of outcomes beside the process's own.
@@ -89,7 +91,8 @@ class Surrogate:
 
     :param points: an `(N, n)` tensor.
     :param fitness: an `(N, 1 + S)` tensor, minimised; the first column is the fitness, the others its outcomes.
-    :param weights: an `(S,)` tensor, by_sign: an `(S,)` tensor; see `Outcomes`.
+    :param weights: an `(S,)` tensor, see `Outcomes`; empty without outcomes.
+    :param by_sign: an `(S,)` tensor, see `Outcomes`.
     """
 
     def __init__(self, points: torch.Tensor, fitness: torch.Tensor, weights: torch.Tensor, by_sign: torch.Tensor):
@@ -162,7 +165,7 @@ class Surrogate:
         return points[torch.where(complete, expected, torch.inf).argmin() if complete.any() else expected.argmin()]
 
     def pick(self, candidates: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Row numbers of a batch of candidates, one by one, out of a shortlist."""
+        """Row numbers `(count,)` of a batch out of `(C, n)` candidates, picked one by one out of a shortlist."""
         process = self.process
         posterior = process.posterior(candidates)
         expected, deviation = self._expect(posterior)
@@ -310,8 +313,8 @@ def propose(
 ) -> torch.Tensor:
     """A population of points that are worth an evaluation, as the process sees it; computed on the CPU in float64.
 
-    :param points: a `(C, n)` tensor in units of the box, the history.
-    :param fitness: a `(C, 1 + S)` tensor, minimised; the first column is the fitness, the others are its outcomes.
+    :param points: an `(N, n)` tensor in units of the box, the history.
+    :param fitness: an `(N, 1 + S)` tensor, minimised; the first column is the fitness, the others are its outcomes.
     :param count: a `()` tensor, rows in use.
     :param moved: an `(M, n)` tensor of further candidates.
     :param weights: an `(S,)` tensor; with `by_sign` the meaning of the outcomes, see `Outcomes`. Empty without outcomes.
