@@ -29,6 +29,13 @@ def test_the_evox_example_has_15_lines_and_finds_a_better_point_than_the_first(c
     assert best < 20  # Ackley is about 21 almost everywhere
 
 
+def test_a_problem_of_ones_own_takes_the_place_of_ackley(capsys, monkeypatch):
+    example, own = (next(block for block in BLOCKS if word in block) for word in ("Ackley()", "class Mine"))
+    run_own = example.replace("workflow = StdWorkflow(algorithm, Ackley()", own + "workflow = StdWorkflow(algorithm, Mine()")
+    best = float(re.search(r"best of 81 evaluations: ([\d.]+)", run_block(run_own, capsys, monkeypatch))[1])
+    assert best < 29  # of the first point, 3.2 in all ten coordinates
+
+
 @pytest.mark.slow
 def test_the_merging_examples_score_a_merge_export_it_and_go_on_to_outcomes_and_regression(capsys, monkeypatch, tmp_path):
     first, *others = [block for block in BLOCKS if "LoRAMergeProblem(" in block]

@@ -32,11 +32,11 @@ skill = torch.tensor([1.5, 1.0, 0.5, 0.2, 0.0, -0.5])  # the last predictor is s
 logits = torch.randn(6, 300, 3) + skill[:, None, None] * torch.nn.functional.one_hot(labels, 3)
 
 monitor = EvalMonitor()
-algorithm = EvoGM(pop_size=12, lb=-2 * torch.ones(6), ub=2 * torch.ones(6))
+algorithm = EvoGM(pop_size=3, lb=-2 * torch.ones(6), ub=2 * torch.ones(6))
 workflow = StdWorkflow(algorithm, Ensemble(logits, labels), monitor)
 workflow.init_step()
 step = compile(workflow.step)
-for _ in range(7):
+for _ in range(31):
     step()
 
 alone = Ensemble(logits, labels).evaluate(torch.eye(6))
@@ -44,4 +44,4 @@ print("| predictor | alone | weight |\n| --- | ---: | ---: |")
 for index, (loss, weight) in enumerate(zip(alone.tolist(), monitor.get_best_solution().tolist(), strict=True)):
     print(f"| {index} | {loss:.3f} | {weight:+.2f} |")
 print(f"\nlog loss: average {Ensemble(logits, labels).evaluate(torch.full((1, 6), 1 / 6))[0]:.3f}, ", end="")
-print(f"best of {12 * 8} evaluations {monitor.get_best_fitness():.3f}")
+print(f"best of {3 * 32} evaluations {monitor.get_best_fitness():.3f}")

@@ -42,10 +42,10 @@ class PythonFunction(Problem):
 
 torch.manual_seed(0)
 monitor = EvalMonitor(topk=3)
-algorithm = EvoGM(pop_size=10, lb=torch.zeros(3), ub=torch.tensor([20.0, 5.0, 10.0]))
+algorithm = EvoGM(pop_size=4, lb=torch.zeros(3), ub=torch.tensor([20.0, 5.0, 10.0]))
 workflow = StdWorkflow(algorithm, PythonFunction(overshoot_and_delay), monitor)
 workflow.init_step()
-for _ in range(7):
+for _ in range(19):
     workflow.step()
 
 print("| proportional | integral | derivative | mean distance |\n| ---: | ---: | ---: | ---: |")
