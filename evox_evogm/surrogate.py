@@ -21,9 +21,10 @@ from evox_evogm.leading_dims import flatten_lead
 
 ROWS = 256  # evaluations that the process knows at most, the best: a Cholesky factor takes their cube
 OPTIMISM = 1.0  # deviation of the random multiple of a candidate's deviation that counts in its favour
+SCORE_OPTIMISM = 2.0  # the same without outcomes: of a score alone the process knows less, and errs more
 SQUASH = 2.0  # outcomes that count by their sign are bent beyond this multiple of the median of their sizes
 BLUR = 0.3  # deviation, in the same unit, that is added to what decides about a sign: see `Surrogate`
-CORRELATION = 0.3  # the share of their summed deviations that a sum of outcomes is taken to deviate by
+CORRELATION = 0.3  # the share of their summed deviations that a sum of several outcomes is taken to deviate by
 SCALES = (0.03, 0.1, 0.3)  # of the noise around good points, in half widths of the box
 PARENTS = 10  # good points that noise is added to
 AROUND, BETWEEN = 1000, 500  # candidates by noise, and on lines through two points
@@ -78,7 +79,8 @@ def expected_fitness(
     above = torch.special.ndtr(means / spread)
     known = (variance / (variance + process.noise)).sqrt()  # the share of the spread that an evaluation ends
     deviation = torch.where(by_sign, (above * (1 - above)).sqrt() * known, variance.sqrt() * process.scale)
-    return torch.where(by_sign, above, means) @ weights, CORRELATION * (deviation @ weights.abs())
+    share = CORRELATION if len(weights) > 1 else 1.0
+    return torch.where(by_sign, above, means) @ weights, share * (deviation @ weights.abs())
 
 
 class Surrogate:
@@ -98,6 +100,7 @@ class Surrogate:
     def __init__(self, points: torch.Tensor, fitness: torch.Tensor, weights: torch.Tensor, by_sign: torch.Tensor):
         outcomes = fitness[:, 1:]
         self.by_examples = len(weights) > 0
+        self.optimism = OPTIMISM if self.by_examples else SCORE_OPTIMISM
         if self.by_examples:
             # What failed is as bad as the worst that did not. A point with some outcomes was given up before the others.
             finite = outcomes.isfinite()
@@ -178,7 +181,7 @@ class Surrogate:
         updates = [[] for _ in posterior.projected]  # per block, what each pick explains of the candidates
         for number in range(count):
             expected, deviation = self._expect(posterior._replace(variance=variance))
-            optimism = OPTIMISM * torch.randn((), generator=generator, dtype=torch.float64).abs()
+            optimism = self.optimism * torch.randn((), generator=generator, dtype=torch.float64).abs()
             value = expected - optimism * deviation + (around if number % ANSWER_EVERY == 0 else 0.0)
             value[picked] = torch.inf
             choice = int(value.argmin())

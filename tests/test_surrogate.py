@@ -28,6 +28,16 @@ def test_expected_fitness_is_the_mean_over_draws_of_the_outcomes(data):
     assert torch.allclose(expected, fitness, atol=5e-3)
 
 
+def test_a_score_deviates_by_all_of_its_deviation_and_a_sum_of_outcomes_by_a_share(data):
+    """A score alone was once taken for a sum, and .3 of its deviation for all of it: searches explored too little."""
+    points, outcomes = data
+    for count, share in ((1, 1.0), (3, 0.3)):
+        process = GaussianProcess(points, outcomes[:, :count])
+        found = process.posterior(torch.tensor([[0.1, 0.2, -0.3], [0.9, -0.9, 0.0]], dtype=torch.float64))
+        _, deviation = expected_fitness(process, found, torch.ones(count).double(), torch.zeros(count, dtype=torch.bool))
+        assert torch.allclose(deviation, share * found.variance[:, 0].sqrt() * process.scale.sum())
+
+
 def test_the_outcomes_of_a_merge_that_failed_are_the_worst_of_the_others():
     points = torch.eye(4, dtype=torch.float64)
     fitness = torch.tensor([[1.0, 2.0, -1.0], [0.0, -2.0, -3.0], [1.0, 1.0, 4.0], [9.0, torch.nan, torch.inf]]).double()
@@ -123,7 +133,7 @@ def test_proposals_at_a_corner_of_the_box_differ(data):
 
 def test_the_first_of_a_batch_is_better_by_its_own_measure_with_more_pools(data, monkeypatch):
     points, outcomes = data
-    monkeypatch.setattr(surrogate, "OPTIMISM", 0.0)
+    monkeypatch.setattr(surrogate, "SCORE_OPTIMISM", 0.0)
     monkeypatch.setattr(surrogate, "SHORTLIST", 10_000)  # so that more pools are more to choose from
     measure = Surrogate(points, outcomes[:, :1], *NO_OUTCOMES)
     merit = []
