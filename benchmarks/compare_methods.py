@@ -205,6 +205,7 @@ METHODS: dict[str, Method] = {
     "200 epochs": Method(partial(screened, epochs=200), "design", settings=SCREENED, outcomes=True),
     "first points known": Method(partial(screened, cls=FromKnownPoints), "design", settings=SCREENED, outcomes=True),
     # The same without outcomes, beside "EvoGM scores".
+    "little optimism on scores": Method(screened, "scores", settings=SCREENED, constants={"SCORE_OPTIMISM": 0.3}),
     "scores as ranks": Method(screened, "scores", settings=SCREENED, constants={"without_tail": normal_scores}),
     # The paper's sweeps (table 12): one setting of the release changed at a time. Every search makes R (T + 1) P evaluations.
     "P 10": Method(evogm, "sweeps", settings={"pop_size": 10, "budget": 80}),
