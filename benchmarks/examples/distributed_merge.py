@@ -29,7 +29,7 @@ problem = LoRAMergeProblem(base, experts, tasks, device=device)
 torch.manual_seed(0)  # the same on every rank
 upper = torch.ones(problem.n_experts)
 monitor = EvalMonitor()
-algorithm = EvoGM(7, -upper, upper, clamp=False)
+algorithm = EvoGM(7, -upper, upper)
 workflow = StdWorkflow(algorithm, DistributedProblem(problem), monitor, opt_direction="max")
 workflow.init_step()
 workflow.step()

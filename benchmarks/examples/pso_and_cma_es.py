@@ -23,7 +23,7 @@ problem = LoRAMergeProblem(base, experts, tasks)
 n = problem.n_experts
 upper = torch.ones(n)
 algorithms = {
-    "EvoGM": lambda: EvoGM(6, -upper, upper, clamp=False),
+    "EvoGM": lambda: EvoGM(6, -upper, upper),
     "PSO": lambda: PSO(6, -upper, upper),
     "CMA-ES, from the average": lambda: CMAES(upper / n, 1 / 6, 6),
 }
