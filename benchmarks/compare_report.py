@@ -16,10 +16,11 @@ from compare_runs import Run, corrected_tests, evaluations, final, holm, mean_ra
 
 AT = (1, 40, 60, 80, 160, 320, 640)  # evaluations of which the best dev score is shown
 KEYS_OF_TIME = ("evaluations", "seconds", "seconds of evaluation")
+ON_SCORES = "EvoGM scores"  # the one that gets no outcomes, as all others
 CHANGED = {  # by group of methods: what they are compared with, and what they are
     "parts": ("EvoGM", "part"),
     "design": ("EvoGM", "design"),
-    "scores": ("EvoGM scores", "on scores alone"),
+    "scores": (ON_SCORES, "on scores alone"),
     "ablations": ("EvoGM paper", "change"),
     "sweeps": ("EvoGM paper", "setting"),
 }
@@ -224,6 +225,10 @@ def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[st
     searches = of_group(runs, groups, "search")
     if searches:
         print_summary(searches, "EvoGM", paired=own)
+        if ON_SCORES in runs:
+            others = {name: mine for name, mine in searches.items() if name != "EvoGM"}
+            print("\nWith the same information for all, scores alone:")
+            print_summary({ON_SCORES: runs[ON_SCORES], **others}, ON_SCORES, paired=own)
         print_by_task(searches, [] if control else static)
     # The average of random adapters is another one than that of the experts.
     needed = {"random": ["base"], "shuffled": ["base", "Model Soup"]}.get(control, [])

@@ -335,7 +335,16 @@ def test_the_report_has_every_table_and_plot(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "level", lambda *_: (Peak(0.0), []))
     for own in (False, True):
         for seed in range(2):
-            for method in ("EvoGM", "EvoGM paper", "CMA-ES", "no generators", "no blur", "one round", "lr 1e-3"):
+            for method in (
+                "EvoGM",
+                "EvoGM scores",
+                "EvoGM paper",
+                "CMA-ES",
+                "no generators",
+                "no blur",
+                "one round",
+                "lr 1e-3",
+            ):
                 compare.run_case(Case("small", method, seed, n=2, budget=40, own_questions=own))
     compare_report.report(tmp_path / "small", {name: method.group for name, method in METHODS.items()})
     shown = capsys.readouterr().out
@@ -348,6 +357,8 @@ def test_the_report_has_every_table_and_plot(tmp_path, monkeypatch, capsys):
         assert header in shown, header
     for header in ("| setting | seeds |", "| design | seeds |", "| test, final choice |", "paired p dev"):
         assert header in shown, header
+    on_scores = shown.split("With the same information for all, scores alone:")[1].split("| method | evaluations |")[0]
+    assert all(f"| {name} | 2 |" in on_scores for name in ("EvoGM scores", "CMA-ES")) and "| EvoGM | 2 |" not in on_scores
     assert "| EvoGM | 40.0 |" in shown and f"| float32 | {compare.commit()} |" in shown
     assert {"n2_40_search.png", "n2_40_ablations_final.png"} <= {
         path.name for path in (tmp_path / "small" / "report").iterdir()

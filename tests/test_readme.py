@@ -33,7 +33,7 @@ def test_a_problem_of_ones_own_takes_the_place_of_ackley(capsys, monkeypatch):
     example, own = (next(block for block in BLOCKS if word in block) for word in ("Ackley()", "class Mine"))
     run_own = example.replace("workflow = StdWorkflow(algorithm, Ackley()", own + "workflow = StdWorkflow(algorithm, Mine()")
     best = float(re.search(r"best of 81 evaluations: ([\d.]+)", run_block(run_own, capsys, monkeypatch))[1])
-    assert best < 29  # of the first point, 3.2 in all ten coordinates
+    assert best < 10  # 29 in the first point; of 81 points around it, like the first ones, the best has 23 in the mean
 
 
 @pytest.mark.slow
