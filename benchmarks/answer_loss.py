@@ -2,7 +2,7 @@
 
 import torch
 
-from evox_evogm.problems.language_model import Request
+from evox_evogm.problems.inference.language_model import Request
 
 
 def answer_loss(model: torch.nn.Module, batch: list[Request]) -> torch.Tensor:
@@ -12,7 +12,9 @@ def answer_loss(model: torch.nn.Module, batch: list[Request]) -> torch.Tensor:
     :param batch: tokens of prompts and answers.
     """
     rows = [torch.tensor(prompt + answer) for prompt, answer in batch]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (N, C), padded behind: attention is causal
+    tokens = torch.nn.utils.rnn.pad_sequence(
+        rows, batch_first=True
+    )  # (N, C), padded behind: attention is causal
     scored = torch.zeros_like(tokens, dtype=torch.bool)
     for row, (prompt, answer) in zip(scored, batch, strict=True):
         row[len(prompt) : len(prompt) + len(answer)] = True

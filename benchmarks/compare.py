@@ -36,9 +36,9 @@ from compare_methods import CONTROLLED, GROUPS, METHODS
 from evox.core import Problem
 from evox.workflows import StdWorkflow
 
-from evox_evogm import evogm, gaussian_process, surrogate
-from evox_evogm.journal import Journal
+from evox_evogm.algorithms import evogm, gaussian_process, surrogate
 from evox_evogm.problems import Racing
+from evox_evogm.resume.journal import Journal
 
 RUNS = Path("runs/compare")
 BUDGET = 160
@@ -78,13 +78,22 @@ class Case:
 
 
 @lru_cache(maxsize=2)
-def level(name: str, n: int, control: str, racing: Racing | None, draw: int | None = None, regmean: bool = False):
+def level(
+    name: str,
+    n: int,
+    control: str,
+    racing: Racing | None,
+    draw: int | None = None,
+    regmean: bool = False,
+):
     """The dev problem and the test tasks."""
     settings = {"control": control, "racing": racing, "objectives": "outcomes", "regmean": regmean}
     if name == "small":
         import small_level
 
-        return small_level.make_problem(n, draw=draw, **settings), small_level.tasks(n, "test", draw)
+        return small_level.make_problem(n, draw=draw, **settings), small_level.tasks(
+            n, "test", draw
+        )
     import real_level
 
     return real_level.make_problem(n, **settings), real_level.tasks(n, "test")
@@ -96,7 +105,10 @@ def commit() -> str:
     git = ["git", "-C", str(Path(__file__).parent)]
     found, changed = (
         subprocess.run([*git, *command], capture_output=True, text=True).stdout.strip()
-        for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        for command in (
+            ["rev-parse", "--short", "HEAD"],
+            ["status", "--porcelain", "--untracked-files=no"],
+        )
     )
     return found + ("+" if changed else "")
 
@@ -124,7 +136,7 @@ class Recorder(Problem):
         super().__init__()
         self.problem, self.outcomes = problem, outcomes
         self.rows: list[Row] = []
-        self.start, self.evaluation_seconds, self.spent = time.perf_counter(), 0.0, 0.0
+        self.start, self.evaluation_seconds, self.budget_used = time.perf_counter(), 0.0, 0.0
         self.basis: torch.Tensor | None = None
         self.center = sum(problem.box) / 2
         self.until = budget
@@ -134,16 +146,22 @@ class Recorder(Problem):
         pop = self.coefficients(pop)
         start = time.perf_counter()
         racing = self.problem.racing is not None
-        fitness = self.problem.evaluate(pop if racing else pop[: int(self.until - self.spent)])
+        fitness = self.problem.evaluate(
+            pop if racing else pop[: int(self.until - self.budget_used)]
+        )
         self.evaluation_seconds += time.perf_counter() - start
-        known = fitness[:, 1:].isfinite().float().mean(1)  # of what failed nothing is known, and all was asked
+        known = (
+            fitness[:, 1:].isfinite().float().mean(1)
+        )  # of what failed nothing is known, and all was asked
         shares = torch.where(known > 0, known, 1.0) if racing else torch.ones(len(fitness))
         seconds = time.perf_counter() - self.start
-        for share, score, point in zip(shares.tolist(), fitness[:, 0].tolist(), pop.tolist(), strict=False):
-            self.spent += share
-            if self.spent > self.until + 1e-6:
+        for share, score, point in zip(
+            shares.tolist(), fitness[:, 0].tolist(), pop.tolist(), strict=False
+        ):
+            self.budget_used += share
+            if self.budget_used > self.until + 1e-6:
                 raise Spent
-            self.rows.append(Row(self.spent, score, seconds, point))
+            self.rows.append(Row(self.budget_used, score, seconds, point))
         if len(fitness) < len(pop):
             raise Spent
         return fitness if self.outcomes else fitness[:, 0]
@@ -162,7 +180,9 @@ def best_rows(rows: list, count: int) -> torch.Tensor:
 def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
     """Spend the budget; returns the evaluations and the answer: what the algorithm says, or the best on dev."""
     method = METHODS[case.method]
-    pop_size, budget = (method.settings.get(name, getattr(case, name)) for name in ("pop_size", "budget"))
+    pop_size, budget = (
+        method.settings.get(name, getattr(case, name)) for name in ("pop_size", "budget")
+    )
     recorder = Recorder(problem, budget, method.outcomes)
     for round_ in range(1, method.rounds + 1):
         torch.manual_seed(1000 * case.seed + round_)
@@ -174,11 +194,13 @@ def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
         workflow = StdWorkflow(algorithm, recorder, opt_direction="max", device="cpu")
         try:
             workflow.init_step()
-            while recorder.spent < recorder.until:
+            while recorder.budget_used < recorder.until:
                 workflow.step()
         except Spent:
             pass
-    if hasattr(algorithm, "answer") and getattr(algorithm, "screened", True):  # the published EvoGM's is the best on dev
+    if hasattr(algorithm, "answer") and getattr(
+        algorithm, "screened", True
+    ):  # the published EvoGM's is the best on dev
         return recorder, recorder.coefficients(workflow.algorithm.answer())
     return recorder, best_rows(recorder.rows, 1)[0]
 
@@ -186,10 +208,17 @@ def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
 @contextmanager
 def other_constants(values: dict) -> Iterator[None]:
     """Inside the block, constants of the search have these values, wherever they are."""
-    places = [(module, name) for module in (evogm, surrogate, gaussian_process) for name in values if hasattr(module, name)]
+    places = [
+        (module, name)
+        for module in (evogm, surrogate, gaussian_process)
+        for name in values
+        if hasattr(module, name)
+    ]
     before = [getattr(module, name) for module, name in places]
     if missing := set(values) - {name for _, name in places}:
-        raise ValueError(f"constants: expected some of evogm.py, surrogate.py or gaussian_process.py, found {missing}")
+        raise ValueError(
+            f"constants: expected some of evogm.py, surrogate.py or gaussian_process.py, found {missing}"
+        )
     try:
         for module, name in places:
             setattr(module, name, values[name])
@@ -206,31 +235,52 @@ def run_case(case: Case) -> str:
         return f"{case.path.name} is there, from commit {json.loads(result_path.read_text())['commit']}"
     torch.set_num_threads(case.threads)
     draw = case.seed if case.own_questions else None
-    problem, test_tasks = level(case.level, case.n, case.control, METHODS[case.method].racing, draw, case.regmean)
+    problem, test_tasks = level(
+        case.level, case.n, case.control, METHODS[case.method].racing, draw, case.regmean
+    )
     case.path.parent.mkdir(parents=True, exist_ok=True)
     journal = None
     problem._known.clear()
     # Minutes long: what a killed process evaluated is recalled, and the search repeated from its seed.
     if case.level == "real":
         journal = Journal(case.path.with_name(case.path.name + ".jsonl"))
-        problem.recall(journal.records)
-        problem.on_evaluations = lambda block: journal.append([e.as_record() for e in block if e.seconds])
-    earlier = sum(record["seconds"] for record in journal.records) if journal else 0.0  # of a killed process
+        problem.load_history(journal.records)
+        problem.on_evaluations = lambda block: journal.append(
+            [e.as_record() for e in block if e.seconds]
+        )
+    earlier = (
+        sum(record["seconds"] for record in journal.records) if journal else 0.0
+    )  # of a killed process
     with other_constants(METHODS[case.method].constants):
         recorder, answer = search(case, problem)
     seconds = time.perf_counter() - recorder.start + earlier
     best = best_rows(recorder.rows, 1)[0]
-    test = {name: float(scores.mean()) for name, scores in problem.score_tasks(answer, test_tasks).items()}
+    test = {
+        name: float(scores.mean())
+        for name, scores in problem.score_tasks(answer, test_tasks).items()
+    }
     test_of_best = test
     if not torch.equal(answer, best):
-        test_of_best = {name: float(scores.mean()) for name, scores in problem.score_tasks(best, test_tasks).items()}
+        test_of_best = {
+            name: float(scores.mean())
+            for name, scores in problem.score_tasks(best, test_tasks).items()
+        }
     dev = {name: float(scores.mean()) for name, scores in problem.score_tasks(answer).items()}
     with case.path.with_name(case.path.name + ".csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["evaluation", "score", "seconds", *(f"coefficient {k}" for k in range(case.n))])
+        table.writerow(
+            ["evaluation", "score", "seconds", *(f"coefficient {k}" for k in range(case.n))]
+        )
         for row in recorder.rows:
             point = (f"{value:.6g}" for value in row.point)
-            table.writerow([f"{row.spent:.6g}", f"{row.score:.6g}", f"{row.seconds + earlier:.3f}", *point])
+            table.writerow(
+                [
+                    f"{row.budget_used:.6g}",
+                    f"{row.score:.6g}",
+                    f"{row.seconds + earlier:.3f}",
+                    *point,
+                ]
+            )
     result = {
         "method": case.method,
         "seed": case.seed,
@@ -263,7 +313,9 @@ def run(cases: list[Case], processes: int) -> None:
             print(f"{index}/{len(cases)} {time.time() - start:.0f} s  {line}", flush=True)
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for index, done in enumerate(as_completed([pool.submit(run_case, case) for case in cases]), 1):
+        for index, done in enumerate(
+            as_completed([pool.submit(run_case, case) for case in cases]), 1
+        ):
             print(f"{index}/{len(cases)} {time.time() - start:.0f} s  {done.result()}", flush=True)
 
 
@@ -272,19 +324,31 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     names = list(dict.fromkeys(arguments.methods or ())) or [
         name
         for name, method in METHODS.items()
-        if (name in CONTROLLED if arguments.group == "controls" else method.group == arguments.group)
+        if (
+            name in CONTROLLED if arguments.group == "controls" else method.group == arguments.group
+        )
     ]
     unknown = [name for name in names if name not in METHODS]
     if unknown:
-        raise SystemExit(f"methods: expected some of {', '.join(map(repr, METHODS))}, found {unknown[0]!r}")
+        raise SystemExit(
+            f"methods: expected some of {', '.join(map(repr, METHODS))}, found {unknown[0]!r}"
+        )
     fixed = [name for name in names if "pop_size" in METHODS[name].settings]
     if arguments.pop_size != default_pop_size(arguments.n) and fixed:
-        raise SystemExit(f"pop-size: expected methods without a population of their own, found {fixed[0]!r}")
+        raise SystemExit(
+            f"pop-size: expected methods without a population of their own, found {fixed[0]!r}"
+        )
     settled = [name for name in names if "budget" in METHODS[name].settings]
     if arguments.budget != BUDGET and settled:
-        raise SystemExit(f"budget: expected methods without a budget of their own, found {settled[0]!r}")
+        raise SystemExit(
+            f"budget: expected methods without a budget of their own, found {settled[0]!r}"
+        )
     sizes = {name: METHODS[name].settings.get("pop_size", arguments.pop_size) for name in names}
-    large = [name for name in names if sizes[name] > METHODS[name].settings.get("budget", arguments.budget)]
+    large = [
+        name
+        for name in names
+        if sizes[name] > METHODS[name].settings.get("budget", arguments.budget)
+    ]
     if large:
         raise SystemExit(
             f"budget: expected at least one population of {large[0]!r}, {sizes[large[0]]}, found {arguments.budget}"
@@ -318,18 +382,35 @@ def main() -> None:
     parser.add_argument("--group", choices=[*GROUPS, "controls"], default="search")
     parser.add_argument("--methods", nargs="+", help="by name, instead of a group")
     parser.add_argument("--seeds", type=at_least(1), help="20 at level small, 3 at level real")
-    parser.add_argument("--first-seed", type=at_least(0), default=0, help="seeds from 100 on are for trying things out")
-    parser.add_argument("--n", type=at_least(2), help="experts: 10 at level small (at most 64), 8 at level real (at most 8)")
-    parser.add_argument("--budget", type=at_least(2), default=BUDGET, help="evaluations")
-    parser.add_argument("--pop-size", type=at_least(2), help="of methods without one of their own: 20, or n + 2")
     parser.add_argument(
-        "--own-questions", action="store_true", help="each seed has its own dev and test questions (level small)"
+        "--first-seed",
+        type=at_least(0),
+        default=0,
+        help="seeds from 100 on are for trying things out",
     )
     parser.add_argument(
-        "--regmean", action="store_true", help="search around the RegMean merge of the experts' own dev questions"
+        "--n",
+        type=at_least(2),
+        help="experts: 10 at level small (at most 64), 8 at level real (at most 8)",
+    )
+    parser.add_argument("--budget", type=at_least(2), default=BUDGET, help="evaluations")
+    parser.add_argument(
+        "--pop-size", type=at_least(2), help="of methods without one of their own: 20, or n + 2"
+    )
+    parser.add_argument(
+        "--own-questions",
+        action="store_true",
+        help="each seed has its own dev and test questions (level small)",
+    )
+    parser.add_argument(
+        "--regmean",
+        action="store_true",
+        help="search around the RegMean merge of the experts' own dev questions",
     )
     parser.add_argument("--processes", type=at_least(1), help="2 at level small, 1 at level real")
-    parser.add_argument("--threads", type=at_least(1), help="of each process: 1 at level small, 2 at level real")
+    parser.add_argument(
+        "--threads", type=at_least(1), help="of each process: 1 at level small, 2 at level real"
+    )
     arguments = parser.parse_args()
     small = arguments.level == "small"
     if arguments.own_questions and not small:
@@ -338,7 +419,9 @@ def main() -> None:
     arguments.n = arguments.n or (10 if small else 8)
     arguments.pop_size = arguments.pop_size or default_pop_size(arguments.n)
     if arguments.n > (64 if small else 8):
-        parser.error(f"--n: expected at most {64 if small else 8}, as many as there are, found {arguments.n}")
+        parser.error(
+            f"--n: expected at most {64 if small else 8}, as many as there are, found {arguments.n}"
+        )
     arguments.processes = arguments.processes or (2 if small else 1)
     arguments.threads = arguments.threads or (1 if small else 2)
     if arguments.command == "run":

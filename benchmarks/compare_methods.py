@@ -13,6 +13,9 @@ from evox.algorithms import CSO, DE, PSO
 from evox.core import Algorithm
 
 from evox_evogm import EvoGM
+from evox_evogm.algorithms.evogm import SCREENED_POP_SIZE
+from evox_evogm.algorithms.generators import generate, initial_parameters
+from evox_evogm.algorithms.surrogate import Outcomes
 from evox_evogm.baselines import (
     CMAES,
     BayesianOptimization,
@@ -23,10 +26,7 @@ from evox_evogm.baselines import (
     known_points,
     start_from,
 )
-from evox_evogm.evogm import SCREENED_POP_SIZE
-from evox_evogm.generators import generate, initial_parameters
 from evox_evogm.problems import Racing
-from evox_evogm.surrogate import Outcomes
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def evogm(n: int, pop_size: int, **settings) -> Algorithm:
     return EvoGM(pop_size, *box(n), proposal="paper", clamp=False, **settings)
 
 
-def screened(n: int, pop_size: int, *, problem=None, cls: type[EvoGM] = EvoGM, **settings) -> Algorithm:
+def screened(
+    n: int, pop_size: int, *, problem=None, cls: type[EvoGM] = EvoGM, **settings
+) -> Algorithm:
     """EvoGM with its surrogate; with a problem, on the outcomes of its examples."""
     outcomes = None if problem is None else Outcomes(*problem.outcomes)
     return cls(pop_size, *box(n), clamp=False, outcomes=outcomes, **settings)
@@ -80,8 +82,12 @@ class Ensemble(EvoGM):
 
     def init_step(self) -> None:
         super().init_step()
-        draw = partial(initial_parameters, self.sizes, len(self.generators), self.dtype, self.generators.device)
-        self.pairs = [(self.generators, self.moments)] + [(draw(), torch.zeros_like(self.moments)) for _ in range(3)]
+        draw = partial(
+            initial_parameters, self.sizes, len(self.generators), self.dtype, self.generators.device
+        )
+        self.pairs = [(self.generators, self.moments)] + [
+            (draw(), torch.zeros_like(self.moments)) for _ in range(3)
+        ]
 
     def _train_generators(self, new_round: torch.Tensor) -> None:
         trained = []
@@ -93,7 +99,12 @@ class Ensemble(EvoGM):
 
     def _moved(self, points: torch.Tensor) -> torch.Tensor:
         parts = points.chunk(len(self.pairs))
-        return torch.cat([generate(pair[0], self.sizes, part) for (pair, _), part in zip(self.pairs, parts, strict=True)])
+        return torch.cat(
+            [
+                generate(pair[0], self.sizes, part)
+                for (pair, _), part in zip(self.pairs, parts, strict=True)
+            ]
+        )
 
 
 class FromKnownPoints(EvoGM):
@@ -104,7 +115,9 @@ class FromKnownPoints(EvoGM):
 
     def _screened_proposals(self) -> torch.Tensor:
         done = int(self.steps) * self.pop_size
-        known = known_points(self.dim, self.dtype, self.points.device).roll(1, 0)[done : done + self.pop_size]
+        known = known_points(self.dim, self.dtype, self.points.device).roll(1, 0)[
+            done : done + self.pop_size
+        ]
         if len(known) == self.pop_size:
             return known
         proposed = super()._screened_proposals() if done else self._around(known[0], self.pop_size)
@@ -117,7 +130,7 @@ def design(**constants: float | Callable) -> Method:
 
 
 def rbf(distance: torch.Tensor) -> torch.Tensor:
-    """The Gaussian correlation, which is its own `steepness`."""
+    """The Gaussian correlation, which is its own `matern52_slope`."""
     return torch.exp(-distance.square() / 2)
 
 
@@ -131,7 +144,9 @@ def steepness_3_2(distance: torch.Tensor) -> torch.Tensor:
 
 def normal_scores(fitness: torch.Tensor) -> torch.Tensor:
     """Fitness `(N, 1)` by its ranks alone, equals sharing theirs: their places in a normal distribution."""
-    below = (fitness < fitness.T).sum(1, keepdim=True) + (fitness == fitness.T).sum(1, keepdim=True) / 2
+    below = (fitness < fitness.T).sum(1, keepdim=True) + (fitness == fitness.T).sum(
+        1, keepdim=True
+    ) / 2
     return torch.special.ndtri(below.double() / len(fitness)).neg()
 
 
@@ -161,9 +176,13 @@ METHODS: dict[str, Method] = {
     "DE": Method(partial(from_known_points, DE)),
     "DE own start": Method(lambda n, p: DE(p, *box(n))),
     "BO qLogEI": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="qlogei")),
-    "BO qLogEI own start": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="qlogei", start="own")),
+    "BO qLogEI own start": Method(
+        lambda n, p: BayesianOptimization(p, *box(n), acquisition="qlogei", start="own")
+    ),
     "BO TuRBO": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="turbo")),
-    "BO TuRBO own start": Method(lambda n, p: BayesianOptimization(p, *box(n), acquisition="turbo", start="own")),
+    "BO TuRBO own start": Method(
+        lambda n, p: BayesianOptimization(p, *box(n), acquisition="turbo", start="own")
+    ),
     # The paper's ablations (tables 5 and 11).
     "single generator": Method(partial(evogm, dual=False), "ablations"),
     "one round": Method(partial(evogm, n_rounds=1, n_iters=7), "ablations"),
@@ -171,11 +190,19 @@ METHODS: dict[str, Method] = {
     "PSO two rounds": Method(partial(from_known_points, PSO), "ablations", rounds=2),
     # Parts of EvoGM beyond the paper: the surrogate on scores alone, and so on.
     "EvoGM scores": Method(screened, "parts", settings=SCREENED),
-    "no generators": Method(partial(screened, cls=WithoutGenerators), "parts", settings=SCREENED, outcomes=True),
-    "no cycle, screened": Method(partial(screened, cycle_weight=0.0), "parts", settings=SCREENED, outcomes=True),
+    "no generators": Method(
+        partial(screened, cls=WithoutGenerators), "parts", settings=SCREENED, outcomes=True
+    ),
+    "no cycle, screened": Method(
+        partial(screened, cycle_weight=0.0), "parts", settings=SCREENED, outcomes=True
+    ),
     "racing": Method(screened, "parts", settings=SCREENED, outcomes=True, racing=Racing()),
     "racing, no generators": Method(
-        partial(screened, cls=WithoutGenerators), "parts", settings=SCREENED, outcomes=True, racing=Racing()
+        partial(screened, cls=WithoutGenerators),
+        "parts",
+        settings=SCREENED,
+        outcomes=True,
+        racing=Racing(),
     ),
     # What the surrogate is made of: one thing changed at a time.
     "batches of 2": Method(screened, "design", settings={"pop_size": 2}, outcomes=True),
@@ -190,8 +217,8 @@ METHODS: dict[str, Method] = {
     "no noise around good points": design(AROUND=0),
     "no points between two": design(BETWEEN=0),
     "a Cholesky of 64 rows": design(ROWS=64, FIT_ROWS=64),
-    "RBF kernel": design(correlation=rbf, steepness=rbf),
-    "Matern 1.5": design(correlation=matern_3_2, steepness=steepness_3_2),
+    "RBF kernel": design(matern52=rbf, matern52_slope=rbf),
+    "Matern 1.5": design(matern52=matern_3_2, matern52_slope=steepness_3_2),
     "length scales of the prior": design(LENGTH_VARIANCE=1e-6),
     # The prior of Hvarfner et al., which is for [0, 1]: the box is twice as wide.
     "long length scales": design(**LONG_LENGTH_SCALES),
@@ -201,12 +228,20 @@ METHODS: dict[str, Method] = {
     "no optimism": design(OPTIMISM=0.0),
     "more optimism": design(OPTIMISM=3.0),
     "more moved by generators": design(MOVED=3000),
-    "four pairs of generators": Method(partial(screened, cls=Ensemble), "design", settings=SCREENED, outcomes=True),
+    "four pairs of generators": Method(
+        partial(screened, cls=Ensemble), "design", settings=SCREENED, outcomes=True
+    ),
     "200 epochs": Method(partial(screened, epochs=200), "design", settings=SCREENED, outcomes=True),
-    "first points known": Method(partial(screened, cls=FromKnownPoints), "design", settings=SCREENED, outcomes=True),
+    "first points known": Method(
+        partial(screened, cls=FromKnownPoints), "design", settings=SCREENED, outcomes=True
+    ),
     # The same without outcomes, beside "EvoGM scores".
-    "little optimism on scores": Method(screened, "scores", settings=SCREENED, constants={"SCORE_OPTIMISM": 0.3}),
-    "scores as ranks": Method(screened, "scores", settings=SCREENED, constants={"without_tail": normal_scores}),
+    "little optimism on scores": Method(
+        screened, "scores", settings=SCREENED, constants={"SCORE_OPTIMISM": 0.3}
+    ),
+    "scores as ranks": Method(
+        screened, "scores", settings=SCREENED, constants={"winsorize": normal_scores}
+    ),
     # The paper's sweeps (table 12): one setting of the release changed at a time. Every search makes R (T + 1) P evaluations.
     "P 10": Method(evogm, "sweeps", settings={"pop_size": 10, "budget": 80}),
     "P 30": Method(evogm, "sweeps", settings={"pop_size": 30, "budget": 240}),
@@ -219,7 +254,9 @@ METHODS: dict[str, Method] = {
     "R 3": Method(partial(evogm, n_rounds=3), "sweeps", settings={"budget": 240}),
     "R 5": Method(partial(evogm, n_rounds=5), "sweeps", settings={"budget": 400}),
     "R 3, T 5, 400 epochs, lr 1e-3": Method(
-        partial(evogm, n_rounds=3, n_iters=5, epochs=400, lr=1e-3), "sweeps", settings={"budget": 360}
+        partial(evogm, n_rounds=3, n_iters=5, epochs=400, lr=1e-3),
+        "sweeps",
+        settings={"budget": 360},
     ),
 }
 CONTROLLED = ("EvoGM", "EvoGM paper", "CMA-ES", "random")  # methods that run on the controls

@@ -12,7 +12,17 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from compare_runs import Run, corrected_tests, evaluations, final, holm, mean_ranks, of_group, on_shared_seeds, read_runs
+from compare_runs import (
+    Run,
+    corrected_tests,
+    evaluations,
+    final,
+    holm,
+    mean_ranks,
+    of_group,
+    on_shared_seeds,
+    read_runs,
+)
 
 AT = (1, 40, 60, 80, 160, 320, 640)  # evaluations of which the best dev score is shown
 KEYS_OF_TIME = ("evaluations", "seconds", "seconds of evaluation")
@@ -29,7 +39,11 @@ CHANGED = {  # by group of methods: what they are compared with, and what they a
 def print_table(header: list[str], rows: list[list]) -> None:
     print("\n| " + " | ".join(header) + " |\n| --- |" + " ---: |" * (len(header) - 1))
     for row in rows:
-        print("| " + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
+        print(
+            "| "
+            + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
+            + " |"
+        )
 
 
 def with_deviation(values: np.ndarray) -> str:
@@ -41,16 +55,31 @@ def print_summary(runs: dict[str, list[Run]], reference: str, *, paired: bool) -
     budget = max(len(run.best) for mine in runs.values() for run in mine)
     at = [count for count in AT if count <= budget]
     most = max(len(mine) for mine in runs.values())
-    ranked = {name: mine for name, mine in runs.items() if len(mine) == most}  # fewer seeds would be compared on those alone
+    ranked = {
+        name: mine for name, mine in runs.items() if len(mine) == most
+    }  # fewer seeds would be compared on those alone
     ranks = {f"rank {split}": mean_ranks(ranked, split) for split in ("dev", "test")}
     tests, p = {}, "paired p" if paired else "p"
     if reference in ranked:
-        tests = {f"{p} {split}": corrected_tests(ranked, reference, split, paired=paired) for split in ("dev", "test")}
+        tests = {
+            f"{p} {split}": corrected_tests(ranked, reference, split, paired=paired)
+            for split in ("dev", "test")
+        }
     header = ["method", "seeds", *(f"dev at {count}" for count in at), "test", *ranks, *tests]
     rows = []
-    for name in sorted(runs, key=lambda name: (ranks["rank dev"].get(name, np.inf), -final(runs[name], "dev").mean())):
+    for name in sorted(
+        runs,
+        key=lambda name: (ranks["rank dev"].get(name, np.inf), -final(runs[name], "dev").mean()),
+    ):
         mine = runs[name]
-        row = [name, len(mine), *(float(np.mean([run.best[min(count, len(run.best)) - 1] for run in mine])) for count in at)]
+        row = [
+            name,
+            len(mine),
+            *(
+                float(np.mean([run.best[min(count, len(run.best)) - 1] for run in mine]))
+                for count in at
+            ),
+        ]
         row += [with_deviation(final(mine, "test"))]
         row += [f"{places[name]:.1f}" if name in places else "" for places in ranks.values()]
         row += [f"{p_values[name]:.1g}" if name in p_values else "" for p_values in tests.values()]
@@ -60,14 +89,21 @@ def print_summary(runs: dict[str, list[Run]], reference: str, *, paired: bool) -
         [
             name,
             *(f"{np.mean([run.result[key] for run in mine]):.1f}" for key in KEYS_OF_TIME),
-            *(", ".join(sorted({run.result.get(key, "?") for run in mine})) for key in ("dtype", "commit")),
+            *(
+                ", ".join(sorted({run.result.get(key, "?") for run in mine}))
+                for key in ("dtype", "commit")
+            ),
         ]
         for name, mine in runs.items()
     ]
-    print_table(["method", "evaluations", "seconds", "of these in evaluation", "dtype", "commits"], rows)
+    print_table(
+        ["method", "evaluations", "seconds", "of these in evaluation", "dtype", "commits"], rows
+    )
 
 
-def print_changes(runs: dict[str, list[Run]], names: list[str], reference: str, what: str, *, paired: bool) -> None:
+def print_changes(
+    runs: dict[str, list[Run]], names: list[str], reference: str, what: str, *, paired: bool
+) -> None:
     """Methods beside the one that they change, each on the seeds that both have, with Welch's tests or paired ones, where both
     have made as many evaluations."""
     shared = {name: on_shared_seeds(runs[reference], runs[name]) for name in names}
@@ -76,20 +112,38 @@ def print_changes(runs: dict[str, list[Run]], names: list[str], reference: str, 
         p_values = {}
         for name, (ours, theirs) in shared.items():
             if evaluations(ours) == evaluations(theirs):
-                p_values |= corrected_tests({reference: ours, name: theirs}, reference, split, paired=paired)
+                p_values |= corrected_tests(
+                    {reference: ours, name: theirs}, reference, split, paired=paired
+                )
         tests[split] = holm(p_values)
     rows = [
         [
             name,
             len(theirs),
             evaluations(theirs),
-            *(f"{final(mine, split).mean():.3f}" for split in ("dev", "test") for mine in (theirs, ours)),
+            *(
+                f"{final(mine, split).mean():.3f}"
+                for split in ("dev", "test")
+                for mine in (theirs, ours)
+            ),
             *(f"{p_values[name]:.1g}" if name in p_values else "" for p_values in tests.values()),
         ]
         for name, (ours, theirs) in shared.items()
     ]
     p = [f"{'paired ' if paired else ''}p {split}" for split in tests]
-    print_table([what, "seeds", "evaluations", "dev", f"{reference}, dev", "test", f"{reference}, test", *p], rows)
+    print_table(
+        [
+            what,
+            "seeds",
+            "evaluations",
+            "dev",
+            f"{reference}, dev",
+            "test",
+            f"{reference}, test",
+            *p,
+        ],
+        rows,
+    )
 
 
 def print_choices(runs: dict[str, list[Run]]) -> None:
@@ -128,7 +182,9 @@ def print_control(runs: dict[str, list[Run]], known: dict[str, float]) -> None:
     p_values = holm(p_values)
     for name, mine in gains.items():
         if name not in p_values:
-            print(f"\n{name} ran once, which says nothing: {with_deviation(mine)} over {name_of_best}.")
+            print(
+                f"\n{name} ran once, which says nothing: {with_deviation(mine)} over {name_of_best}."
+            )
             continue
         verdict = "IMPROVES" if p_values[name] < 0.05 else "does not improve"
         print(
@@ -146,7 +202,12 @@ def print_budgets(folders: dict[str, dict[str, list[Run]]], groups: dict[str, st
     for kind, budgets in kinds.items():
         if len(budgets) > 1:
             rows = [
-                [name, budget, len(mine), *(with_deviation(final(mine, split)) for split in ("dev", "test"))]
+                [
+                    name,
+                    budget,
+                    len(mine),
+                    *(with_deviation(final(mine, split)) for split in ("dev", "test")),
+                ]
                 for budget in sorted(budgets)
                 for name, mine in budgets[budget].items()
             ]
@@ -169,23 +230,38 @@ def print_by_task(runs: dict[str, list[Run]], static: list[dict]) -> None:
     print_table(["method, test", *tasks, "mean"], rows)
 
 
-def print_counts(folders: dict[str, dict[str, list[Run]]], suffix: str) -> dict[str, dict[int, float]]:
+def print_counts(
+    folders: dict[str, dict[str, list[Run]]], suffix: str
+) -> dict[str, dict[int, float]]:
     """Test score by the number of experts, as the paper's table 13.
 
     :param suffix: of the folders n2_..., n3_... that are of one kind.
     :return: per method, by the number of experts; nothing where no method has three numbers.
     """
     parts = {name: name.partition("_") for name in folders}
-    counts = {int(parts[name][0][1:]): runs for name, runs in folders.items() if parts[name][2] == suffix}
+    counts = {
+        int(parts[name][0][1:]): runs for name, runs in folders.items() if parts[name][2] == suffix
+    }
     names = sorted({name for runs in counts.values() for name in runs})
     names = [name for name in names if sum(name in runs for runs in counts.values()) > 2]
     if not names:
         return {}
-    results = [run.result["test by task"] for runs in counts.values() for mine in runs.values() for run in mine]
-    tasks = [task for task in results[0] if all(task in result for result in results)]  # those that all numbers have
+    results = [
+        run.result["test by task"]
+        for runs in counts.values()
+        for mine in runs.values()
+        for run in mine
+    ]
+    tasks = [
+        task for task in results[0] if all(task in result for result in results)
+    ]  # those that all numbers have
     cells = {
         name: {
-            n: float(np.mean([run.result["test by task"][task] for run in counts[n][name] for task in tasks]))
+            n: float(
+                np.mean(
+                    [run.result["test by task"][task] for run in counts[n][name] for task in tasks]
+                )
+            )
             for n in sorted(counts)
             if name in counts[n]
         }
@@ -207,13 +283,27 @@ def read_static(folder: Path) -> list[dict]:
 def print_static(folder: Path) -> None:
     """Merges chosen on dev from a grid of so many evaluations."""
     rows = [
-        [result["method"], result["setting"], result["evaluations"], result["dev"], result["test"], f"{result['seconds']:.0f}"]
+        [
+            result["method"],
+            result["setting"],
+            result["evaluations"],
+            result["dev"],
+            result["test"],
+            f"{result['seconds']:.0f}",
+        ]
         for result in read_static(folder)
     ]
     print_table(["static merge", "chosen", "evaluations", "dev", "test", "seconds"], rows)
 
 
-def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[str, str], *, control: str, own: bool) -> None:
+def print_folder(
+    runs: dict[str, list[Run]],
+    static: list[dict],
+    groups: dict[str, str],
+    *,
+    control: str,
+    own: bool,
+) -> None:
     """All tables of the cases of one setting.
 
     :param runs: by method.
@@ -238,7 +328,9 @@ def print_folder(runs: dict[str, list[Run]], static: list[dict], groups: dict[st
     elif control and len(known) == len(needed):
         print_control(searches, known)
     elif control:
-        print(f"\nWhether a control improves is not known: run static_merges.py --methods {' '.join(map(repr, needed))}.")
+        print(
+            f"\nWhether a control improves is not known: run static_merges.py --methods {' '.join(map(repr, needed))}."
+        )
     print_choices(runs)
     for group, (reference, what) in CHANGED.items():
         names = list(of_group(runs, groups, group))
@@ -262,7 +354,10 @@ def report(folder: Path, groups: dict[str, str]) -> None:
     for name, runs in folders.items():
         print(f"\n## {name}")
         n, _, *suffixes = name.split("_")
-        control, own = next((part for part in suffixes if part in ("random", "shuffled")), ""), "own" in suffixes
+        control, own = (
+            next((part for part in suffixes if part in ("random", "shuffled")), ""),
+            "own" in suffixes,
+        )
         static = [] if own else read_static(folder / f"{n}_static")
         print_folder(runs, static, groups, control=control, own=own)
         for group in ("search", *CHANGED):

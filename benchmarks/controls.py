@@ -28,7 +28,9 @@ def random_adapters(folders: Sequence[Path], seed: int = 0) -> Iterator[dict[str
             tensors = {}
             for name, tensor in load_file(folder / WEIGHTS).items():
                 noise = torch.randn(tensor.shape, generator=generator)
-                tensors[name] = (noise * tensor.float().norm() / noise.norm()).to(tensor.dtype).contiguous()
+                tensors[name] = (
+                    (noise * tensor.float().norm() / noise.norm()).to(tensor.dtype).contiguous()
+                )
             save_file(tensors, made[folder.name] / WEIGHTS, metadata={"format": "pt"})
         yield made
 
@@ -41,7 +43,9 @@ def shuffled_answers(task: Task, seed: int = 0) -> Task:
     draw = random.Random(seed)
     targets = [example.target for example in task.examples]
     if len(set(targets)) == 1 and not task.examples[0].choices:
-        raise ValueError(f"task {task.name!r}: expected different answers to shuffle, found only {targets[0]!r}")
+        raise ValueError(
+            f"task {task.name!r}: expected different answers to shuffle, found only {targets[0]!r}"
+        )
     examples = tuple(
         replace(example, target=draw.choice([key for key in keys if key != example.target]))
         for example in task.examples

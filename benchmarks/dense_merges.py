@@ -13,14 +13,16 @@ import torch
 from answer_loss import answer_loss
 
 from evox_evogm.problems import LoRAMergeProblem, Task
-from evox_evogm.problems.language_model import LanguageModel, Request
-from evox_evogm.problems.merging import StackedModule, merged
-from evox_evogm.problems.scoring import score_task
+from evox_evogm.problems.adapters.merging import StackedModule, merged
+from evox_evogm.problems.inference.language_model import LanguageModel, Request
+from evox_evogm.problems.tasks.metrics import score_task
 
 Weights = dict[str, torch.Tensor]  # by module name, (D_out, D_in)
 
 
-def fisher_average(weights: Sequence[torch.Tensor], importance: Sequence[torch.Tensor]) -> torch.Tensor:
+def fisher_average(
+    weights: Sequence[torch.Tensor], importance: Sequence[torch.Tensor]
+) -> torch.Tensor:
     """sum_k F_k theta_k / sum_k F_k, element by element, and the plain average where no F is above 0.
 
     :param weights: n tensors of one shape.
@@ -28,10 +30,14 @@ def fisher_average(weights: Sequence[torch.Tensor], importance: Sequence[torch.T
     """
     total = torch.stack(list(importance)).sum(0)
     weighted = sum(f * w for f, w in zip(importance, weights, strict=True))
-    return torch.where(total > 0, weighted / total.clamp_min(1e-30), torch.stack(list(weights)).mean(0))
+    return torch.where(
+        total > 0, weighted / total.clamp_min(1e-30), torch.stack(list(weights)).mean(0)
+    )
 
 
-def regression_mean(weights: Sequence[torch.Tensor], grams: Sequence[torch.Tensor], keep: float) -> torch.Tensor:
+def regression_mean(
+    weights: Sequence[torch.Tensor], grams: Sequence[torch.Tensor], keep: float
+) -> torch.Tensor:
     """The W that minimises sum_k ||X_k W^T - X_k W_k^T||^2: W^T = (sum_k G_k)^-1 sum_k G_k W_k^T, G_k = X_k^T X_k.
 
     :param weights: n `(D_out, D_in)` tensors.
@@ -41,7 +47,9 @@ def regression_mean(weights: Sequence[torch.Tensor], grams: Sequence[torch.Tenso
     shrunk = [keep * gram + (1 - keep) * torch.diag(gram.diagonal()) for gram in grams]
     target = sum(gram @ weight.mT for gram, weight in zip(shrunk, weights, strict=True))
     total = sum(shrunk)
-    ridge = 1e-6 * total.diagonal().mean().clamp_min(1e-12) * torch.eye(len(total), dtype=total.dtype)
+    ridge = (
+        1e-6 * total.diagonal().mean().clamp_min(1e-12) * torch.eye(len(total), dtype=total.dtype)
+    )
     return torch.linalg.solve(total + ridge, target).mT
 
 
@@ -55,7 +63,8 @@ def merged_weights(problem: LoRAMergeProblem, coefficients: torch.Tensor) -> Wei
     """The weights of every module that an expert changes, merged."""
     model = problem.language_model.model
     return {
-        name: model.get_submodule(name).weight.detach() + (module.b * module.channel_weights(coefficients)) @ module.a
+        name: model.get_submodule(name).weight.detach()
+        + (module.b * module.channel_weights(coefficients)) @ module.a
         for name, module in problem.stacked.items()
     }
 
@@ -73,16 +82,22 @@ def weights_in_place(model: torch.nn.Module, weights: Weights) -> Iterator[None]
             model.get_submodule(name).weight.data = weight
 
 
-def squared_gradients(model: torch.nn.Module, names: Sequence[str], requests: Sequence[Request]) -> Weights:
+def squared_gradients(
+    model: torch.nn.Module, names: Sequence[str], requests: Sequence[Request]
+) -> Weights:
     """The empirical Fisher information's diagonal: mean over questions of the squared gradient of the right answer's loss."""
     layers = {name: model.get_submodule(name).weight for name in names}
     wanted = {weight: weight.requires_grad for weight in model.parameters()}
     try:
         for weight in wanted:
             weight.requires_grad_(any(weight is layer for layer in layers.values()))
-        total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in layers.items()}
+        total = {
+            name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in layers.items()
+        }
         for request in requests:
-            gradients = torch.autograd.grad(len(request[1]) * answer_loss(model, [request]), list(layers.values()))
+            gradients = torch.autograd.grad(
+                len(request[1]) * answer_loss(model, [request]), list(layers.values())
+            )
             for name, gradient in zip(layers, gradients, strict=True):
                 total[name] += gradient.float().square() / len(requests)
     finally:
@@ -92,7 +107,9 @@ def squared_gradients(model: torch.nn.Module, names: Sequence[str], requests: Se
 
 
 @torch.no_grad()
-def input_grams(model: torch.nn.Module, names: Sequence[str], requests: Sequence[Request]) -> Weights:
+def input_grams(
+    model: torch.nn.Module, names: Sequence[str], requests: Sequence[Request]
+) -> Weights:
     """X^T X of the inputs of every module, over the tokens of questions and answers."""
     grams, handles = {}, []
 
@@ -104,7 +121,9 @@ def input_grams(model: torch.nn.Module, names: Sequence[str], requests: Sequence
         return hook
 
     try:
-        handles = [model.get_submodule(name).register_forward_pre_hook(note(name)) for name in names]
+        handles = [
+            model.get_submodule(name).register_forward_pre_hook(note(name)) for name in names
+        ]
         for prompt, answer in requests:
             model(input_ids=torch.tensor([prompt + answer], device=model.device))
     finally:
@@ -116,7 +135,9 @@ def input_grams(model: torch.nn.Module, names: Sequence[str], requests: Sequence
 def last_logits(model: torch.nn.Module, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
     """Logits `(N, V)` of the first token after every prompt, with gradients."""
     rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # padded behind: attention is causal
+    tokens = torch.nn.utils.rnn.pad_sequence(
+        rows, batch_first=True
+    )  # padded behind: attention is causal
     last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
     hidden = model.base_model(input_ids=tokens).last_hidden_state
     return model.get_output_embeddings()(hidden[torch.arange(len(rows)), last])
@@ -136,8 +157,12 @@ def coefficients_by_layer(problem: LoRAMergeProblem, coefficients: torch.Tensor)
         row = coefficients[layer_of(name) % len(coefficients)]
         return module.channel_weights(row)[None].to(module.a.dtype)  # (1, R)
 
-    with merged(problem.language_model.model, problem.stacked, torch.ones(problem.n_experts)) as population:
-        population.weights = {name: weight(name, module) for name, module in population.modules.items()}
+    with merged(
+        problem.language_model.model, problem.stacked, torch.ones(problem.n_experts)
+    ) as population:
+        population.weights = {
+            name: weight(name, module) for name, module in population.modules.items()
+        }
         yield
 
 
@@ -164,7 +189,9 @@ def ada_merging(
     for _ in range(steps):
         rows = torch.randint(len(prompts), (batch,), generator=generator)
         with coefficients_by_layer(problem, coefficients):
-            loss = entropy(last_logits(problem.language_model.model, [prompts[row] for row in rows]))
+            loss = entropy(
+                last_logits(problem.language_model.model, [prompts[row] for row in rows])
+            )
         (coefficients.grad,) = torch.autograd.grad(loss, [coefficients])
         optimizer.step()
     return coefficients.detach()

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 
 LAYERS, PROMPT = 8, 64
-PATHS = ("factored", "merged")
+MODES = ("unmerged", "merged")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def build_tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({token: index for index, token in enumerate(["<end>", *alphabet])}, merges=[]))
+    core = Tokenizer(
+        models.BPE({token: index for index, token in enumerate(["<end>", *alphabet])}, merges=[])
+    )
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
@@ -77,17 +79,28 @@ def build_model(width: int):
 def write_adapters(model, n: int, r: int, folder: Path) -> list[Path]:
     """n random adapters of rank r on every linear layer but the last."""
     output = model.get_output_embeddings()
-    linear = {k: m for k, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not output}
+    linear = {
+        k: m for k, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not output
+    }
     folders = []
     for index in range(n):
         tensors = {}
         for name, module in linear.items():
-            tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(r, module.in_features) / 30
-            tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(module.out_features, r) / 30
+            tensors[f"base_model.model.{name}.lora_A.weight"] = (
+                torch.randn(r, module.in_features) / 30
+            )
+            tensors[f"base_model.model.{name}.lora_B.weight"] = (
+                torch.randn(module.out_features, r) / 30
+            )
         folders.append(folder / f"expert{index}")
         folders[-1].mkdir()
         save_file(tensors, folders[-1] / "adapter_model.safetensors")
-        config = {"peft_type": "LORA", "r": r, "lora_alpha": r, "target_modules": sorted({k.split(".")[-1] for k in linear})}
+        config = {
+            "peft_type": "LORA",
+            "r": r,
+            "lora_alpha": r,
+            "target_modules": sorted({k.split(".")[-1] for k in linear}),
+        }
         (folders[-1] / "adapter_config.json").write_text(json.dumps(config))
     return folders
 
@@ -101,7 +114,9 @@ def make_problem(case: Case, path: str, **settings) -> LoRAMergeProblem:
     model = build_model(case.width)
     with tempfile.TemporaryDirectory() as folder:
         experts = write_adapters(model, case.n, case.r, Path(folder))
-        return LoRAMergeProblem(model, experts, [task], tokenizer=build_tokenizer(), path=path, **settings)
+        return LoRAMergeProblem(
+            model, experts, [task], tokenizer=build_tokenizer(), mode=path, **settings
+        )
 
 
 def population(case: Case) -> torch.Tensor:
@@ -111,12 +126,12 @@ def population(case: Case) -> torch.Tensor:
 def cost(folder: Path, repeats: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    print("| varied | value | factored, ms per candidate | merged |\n| --- | ---: | ---: | ---: |")
+    print("| varied | value | unmerged, ms per candidate | merged |\n| --- | ---: | ---: | ---: |")
     for name, values in VARIED.items():
         for value in values:
             case = replace(Case(), **{name: value})
-            problems = {path: make_problem(case, path) for path in PATHS}
-            pop, times = population(case), {path: [] for path in PATHS}
+            problems = {path: make_problem(case, path) for path in MODES}
+            pop, times = population(case), {path: [] for path in MODES}
             for problem in problems.values():
                 problem.score_together(pop[:2])
             for _ in range(repeats):
@@ -124,11 +139,13 @@ def cost(folder: Path, repeats: int) -> None:
                     start = time.perf_counter()
                     problem.score_together(pop)
                     times[path].append(1e3 * (time.perf_counter() - start) / case.P)
-            medians = [statistics.median(times[path]) for path in PATHS]
+            medians = [statistics.median(times[path]) for path in MODES]
             rows.append([name, value, *(f"{ms:.2f}" for ms in medians)])
             print("| " + " | ".join(map(str, rows[-1])) + " |", flush=True)
     with (folder / "costs.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["varied", "value", *(f"{path} ms per candidate" for path in PATHS)], *rows])
+        csv.writer(file).writerows(
+            [["varied", "value", *(f"{path} ms per candidate" for path in MODES)], *rows]
+        )
     plot(rows, folder / "costs.png")
 
 
@@ -141,8 +158,13 @@ def plot(rows: list[list], path: Path) -> None:
     figure, axes = plt.subplots(1, len(VARIED), figsize=(4 * len(VARIED), 3.5))
     for axis, name in zip(axes, VARIED, strict=True):
         mine = [row for row in rows if row[0] == name]
-        for column, label in enumerate(PATHS, 2):
-            axis.plot([row[1] for row in mine], [float(row[column]) for row in mine], marker="o", label=label)
+        for column, label in enumerate(MODES, 2):
+            axis.plot(
+                [row[1] for row in mine],
+                [float(row[column]) for row in mine],
+                marker="o",
+                label=label,
+            )
         axis.set(xscale="log", yscale="log", xlabel=name, ylabel="ms per candidate")
     axes[0].legend()
     figure.tight_layout()
@@ -162,15 +184,29 @@ def memory() -> None:
     print(
         "| path | max_memory, MiB | P | peak before, MiB | peak after | grown by |\n| --- | ---: | ---: | ---: | ---: | ---: |"
     )
-    for path in PATHS:
+    for path in MODES:
         for limit in (64, 2048):
             for P in (1, 64):
-                arguments = ["peak", "--path", path, "--candidates", str(P), "--max-memory", str(limit)]
+                arguments = [
+                    "peak",
+                    "--path",
+                    path,
+                    "--candidates",
+                    str(P),
+                    "--max-memory",
+                    str(limit),
+                ]
                 output = subprocess.run(
-                    [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
+                    [sys.executable, __file__, *arguments],
+                    check=True,
+                    capture_output=True,
+                    text=True,
                 ).stdout
                 before, after = json.loads(output.splitlines()[-1])
-                print(f"| {path} | {limit} | {P} | {before:.0f} | {after:.0f} | {after - before:.0f} |", flush=True)
+                print(
+                    f"| {path} | {limit} | {P} | {before:.0f} | {after:.0f} | {after - before:.0f} |",
+                    flush=True,
+                )
 
 
 def main() -> None:
@@ -179,7 +215,7 @@ def main() -> None:
     parser.add_argument("command", choices=["cost", "memory", "peak"])
     parser.add_argument("--folder", type=Path, default=Path("runs/evaluation_scale"))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--path", choices=PATHS, default="factored")
+    parser.add_argument("--path", choices=MODES, default="unmerged")
     parser.add_argument("--candidates", type=int, default=1)
     parser.add_argument("--max-memory", type=int, default=2048, help="MiB")
     arguments = parser.parse_args()
@@ -188,7 +224,9 @@ def main() -> None:
     elif arguments.command == "memory":
         memory()
     else:
-        peak(Case(P=arguments.candidates, tokens=4096), arguments.path, arguments.max_memory * 2**20)
+        peak(
+            Case(P=arguments.candidates, tokens=4096), arguments.path, arguments.max_memory * 2**20
+        )
 
 
 if __name__ == "__main__":

@@ -27,12 +27,21 @@ from compare_runs import holm
 from evox import use_state, vmap
 from evox.algorithms import CLPSO, CSO, DE, PSO, SHADE, SNES, JaDE, OpenES
 from evox.core import Monitor, Mutable, Problem
-from evox.problems.numerical import CEC2022, Ackley, Ellipsoid, Griewank, Rastrigin, Rosenbrock, Schwefel, Sphere
+from evox.problems.numerical import (
+    CEC2022,
+    Ackley,
+    Ellipsoid,
+    Griewank,
+    Rastrigin,
+    Rosenbrock,
+    Schwefel,
+    Sphere,
+)
 from evox.workflows import StdWorkflow
 
 from evox_evogm import EvoGM
+from evox_evogm.algorithms.evogm import SCREENED_POP_SIZE
 from evox_evogm.baselines import CMAES
-from evox_evogm.evogm import SCREENED_POP_SIZE
 
 SEEDS = 15
 BUDGETS = (160, 2000)
@@ -47,12 +56,21 @@ FUNCTIONS = {  # EvoX's function and half the width of its usual domain
     "Ellipsoid": (Ellipsoid, 100.0),
 }
 CEC_FUNCTIONS = {f"CEC2022-F{number}": number for number in range(1, 13)}
-CEC_MINIMA = dict(zip(CEC_FUNCTIONS, (300, 400, 600, 800, 900, 1800, 2000, 2200, 2300, 2400, 2600, 2700), strict=True))
+CEC_MINIMA = dict(
+    zip(
+        CEC_FUNCTIONS,
+        (300, 400, 600, 800, 900, 1800, 2000, 2200, 2300, 2400, 2600, 2700),
+        strict=True,
+    )
+)
 
 
 # The published method by budget, otherwise at its defaults. With 2,000 evaluations, P 20 and 25 rounds take five times as long
 # as this; on Sphere, Rastrigin, F1 and F11 in 10 dimensions (3 seeds) neither they nor a winner ratio of .3 were better.
-PAPER = {160: {"pop_size": 20, "n_rounds": 2}, 2000: {"pop_size": 100, "n_rounds": 5, "winner_ratio": 0.1}}
+PAPER = {
+    160: {"pop_size": 20, "n_rounds": 2},
+    2000: {"pop_size": 100, "n_rounds": 5, "winner_ratio": 0.1},
+}
 
 
 def algorithms(n: int, budget: int) -> dict:
@@ -63,7 +81,9 @@ def algorithms(n: int, budget: int) -> dict:
     of .3, OpenES of .1. EvoGM's surrogate is for few evaluations: with 2,000 only the published method runs.
     """
     upper, middle = torch.ones(n), torch.zeros(n)
-    screened = {"EvoGM": lambda: EvoGM(SCREENED_POP_SIZE, -upper, upper)} if budget == BUDGETS[0] else {}
+    screened = (
+        {"EvoGM": lambda: EvoGM(SCREENED_POP_SIZE, -upper, upper)} if budget == BUDGETS[0] else {}
+    )
     return screened | {
         "EvoGM paper": lambda: EvoGM(lb=-upper, ub=upper, proposal="paper", **PAPER[budget]),
         "PSO": lambda: PSO(20, -upper, upper),
@@ -72,7 +92,9 @@ def algorithms(n: int, budget: int) -> dict:
         "DE": lambda: DE(20, -upper, upper),
         "SHADE": lambda: SHADE(20, -upper, upper),
         "JaDE": lambda: JaDE(20, -upper, upper),
-        "OpenES": lambda: OpenES(20, middle.clone(), learning_rate=0.05, noise_stdev=0.1, optimizer="adam"),
+        "OpenES": lambda: OpenES(
+            20, middle.clone(), learning_rate=0.05, noise_stdev=0.1, optimizer="adam"
+        ),
         "SNES": lambda: SNES(20, middle.clone(), sigma=0.3),
         "CMA-ES (cmaes)": lambda: CMAES(middle, 0.3),
     }
@@ -119,22 +141,30 @@ class BestMonitor(Monitor):
         self.evaluations = self.evaluations + fitness.shape[0]
 
 
-def curve(algorithm: str, function: str, n: int, budget: int, seeds: int) -> list[tuple[int, list[float]]]:
+def curve(
+    algorithm: str, function: str, n: int, budget: int, seeds: int
+) -> list[tuple[int, list[float]]]:
     """Best fitness of every seed after each step within the budget."""
     torch.manual_seed(0)
     workflows = [
-        StdWorkflow(algorithms(n, budget)[algorithm](), make_problem(function, n), BestMonitor()) for _ in range(seeds)
+        StdWorkflow(algorithms(n, budget)[algorithm](), make_problem(function, n), BestMonitor())
+        for _ in range(seeds)
     ]
     points = []
     if algorithm.startswith("CMA-ES"):  # its state is not in tensors: one seed after another
         while int(workflows[0].monitor.evaluations) + workflows[0].algorithm.pop_size <= budget:
             for workflow in workflows:
                 workflow.step()
-            points.append((int(workflows[0].monitor.evaluations), [float(w.monitor.best) for w in workflows]))
+            points.append(
+                (int(workflows[0].monitor.evaluations), [float(w.monitor.best) for w in workflows])
+            )
         return points
     parameters, buffers = torch.func.stack_module_state(workflows)
     state = {**parameters, **buffers}
-    init_step, step = (vmap(use_state(f), randomness="different") for f in (workflows[0].init_step, workflows[0].step))
+    init_step, step = (
+        vmap(use_state(f), randomness="different")
+        for f in (workflows[0].init_step, workflows[0].step)
+    )
     state = init_step(state)
     while int(state["monitor.evaluations"][0]) <= budget:
         points.append((int(state["monitor.evaluations"][0]), state["monitor.best"].tolist()))
@@ -166,11 +196,15 @@ def run_case(case: tuple[str, str, int, int], folder: Path, seeds: int) -> str:
     return f"{path.name} {seconds:.0f} s"
 
 
-def cases(only: list[str] | None, dimensions: list[int], budgets: list[int]) -> list[tuple[str, str, int, int]]:
+def cases(
+    only: list[str] | None, dimensions: list[int], budgets: list[int]
+) -> list[tuple[str, str, int, int]]:
     """Algorithm, function, dimension and budget of every case; CEC2022's F6, F7 and F8 do not exist in 2 dimensions."""
     return [
         (algorithm, function, n, budget)
-        for budget, n, function in itertools.product(budgets, dimensions, [*FUNCTIONS, *CEC_FUNCTIONS])
+        for budget, n, function in itertools.product(
+            budgets, dimensions, [*FUNCTIONS, *CEC_FUNCTIONS]
+        )
         if not (n == 2 and CEC_FUNCTIONS.get(function) in (6, 7, 8))
         for algorithm in algorithms(n, budget)
         if not only or algorithm in only
@@ -192,7 +226,9 @@ def read_curves(folder: Path) -> dict[tuple, dict[str, np.ndarray]]:
         with path.open(newline="") as file:
             rows = list(csv.reader(file))
         algorithm, function, n, budget = rows[0][:4]
-        values = np.array([[float(row[4]), float(row[5]), float(row[6])] for row in rows])  # seed, evaluations, best
+        values = np.array(
+            [[float(row[4]), float(row[5]), float(row[6])] for row in rows]
+        )  # seed, evaluations, best
         by_step = [
             np.concatenate([[evaluations], values[values[:, 1] == evaluations][:, 2]])
             for evaluations in np.unique(values[:, 1])
@@ -210,7 +246,18 @@ def report(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     with (folder / "medians.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["budget", "n", "function", "algorithm", "seeds", "lower quartile", "median", "upper quartile"])
+        table.writerow(
+            [
+                "budget",
+                "n",
+                "function",
+                "algorithm",
+                "seeds",
+                "lower quartile",
+                "median",
+                "upper quartile",
+            ]
+        )
         for (budget, n, function), by_algorithm in sorted(curves.items()):
             for name, steps in by_algorithm.items():
                 quartiles = [f"{q:.6g}" for q in np.quantile(steps[-1, 1:], [0.25, 0.5, 0.75])]
@@ -220,11 +267,19 @@ def report(folder: Path) -> None:
         of_budget = {key: value for key, value in curves.items() if key[0] == budget}
         # The default search on the cases that it has run, and the others, as long as it has not run on all.
         for some in (names, names[1:]) if names[0] == "EvoGM" else (names,):
-            complete = {key: value for key, value in of_budget.items() if all(name in value for name in some)}
+            complete = {
+                key: value
+                for key, value in of_budget.items()
+                if all(name in value for name in some)
+            }
             if complete:
                 print_ranks(budget, complete, some)
         for n in DIMENSIONS:
-            plot({key[2]: value for key, value in curves.items() if key[:2] == (budget, n)}, folder / f"{budget}_{n}.png", n)
+            plot(
+                {key[2]: value for key, value in curves.items() if key[:2] == (budget, n)},
+                folder / f"{budget}_{n}.png",
+                n,
+            )
 
 
 def print_ranks(budget: int, complete: dict, names: list[str]) -> None:
@@ -233,7 +288,9 @@ def print_ranks(budget: int, complete: dict, names: list[str]) -> None:
     from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
     keys = list(complete)
-    seeds = min(len(steps[-1]) - 1 for by_algorithm in complete.values() for steps in by_algorithm.values())
+    seeds = min(
+        len(steps[-1]) - 1 for by_algorithm in complete.values() for steps in by_algorithm.values()
+    )
     # As many seeds of all: a median of fewer varies more.
     medians = np.array(
         [[np.median(complete[key][name][-1, 1 : 1 + seeds]) for name in names] for key in keys]
@@ -241,10 +298,16 @@ def print_ranks(budget: int, complete: dict, names: list[str]) -> None:
     ranks = np.stack([rankdata(row) for row in medians])
     statistic, p = friedmanchisquare(*medians.T)
     k, cases = len(names), len(keys)
-    distance = studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * cases))
+    distance = (
+        studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * cases))
+    )
     # Wilcoxon compares sizes of differences, and the functions' values differ by many orders of magnitude: logarithms.
     logs = np.log10(medians - medians.min(1, keepdims=True) + 1e-12 + 1e-6 * np.abs(medians))
-    tests = {name: wilcoxon(logs[:, 0], logs[:, index]).pvalue for index, name in enumerate(names) if index}
+    tests = {
+        name: wilcoxon(logs[:, 0], logs[:, index]).pvalue
+        for index, name in enumerate(names)
+        if index
+    }
     corrected = holm(tests)
     what = f"{budget} evaluations, {cases} cases, {seeds} seeds"
     print(f"\n{what}: Friedman chi2 {statistic:.1f}, p {p:.1e}; Nemenyi distance {distance:.2f}\n")
@@ -257,10 +320,14 @@ def print_ranks(budget: int, complete: dict, names: list[str]) -> None:
         name = names[index]
         by_n = [f"{ranks[[key[1] == n for key in keys], index].mean():.2f}" for n in dimensions]
         duel = (
-            "" if index == 0 else f"{(medians[:, 0] < medians[:, index]).sum()} / {(medians[:, 0] > medians[:, index]).sum()}"
+            ""
+            if index == 0
+            else f"{(medians[:, 0] < medians[:, index]).sum()} / {(medians[:, 0] > medians[:, index]).sum()}"
         )
         p_value = f"{corrected[name]:.1e}" if name in corrected else ""
-        print(f"| {name} | {ranks[:, index].mean():.2f} | {' | '.join(by_n)} | {duel} | {p_value} |")
+        print(
+            f"| {name} | {ranks[:, index].mean():.2f} | {' | '.join(by_n)} | {duel} | {p_value} |"
+        )
 
 
 def plot(curves: dict[str, dict[str, np.ndarray]], path: Path, n: int) -> None:
@@ -279,8 +346,16 @@ def plot(curves: dict[str, dict[str, np.ndarray]], path: Path, n: int) -> None:
             if name not in by_algorithm:
                 continue
             steps = by_algorithm[name]
-            low, middle, high = np.quantile(np.maximum(steps[:, 1:] - least, 1e-8), [0.25, 0.5, 0.75], axis=1)
-            axis.plot(steps[:, 0], middle, color=f"C{colour}", label=name, linewidth=2.5 if "EvoGM" in name else 1)
+            low, middle, high = np.quantile(
+                np.maximum(steps[:, 1:] - least, 1e-8), [0.25, 0.5, 0.75], axis=1
+            )
+            axis.plot(
+                steps[:, 0],
+                middle,
+                color=f"C{colour}",
+                label=name,
+                linewidth=2.5 if "EvoGM" in name else 1,
+            )
             axis.fill_between(steps[:, 0], low, high, color=f"C{colour}", alpha=0.12)
         axis.set(title=f"{function}, n = {n}", yscale="log", xlabel="evaluations")
     axes[0, 0].legend(fontsize=7)
@@ -295,9 +370,23 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/evox_functions"))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--dimensions", nargs="*", type=int, default=DIMENSIONS, choices=DIMENSIONS, help="instead of all")
-    parser.add_argument("--budgets", nargs="*", type=int, default=BUDGETS, choices=BUDGETS, help="instead of both")
-    parser.add_argument("--algorithms", nargs="*", choices=list(algorithms(2, BUDGETS[0])), help="by name, instead of all")
+    parser.add_argument(
+        "--dimensions",
+        nargs="*",
+        type=int,
+        default=DIMENSIONS,
+        choices=DIMENSIONS,
+        help="instead of all",
+    )
+    parser.add_argument(
+        "--budgets", nargs="*", type=int, default=BUDGETS, choices=BUDGETS, help="instead of both"
+    )
+    parser.add_argument(
+        "--algorithms",
+        nargs="*",
+        choices=list(algorithms(2, BUDGETS[0])),
+        help="by name, instead of all",
+    )
     arguments = parser.parse_args()
     if arguments.command == "run":
         todo = cases(arguments.algorithms, arguments.dimensions, arguments.budgets)

@@ -45,18 +45,28 @@ def main() -> None:
     algorithm = EvoGM(POP_SIZE, -box, box, clamp=False, outcomes=outcomes, epochs=50)
     search = ResumableSearch(StdWorkflow(algorithm, problem, opt_direction="max"), OUT / "run")
     rows = []
-    print("| evaluations | resident memory, MiB | history, KiB an evaluation | state, KiB |\n| ---: | ---: | ---: | ---: |")
+    print(
+        "| evaluations | resident memory, MiB | history, KiB an evaluation | state, KiB |\n| ---: | ---: | ---: | ---: |"
+    )
     for step in range(1, STEPS + 1):
         search.run(step)
         gc.collect()
         evaluations, memory = step * POP_SIZE, psutil.Process().memory_info().rss / 2**20
-        history, state = (file.stat().st_size / 2**10 for file in (OUT / "run/history.jsonl", OUT / "run/state.safetensors"))
+        history, state = (
+            file.stat().st_size / 2**10
+            for file in (OUT / "run/history.jsonl", OUT / "run/state.safetensors")
+        )
         rows.append((evaluations, memory, (history + state) / 2**10))
         if step % SHOWN == 0 or step == 1:
-            print(f"| {evaluations} | {memory:.0f} | {history / evaluations:.1f} | {state:.0f} |", flush=True)
+            print(
+                f"| {evaluations} | {memory:.0f} | {history / evaluations:.1f} | {state:.0f} |",
+                flush=True,
+            )
     search.close()
     with (OUT / "memory.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["evaluations", "resident memory, MiB", "run folder, MiB"], *rows])
+        csv.writer(file).writerows(
+            [["evaluations", "resident memory, MiB", "run folder, MiB"], *rows]
+        )
     plot(rows, OUT / "memory.png")
 
 

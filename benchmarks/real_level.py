@@ -8,16 +8,22 @@ from contextlib import nullcontext
 import yaml
 from controls import random_adapters, shuffled_answers
 
-from evox_evogm.cli import DEMO
-from evox_evogm.merge_run import read_task
+from evox_evogm.command.cli import DEMO
+from evox_evogm.command.merge_run import read_task
 from evox_evogm.problems import LoRAMergeProblem, Task
-from evox_evogm.problems.base_model import SMOLLM2
+from evox_evogm.problems.inference.base_model import SMOLLM2
 
 DEV, TEST = 6, 24  # examples a task
 UNSEEN = (
     {"reasoning_gym": "lcm", "options": {"min_numbers": 2, "max_numbers": 2, "max_value": 20}},
-    {"reasoning_gym": "basic_arithmetic", "options": {"min_terms": 2, "max_terms": 2, "max_digits": 1}},
-    {"reasoning_gym": "number_sorting", "options": {"min_numbers": 2, "max_numbers": 3, "max_value": 9}},
+    {
+        "reasoning_gym": "basic_arithmetic",
+        "options": {"min_terms": 2, "max_terms": 2, "max_digits": 1},
+    },
+    {
+        "reasoning_gym": "number_sorting",
+        "options": {"min_numbers": 2, "max_numbers": 3, "max_value": 9},
+    },
 )
 
 
@@ -28,12 +34,16 @@ def tasks(n: int, split: str) -> list[Task]:
     return [dev if split == "dev" else test for dev, test in pairs]
 
 
-def make_problem(n: int = 8, *, control: str = "", regmean: bool = False, **settings) -> LoRAMergeProblem:
+def make_problem(
+    n: int = 8, *, control: str = "", regmean: bool = False, **settings
+) -> LoRAMergeProblem:
     """Merges of the first n shipped experts, on dev; `control`, `regmean` and settings as in `small_level.make_problem`."""
     folders = sorted(path.parent for path in (DEMO / "experts").glob("*/adapter_config.json"))[:n]
     asked = [shuffled_answers(task) if control == "shuffled" else task for task in tasks(n, "dev")]
     if regmean:
-        settings["regmean"] = {path.name: [task for task in asked if task.name == path.name] for path in folders}
-    settings = {"path": "factored"} | settings  # in bfloat16 where the processor computes in it
+        settings["regmean"] = {
+            path.name: [task for task in asked if task.name == path.name] for path in folders
+        }
+    settings = {"mode": "unmerged"} | settings  # in bfloat16 where the processor computes in it
     with random_adapters(folders) if control == "random" else nullcontext(folders) as experts:
         return LoRAMergeProblem(SMOLLM2, experts, asked, **settings)

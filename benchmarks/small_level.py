@@ -24,8 +24,8 @@ from answer_loss import answer_loss
 from controls import random_adapters, shuffled_answers
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
-from evox_evogm.problems.language_model import LanguageModel, Request
-from evox_evogm.problems.readers import split_of
+from evox_evogm.problems.inference.language_model import LanguageModel, Request
+from evox_evogm.problems.tasks.readers import split_of
 
 FOLDER = Path.home() / ".cache" / "evox-evogm" / "small_level"
 LETTERS = "abcdefghij"
@@ -133,17 +133,30 @@ def build_base():
 
 
 def train(
-    model: torch.nn.Module, tokenizer, names: list[str], *, steps: int, batch: int, lr: float, seed: int, label: str
+    model: torch.nn.Module,
+    tokenizer,
+    names: list[str],
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    label: str,
 ) -> None:
     """AdamW on fresh questions, with a linear decay after a short rise."""
     reader, generator = LanguageModel(model, tokenizer), random.Random(seed)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 50, 1 - step / steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 50, 1 - step / steps)
+    )
     source, start = questions(names, "train", generator), time.time()
     for step in range(steps):
         requests: list[Request] = [
-            (reader.prompt_tokens(question), (*reader.continuation_tokens(answer), reader.end_token))
+            (
+                reader.prompt_tokens(question),
+                (*reader.continuation_tokens(answer), reader.end_token),
+            )
             for question, answer in (next(source) for _ in range(batch))
         ]
         loss = answer_loss(model, requests)
@@ -153,14 +166,19 @@ def train(
         optimizer.step()
         schedule.step()
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            print(f"{label}: step {step + 1}/{steps} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True)
+            print(
+                f"{label}: step {step + 1}/{steps} loss {loss.item():.3f} {time.time() - start:.0f} s",
+                flush=True,
+            )
 
 
 def make_base(folder: Path) -> None:
     """Pretrain the base for a short time, so that there is something left for experts to learn."""
     singles = list(OPERATIONS)
     pairs = [a + b for a in singles for b in singles if a + b not in UNSEEN]
-    names = singles * (len(pairs) // len(singles)) + pairs  # half of the questions are of one operation
+    names = (
+        singles * (len(pairs) // len(singles)) + pairs
+    )  # half of the questions are of one operation
     model, tokenizer = build_base(), build_tokenizer()
     train(model, tokenizer, names, steps=260, batch=192, lr=2e-3, seed=0, label="base")
     model.save_pretrained(folder)
@@ -173,7 +191,9 @@ def make_expert(index: int, base: torch.nn.Module, tokenizer, folder: Path) -> N
 
     names = list(OPERATIONS)
     name = names[index % len(names)]
-    pairs = [a + b for other in names for a, b in ((name, other), (other, name)) if a + b not in UNSEEN]
+    pairs = [
+        a + b for other in names for a, b in ((name, other), (other, name)) if a + b not in UNSEEN
+    ]
     draw = random.Random(index)
     rank = draw.choice((2, 4, 6, 8))
     config = LoraConfig(
@@ -185,7 +205,16 @@ def make_expert(index: int, base: torch.nn.Module, tokenizer, folder: Path) -> N
     torch.manual_seed(index)
     wrapped = get_peft_model(base, config)
     steps = draw.choice((40, 80, 120))
-    train(wrapped, tokenizer, [name] * len(pairs) + pairs, steps=steps, batch=64, lr=5e-3, seed=index, label=folder.name)
+    train(
+        wrapped,
+        tokenizer,
+        [name] * len(pairs) + pairs,
+        steps=steps,
+        batch=64,
+        lr=5e-3,
+        seed=index,
+        label=folder.name,
+    )
     wrapped.save_pretrained(folder)
     wrapped.unload()
     base.requires_grad_(True)
@@ -194,7 +223,10 @@ def make_expert(index: int, base: torch.nn.Module, tokenizer, folder: Path) -> N
 def expert_folders(n: int, folder: Path = FOLDER) -> list[Path]:
     """The first n experts."""
     names = list(OPERATIONS)
-    return [folder / "experts" / f"{names[index % len(names)]}{index // len(names)}" for index in range(n)]
+    return [
+        folder / "experts" / f"{names[index % len(names)]}{index // len(names)}"
+        for index in range(n)
+    ]
 
 
 def build(folder: Path = FOLDER) -> None:
@@ -220,7 +252,13 @@ def tasks(n: int, split: str, draw: int | None = None) -> list[Task]:
 
 
 def make_problem(
-    n: int = 10, *, control: str = "", draw: int | None = None, regmean: bool = False, folder: Path = FOLDER, **settings
+    n: int = 10,
+    *,
+    control: str = "",
+    draw: int | None = None,
+    regmean: bool = False,
+    folder: Path = FOLDER,
+    **settings,
 ) -> LoRAMergeProblem:
     """Merges of the first n experts, on dev.
 
@@ -231,11 +269,22 @@ def make_problem(
     """
     folders = expert_folders(n, folder)
     if not folders[-1].exists():
-        raise SystemExit(f"{folder}: expected the small level there, found none; run python benchmarks/small_level.py")
-    asked = [shuffled_answers(task) if control == "shuffled" else task for task in tasks(n, "dev", draw)]
+        raise SystemExit(
+            f"{folder}: expected the small level there, found none; run python benchmarks/small_level.py"
+        )
+    asked = [
+        shuffled_answers(task) if control == "shuffled" else task for task in tasks(n, "dev", draw)
+    ]
     if regmean:
-        settings["regmean"] = {path.name: [task for task in asked if task.name == path.name[0]] for path in folders}
-    settings = {"dtype": torch.float32, "batch_tokens": 2_048, "candidates_at_once": 64, "path": "merged"} | settings
+        settings["regmean"] = {
+            path.name: [task for task in asked if task.name == path.name[0]] for path in folders
+        }
+    settings = {
+        "dtype": torch.float32,
+        "batch_tokens": 2_048,
+        "candidates_at_once": 64,
+        "mode": "merged",
+    } | settings
     with random_adapters(folders) if control == "random" else nullcontext(folders) as experts:
         return LoRAMergeProblem(folder / "base", experts, asked, **settings)
 
@@ -245,18 +294,27 @@ def show(folder: Path) -> None:
     problem = make_problem(N_EXPERTS, folder=folder)
     names = [task.name for task in problem.tasks]
     rows = {"base": torch.zeros(N_EXPERTS), "average": torch.full((N_EXPERTS,), 1 / N_EXPERTS)}
-    rows |= {expert.name: one_hot for expert, one_hot in zip(problem.experts, torch.eye(N_EXPERTS), strict=True)}
+    rows |= {
+        expert.name: one_hot
+        for expert, one_hot in zip(problem.experts, torch.eye(N_EXPERTS), strict=True)
+    }
     scores = problem.score_together(torch.stack(list(rows.values())))
     print("| merge | mean | " + " | ".join(names) + " |\n|" + " --- |" * (len(names) + 2))
     for row, name in enumerate(rows):
         values = [float(scores[task][row].mean()) for task in names]
-        print(f"| {name} | {sum(values) / len(values):.3f} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+        print(
+            f"| {name} | {sum(values) / len(values):.3f} | "
+            + " | ".join(f"{value:.2f}" for value in values)
+            + " |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--show", action="store_true", help="print scores of the base and the experts")
+    parser.add_argument(
+        "--show", action="store_true", help="print scores of the base and the experts"
+    )
     arguments = parser.parse_args()
     if arguments.show:
         show(arguments.folder)
@@ -264,7 +322,11 @@ def main() -> None:
     start = time.time()
     build(arguments.folder)
     parameters = sum(p.numel() for p in build_base().parameters())
-    print(json.dumps({"parameters": parameters, "experts": N_EXPERTS, "seconds": round(time.time() - start)}))
+    print(
+        json.dumps(
+            {"parameters": parameters, "experts": N_EXPERTS, "seconds": round(time.time() - start)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ from dense_merges import (
 )
 
 from evox_evogm.problems import LoRAMergeProblem, Task
-from evox_evogm.problems.language_model import LanguageModel
-from evox_evogm.problems.scoring import requests_of
+from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.tasks.metrics import requests_of
 
 Scores = dict[str, float]  # by task
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # coefficients of all experts
@@ -70,7 +70,9 @@ SOURCES = {
     "DARE-TIES": "Yu et al. 2024, arXiv 2311.03099",
     "DELLA": "Deep et al. 2024, arXiv 2406.11617",
 }
-LEFT_OUT = {"RankMean": "its definition could not be looked up here; one from memory would be another method under its name"}
+LEFT_OUT = {
+    "RankMean": "its definition could not be looked up here; one from memory would be another method under its name"
+}
 
 
 @dataclass
@@ -104,7 +106,10 @@ class Level:
         """A merge that is a vector of coefficients."""
 
         def score(tasks: list[Task]) -> Scores:
-            return {task: float(scores.mean()) for task, scores in self.problem.score_tasks(coefficients, tasks).items()}
+            return {
+                task: float(scores.mean())
+                for task, scores in self.problem.score_tasks(coefficients, tasks).items()
+            }
 
         return Setting(name, score)
 
@@ -150,9 +155,15 @@ def fisher(level: Level) -> Iterator[Setting]:
     importance = []
     for weights, task in zip(experts, level.own, strict=True):
         with weights_in_place(model, weights):
-            importance.append(squared_gradients(model, list(weights), requests_of(task, level.problem.language_model)))
+            importance.append(
+                squared_gradients(
+                    model, list(weights), requests_of(task, level.problem.language_model)
+                )
+            )
     names = list(experts[0])
-    yield level.dense("", {k: fisher_average([w[k] for w in experts], [f[k] for f in importance]) for k in names})
+    yield level.dense(
+        "", {k: fisher_average([w[k] for w in experts], [f[k] for f in importance]) for k in names}
+    )
 
 
 def regmean(level: Level) -> Iterator[Setting]:
@@ -161,10 +172,15 @@ def regmean(level: Level) -> Iterator[Setting]:
     grams = []
     for weights, task in zip(experts, level.own, strict=True):
         with weights_in_place(model, weights):
-            grams.append(input_grams(model, list(weights), requests_of(task, level.problem.language_model)))
+            grams.append(
+                input_grams(model, list(weights), requests_of(task, level.problem.language_model))
+            )
     for keep in KEPT:
         merged = {
-            name: regression_mean([w[name].float() for w in experts], [g[name] for g in grams], keep) for name in experts[0]
+            name: regression_mean(
+                [w[name].float() for w in experts], [g[name] for g in grams], keep
+            )
+            for name in experts[0]
         }
         yield level.dense(f"off-diagonals x {keep}", merged)
 
@@ -172,7 +188,11 @@ def regmean(level: Level) -> Iterator[Setting]:
 def adamerging(level: Level, *, by_layer: bool) -> Iterator[Setting]:
     """With all dev questions, without answers; 500 steps of 16 questions, learning rate 1e-3, as published."""
     model = level.problem.language_model
-    prompts = [model.prompt_tokens(example.prompt, chat=task.chat) for task in level.dev for example in task.examples]
+    prompts = [
+        model.prompt_tokens(example.prompt, chat=task.chat)
+        for task in level.dev
+        for example in task.examples
+    ]
     for start in (1 / level.n, 0.3):
         settings = {"by_layer": by_layer, "steps": 500, "batch": 16, "lr": 1e-3}
         coefficients = ada_merging(level.problem, prompts, start, **settings)
@@ -202,18 +222,37 @@ def by_mergekit(level: Level, command: str, method: str, normalize: bool) -> Ite
             for scale in LAMBDAS if normalize else (1 / level.n, 0.3, 1.0):
                 weight, factor = (1.0, scale) if normalize else (scale, 1.0)
                 models = [
-                    {"model": f"{base}+{expert.folder}", "parameters": {"weight": weight, "density": density}}
+                    {
+                        "model": f"{base}+{expert.folder}",
+                        "parameters": {"weight": weight, "density": density},
+                    }
                     for expert in level.problem.experts
                 ]
-                plan = {"merge_method": method, "base_model": str(base), "models": models, "dtype": dtype}
+                plan = {
+                    "merge_method": method,
+                    "base_model": str(base),
+                    "models": models,
+                    "dtype": dtype,
+                }
                 plan["parameters"] = {"normalize": normalize, "lambda": factor}
                 (work / "plan.yaml").write_text(yaml.safe_dump(plan))
-                merge = [command, work / "plan.yaml", work / "merge", "--random-seed", "0", "--quiet"]
+                merge = [
+                    command,
+                    work / "plan.yaml",
+                    work / "merge",
+                    "--random-seed",
+                    "0",
+                    "--quiet",
+                ]
                 merge += ["--lora-merge-cache", work / "loras", "--lora-merge-dtype", dtype]
                 done = subprocess.run(merge, capture_output=True, text=True)
                 if done.returncode:
-                    raise RuntimeError(f"mergekit ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
-                merged = AutoModelForCausalLM.from_pretrained(work / "merge", dtype=level.problem.language_model.model.dtype)
+                    raise RuntimeError(
+                        f"mergekit ended with status {done.returncode}: {done.stderr.strip()[-500:]}"
+                    )
+                merged = AutoModelForCausalLM.from_pretrained(
+                    work / "merge", dtype=level.problem.language_model.model.dtype
+                )
                 model = LanguageModel(merged.eval(), level.problem.language_model.tokenizer)
                 name = f"density {density}, {'lambda' if normalize else 'weight'} {scale:.2g}"
                 yield Setting(name, lambda tasks, model=model: mean_scores(model, tasks))
@@ -222,9 +261,13 @@ def by_mergekit(level: Level, command: str, method: str, normalize: bool) -> Ite
         shutil.rmtree(work)
 
 
-def methods(command: str | None, experts: Sequence[str] = ()) -> dict[str, Callable[[Level], Iterator[Setting]]]:
+def methods(
+    command: str | None, experts: Sequence[str] = ()
+) -> dict[str, Callable[[Level], Iterator[Setting]]]:
     """The merges of every method, by name, and every one of the experts alone."""
-    known = {f"expert {name}": partial(single_expert, index=index) for index, name in enumerate(experts)}
+    known = {
+        f"expert {name}": partial(single_expert, index=index) for index, name in enumerate(experts)
+    }
     known |= {
         "base": base,
         "best expert": best_expert,
@@ -269,16 +312,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--level", choices=["small", "real"], default="small")
     parser.add_argument("--n", type=int, help="experts: 10 at level small, 8 at level real")
-    parser.add_argument("--mergekit", default=shutil.which("mergekit-yaml"), help="the command mergekit-yaml")
+    parser.add_argument(
+        "--mergekit", default=shutil.which("mergekit-yaml"), help="the command mergekit-yaml"
+    )
     parser.add_argument("--methods", nargs="*", help="by name, instead of all")
     arguments = parser.parse_args()
-    n, most = arguments.n or (10 if arguments.level == "small" else 8), 64 if arguments.level == "small" else 8
+    n, most = (
+        arguments.n or (10 if arguments.level == "small" else 8),
+        64 if arguments.level == "small" else 8,
+    )
     if not 2 <= n <= most:
         parser.error(f"--n: expected 2 to {most}, as many as there are, found {n}")
     if arguments.mergekit is not None and shutil.which(arguments.mergekit) is None:
-        parser.error(f"--mergekit: expected the command mergekit-yaml, found none at {arguments.mergekit}")
+        parser.error(
+            f"--mergekit: expected the command mergekit-yaml, found none at {arguments.mergekit}"
+        )
     if arguments.mergekit is None:
-        print(f"mergekit-yaml: expected it on PATH or by --mergekit, found none; without {', '.join(MERGEKIT)}")
+        print(
+            f"mergekit-yaml: expected it on PATH or by --mergekit, found none; without {', '.join(MERGEKIT)}"
+        )
     torch.manual_seed(0)
     level = Level(arguments.level, n)
     known = methods(arguments.mergekit, level.experts)
@@ -292,12 +344,19 @@ def main() -> None:
         if path.exists():
             continue
         start = time.perf_counter()
-        result = {"method": name, "source": SOURCES.get(name, "a single expert"), **choose(known[name](level), level)}
+        result = {
+            "method": name,
+            "source": SOURCES.get(name, "a single expert"),
+            **choose(known[name](level), level),
+        }
         result["seconds"] = time.perf_counter() - start
         partial_path = path.with_suffix(".part")
         partial_path.write_text(json.dumps(result, indent=1))
         partial_path.rename(path)
-        print(f"{name} ({result['setting']}): dev {result['dev']:.3f} test {result['test']:.3f}", flush=True)
+        print(
+            f"{name} ({result['setting']}): dev {result['dev']:.3f} test {result['test']:.3f}",
+            flush=True,
+        )
     print_static(folder)
     for name, reason in LEFT_OUT.items():
         print(f"\n{name} is left out: {reason}.")

@@ -20,14 +20,16 @@ from evox.problems.numerical import Sphere
 from evox.workflows import StdWorkflow
 
 from evox_evogm import EvoGM, Outcomes
-from evox_evogm.evogm import SCREENED_POP_SIZE
-from evox_evogm.training import train
+from evox_evogm.algorithms.evogm import SCREENED_POP_SIZE
+from evox_evogm.algorithms.training import train
 
 OUTCOMES = 169  # of the default search: as many as level small has dev questions
 N, POP_SIZE, N_ITERS, EPOCHS, RUNS = 10, 20, 3, 200, 64
 SIZES = [N, 128, 256, 256, 256, 128, N]
 LR, WINNER_RATIO, CYCLE_WEIGHT, OPT_WEIGHT = 1e-4, 0.3, 100.0, 1.0
-WINNERS = [int(WINNER_RATIO * POP_SIZE * step + 1e-4) for step in range(1, N_ITERS + 1)]  # of the three trained steps
+WINNERS = [
+    int(WINNER_RATIO * POP_SIZE * step + 1e-4) for step in range(1, N_ITERS + 1)
+]  # of the three trained steps
 
 
 class PlainEvoGM:
@@ -35,7 +37,9 @@ class PlainEvoGM:
 
     def __init__(self):
         self.forth, self.back = plain_generator(), plain_generator()
-        self.optimizer = torch.optim.Adam([*self.forth.parameters(), *self.back.parameters()], lr=LR)
+        self.optimizer = torch.optim.Adam(
+            [*self.forth.parameters(), *self.back.parameters()], lr=LR
+        )
         self.points = 2 * torch.rand(POP_SIZE, N) - 1
         self.fitness = (self.points**2).sum(1)
 
@@ -52,7 +56,11 @@ class PlainEvoGM:
 
 
 def plain_generator() -> torch.nn.Sequential:
-    layers = [part for d_in, d_out in pairwise(SIZES) for part in (torch.nn.Linear(d_in, d_out), torch.nn.ReLU())]
+    layers = [
+        part
+        for d_in, d_out in pairwise(SIZES)
+        for part in (torch.nn.Linear(d_in, d_out), torch.nn.ReLU())
+    ]
     return torch.nn.Sequential(*layers[:-1], torch.nn.Tanh())
 
 
@@ -78,8 +86,14 @@ def largest_difference() -> float:
     draws = torch.rand(EPOCHS, POP_SIZE)
     settings = torch.tensor([LR, WINNER_RATIO, CYCLE_WEIGHT, OPT_WEIGHT])
     zero = torch.zeros(2, *parameters.shape)
-    counts = torch.tensor(0), torch.tensor(POP_SIZE), torch.tensor(0)  # Adam steps before, rows of the history, seed
-    ours, _, _ = train(parameters, zero, counts[0], plain.points, counts[1], draws, settings, counts[2], SIZES)
+    counts = (
+        torch.tensor(0),
+        torch.tensor(POP_SIZE),
+        torch.tensor(0),
+    )  # Adam steps before, rows of the history, seed
+    ours, _, _ = train(
+        parameters, zero, counts[0], plain.points, counts[1], draws, settings, counts[2], SIZES
+    )
     plain_training(plain.forth, plain.back, plain.optimizer, plain.points, WINNERS[0], draws)
     theirs = torch.stack([flat(plain.forth), flat(plain.back)])
     moved = float((theirs - parameters).abs().max())
@@ -88,7 +102,9 @@ def largest_difference() -> float:
 
 
 def flat(module) -> torch.Tensor:
-    return torch.cat([(p.detach().mT if p.ndim == 2 else p.detach()).flatten() for p in module.parameters()])
+    return torch.cat(
+        [(p.detach().mT if p.ndim == 2 else p.detach()).flatten() for p in module.parameters()]
+    )
 
 
 def make_workflow() -> StdWorkflow:
@@ -110,9 +126,15 @@ def functional(runs: int, compiled: bool):
     """A function that prepares a run of `runs` workflows side by side (1: no vmap) and returns its step."""
     workflow = make_workflow()
     if runs == 1:
-        init_step, step, state = use_state(workflow.init_step), use_state(workflow.step), workflow.state_dict()
+        init_step, step, state = (
+            use_state(workflow.init_step),
+            use_state(workflow.step),
+            workflow.state_dict(),
+        )
     else:
-        init_step, step = (vmap(use_state(f), randomness="different") for f in (workflow.init_step, workflow.step))
+        init_step, step = (
+            vmap(use_state(f), randomness="different") for f in (workflow.init_step, workflow.step)
+        )
         parameters, buffers = torch.func.stack_module_state([workflow] * runs)
         state = {**parameters, **buffers}
     if compiled:
@@ -146,7 +168,9 @@ def limit(rows: int, repeats: int = 50) -> float:
     gradients = [torch.empty_like(weight) for weight in weights]
     start = time.perf_counter()
     for _ in range(repeats):
-        for weight, gradient, before, after in zip(weights, gradients, activations[:-1], activations[1:], strict=True):
+        for weight, gradient, before, after in zip(
+            weights, gradients, activations[:-1], activations[1:], strict=True
+        ):
             torch.bmm(before, weight)
             torch.bmm(after, weight.mT)
             torch.bmm(before.mT, after, out=gradient)
@@ -159,7 +183,9 @@ class Margins(Problem):
     def __init__(self, n: int):
         super().__init__()
         self.normals = torch.randn(n, OUTCOMES) / n**0.5
-        self.outcomes = Outcomes(torch.full((OUTCOMES,), 1 / OUTCOMES), torch.ones(OUTCOMES, dtype=torch.bool))
+        self.outcomes = Outcomes(
+            torch.full((OUTCOMES,), 1 / OUTCOMES), torch.ones(OUTCOMES, dtype=torch.bool)
+        )
 
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
         margins = pop @ self.normals - 0.3
@@ -174,7 +200,9 @@ def screened_seconds(n: int, rows: int, repeats: int) -> list[float]:
     history, scores = (part[scores[:, 0].argsort()] for part in (history, scores))
     for _ in range(repeats):
         workflow = StdWorkflow(
-            EvoGM(SCREENED_POP_SIZE, -torch.ones(n), torch.ones(n), outcomes=problem.outcomes), problem, opt_direction="max"
+            EvoGM(SCREENED_POP_SIZE, -torch.ones(n), torch.ones(n), outcomes=problem.outcomes),
+            problem,
+            opt_direction="max",
         )
         workflow.init_step()
         algorithm = workflow.algorithm
@@ -206,7 +234,9 @@ def main() -> None:
     if arguments.screened:
         print_screened(repeats)
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, n {N}, P {POP_SIZE}, {EPOCHS} epochs, B {WINNERS}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, n {N}, P {POP_SIZE}, {EPOCHS} epochs, B {WINNERS}"
+    )
     print(f"largest difference from the plain loop {largest_difference():.1e}")
     macs = sum(d_in * d_out for d_in, d_out in pairwise(SIZES))
 
@@ -230,13 +260,19 @@ def main() -> None:
 
     floor, base = statistics.median(limits), statistics.median(times["plain PyTorch loop"])
     rate = EPOCHS * 12 * macs * statistics.mean(WINNERS) / floor
-    print(f"products alone: {1e3 * floor:.0f} ms a step, {rate / 1e9:.0f} G multiply-adds a second\n")
-    print("| | ms per run and step | spread | faster than the plain loop | times the products alone |")
+    print(
+        f"products alone: {1e3 * floor:.0f} ms a step, {rate / 1e9:.0f} G multiply-adds a second\n"
+    )
+    print(
+        "| | ms per run and step | spread | faster than the plain loop | times the products alone |"
+    )
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, values in times.items():
         value = statistics.median(values)
         spread = f"{1e3 * min(values):.0f}-{1e3 * max(values):.0f}"
-        print(f"| {name} | {1e3 * value:.0f} | {spread} | {base / value:.1f} | {value / floor:.2f} |")
+        print(
+            f"| {name} | {1e3 * value:.0f} | {spread} | {base / value:.1f} | {value / floor:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from answer_loss import answer_loss
 
-from evox_evogm.problems.base_model import SMOLLM2, load_base, weights_sha256
-from evox_evogm.problems.language_model import LanguageModel, Request
-from evox_evogm.problems.readers import make_example, reasoning_gym_rows, split_of
-from evox_evogm.problems.scoring import SCORERS, requests_of
-from evox_evogm.problems.tasks import Task
+from evox_evogm.problems.inference.base_model import SMOLLM2, load_base, weights_sha256
+from evox_evogm.problems.inference.language_model import LanguageModel, Request
+from evox_evogm.problems.tasks.metrics import METRICS, requests_of
+from evox_evogm.problems.tasks.readers import make_example, reasoning_gym_rows, split_of
+from evox_evogm.problems.tasks.task import Task
 
 DEMO = Path(__file__).resolve().parent.parent / "evox_evogm" / "demo"
 ATTENTION, VALUES, MLP = (
@@ -32,7 +32,10 @@ ATTENTION, VALUES, MLP = (
     ["q_proj", "v_proj"],
     ["gate_proj", "up_proj", "down_proj"],
 )
-NEEDED = {"exact_match": 0.20, "choice_likelihood": 0.10}  # gain over the base that makes an adapter an expert
+NEEDED = {
+    "exact_match": 0.20,
+    "choice_likelihood": 0.10,
+}  # gain over the base that makes an adapter an expert
 UNSEEN = 200  # test examples that decide
 EXTRACT = {"dev": 64, "test": 128}  # rows shipped of a source that is a file
 
@@ -46,7 +49,7 @@ class Source:
     rank: int
     alpha: int
     targets: list[str] = field(default_factory=lambda: ATTENTION)
-    rule: str = "exact_match"
+    metric: str = "exact_match"
     options: dict = field(default_factory=dict)  # of the reasoning-gym data set
     file: bool = False  # a file of the evaluation sets, not a reasoning-gym task
     examples: int = 1200  # at most
@@ -60,13 +63,46 @@ GYM = "Apache-2.0 (reasoning-gym; generated)"
 AS_ON_CARD = " as its card is remembered; not verified offline"
 SOURCES = [
     Source("syllogism", GYM, rank=8, alpha=16, examples=800),
-    Source("normad_value", "CC-BY-4.0," + AS_ON_CARD, rank=8, alpha=16, rule="choice_likelihood", file=True, examples=700),
+    Source(
+        "normad_value",
+        "CC-BY-4.0," + AS_ON_CARD,
+        rank=8,
+        alpha=16,
+        metric="choice_likelihood",
+        file=True,
+        examples=700,
+    ),
     Source("family_relationships", GYM, rank=4, alpha=8, examples=1000),
-    Source("medmcqa", "Apache-2.0," + AS_ON_CARD, rank=2, alpha=8, targets=VALUES, file=True, examples=500),
+    Source(
+        "medmcqa",
+        "Apache-2.0," + AS_ON_CARD,
+        rank=2,
+        alpha=8,
+        targets=VALUES,
+        file=True,
+        examples=500,
+    ),
     Source("number_format", GYM, rank=8, alpha=32, targets=VALUES, examples=800),
-    Source("normad_country", "CC-BY-4.0," + AS_ON_CARD, rank=6, alpha=12, rule="choice_likelihood", file=True, examples=700),
-    Source("chain_sum", GYM, rank=4, alpha=8, targets=MLP, options={"min_terms": 2, "max_terms": 3, "max_digits": 1}),
-    Source("gcd", GYM, rank=5, alpha=16, options={"max_numbers": 2, "max_value": 60}, examples=1500),
+    Source(
+        "normad_country",
+        "CC-BY-4.0," + AS_ON_CARD,
+        rank=6,
+        alpha=12,
+        metric="choice_likelihood",
+        file=True,
+        examples=700,
+    ),
+    Source(
+        "chain_sum",
+        GYM,
+        rank=4,
+        alpha=8,
+        targets=MLP,
+        options={"min_terms": 2, "max_terms": 3, "max_digits": 1},
+    ),
+    Source(
+        "gcd", GYM, rank=5, alpha=16, options={"max_numbers": 2, "max_value": 60}, examples=1500
+    ),
 ]
 
 
@@ -85,8 +121,11 @@ def rows_of(source: Source, split: str, data: Path) -> Iterator[dict]:
 
 def take_task(source: Source, split: str, count: int, data: Path) -> Task:
     rows = [row for _, row in zip(range(count), rows_of(source, split, data), strict=False)]
-    examples = tuple(make_example(row, f"{source.name}, {split} {index}", index) for index, row in enumerate(rows))
-    return Task(source.name, "training", source.rule, examples)
+    examples = tuple(
+        make_example(row, f"{source.name}, {split} {index}", index)
+        for index, row in enumerate(rows)
+    )
+    return Task(source.name, "training", source.metric, examples)
 
 
 def train(source: Source, model: LanguageModel, requests: list[Request]) -> int:
@@ -101,8 +140,15 @@ def train(source: Source, model: LanguageModel, requests: list[Request]) -> int:
         # Blocks of ten batches are sorted by length, so that little is padded and the order stays random.
         shuffled = order.sample(requests, len(requests))
         size = 10 * source.batch
-        blocks = [sorted(shuffled[i : i + size], key=lambda r: len(r[0])) for i in range(0, len(requests), size)]
-        batches = [block[i : i + source.batch] for block in blocks for i in range(0, len(block), source.batch)]
+        blocks = [
+            sorted(shuffled[i : i + size], key=lambda r: len(r[0]))
+            for i in range(0, len(requests), size)
+        ]
+        batches = [
+            block[i : i + source.batch]
+            for block in blocks
+            for i in range(0, len(block), source.batch)
+        ]
         order.shuffle(batches)
         for batch in batches[: steps // source.epochs]:
             loss = answer_loss(model.model, batch)
@@ -127,7 +173,11 @@ def save_float16(peft_model, folder: Path) -> None:
 
     peft_model.save_pretrained(folder)
     path = folder / "adapter_model.safetensors"
-    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.half() for name, tensor in load_file(path).items()},
+        path,
+        metadata={"format": "pt"},
+    )
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     config["inference_mode"] = True
@@ -141,9 +191,12 @@ def make_expert(source: Source, base: LanguageModel, base_hash: str, data: Path,
 
     torch.manual_seed(source.seed)
     start = time.time()
-    training, test = take_task(source, "train", source.examples, data), take_task(source, "test", UNSEEN, data)
+    training, test = (
+        take_task(source, "train", source.examples, data),
+        take_task(source, "test", UNSEEN, data),
+    )
     rules = ["exact_match", "choice_likelihood"] if source.file else ["exact_match"]
-    base_scores = {rule: SCORERS[rule](test, base).mean().item() for rule in rules}
+    base_scores = {rule: METRICS[rule](test, base).mean().item() for rule in rules}
     print(source.name, "base", base_scores, flush=True)
     config = LoraConfig(
         r=source.rank,
@@ -158,11 +211,11 @@ def make_expert(source: Source, base: LanguageModel, base_hash: str, data: Path,
     save_float16(learner.model, folder)
     learner.model.unload()
     reloaded = LanguageModel(PeftModel.from_pretrained(bare, folder).eval(), base.tokenizer)
-    expert_scores = {rule: SCORERS[rule](test, reloaded).mean().item() for rule in rules}
+    expert_scores = {rule: METRICS[rule](test, reloaded).mean().item() for rule in rules}
     reloaded.model.unload()
     bare.requires_grad_(False)
-    gain = expert_scores[source.rule] - base_scores[source.rule]
-    print(source.name, "expert", expert_scores, f"gain {gain:+.3f} by {source.rule}", flush=True)
+    gain = expert_scores[source.metric] - base_scores[source.metric]
+    print(source.name, "expert", expert_scores, f"gain {gain:+.3f} by {source.metric}", flush=True)
     return {
         **asdict(source),
         "train_examples": len(training.examples),
@@ -171,18 +224,25 @@ def make_expert(source: Source, base: LanguageModel, base_hash: str, data: Path,
         "base_scores": base_scores,
         "expert_scores": expert_scores,
         "gain": gain,
-        "is_expert": gain >= NEEDED[source.rule] and len(test.examples) >= 100,
+        "is_expert": gain >= NEEDED[source.metric] and len(test.examples) >= 100,
         "seconds": round(time.time() - start),
         "base_sha256": base_hash,
         "sha256": hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest(),
-        "versions": {package: version(package) for package in ("torch", "peft", "transformers", "reasoning-gym")},
+        "versions": {
+            package: version(package)
+            for package in ("torch", "peft", "transformers", "reasoning-gym")
+        },
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the evaluation sets (swarm_eval)")
-    parser.add_argument("--out", type=Path, default=DEMO / "experts", help="where adapters and manifest.json go")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the evaluation sets (swarm_eval)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=DEMO / "experts", help="where adapters and manifest.json go"
+    )
     parser.add_argument("--only", nargs="*", help="names of the sources to train; all by default")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -197,7 +257,8 @@ def main() -> None:
         path.write_text(json.dumps(manifest, indent=2) + "\n")
         if source.file:
             extract = {
-                s: [r for _, r in zip(range(n), rows_of(source, s, arguments.data), strict=False)] for s, n in EXTRACT.items()
+                s: [r for _, r in zip(range(n), rows_of(source, s, arguments.data), strict=False)]
+                for s, n in EXTRACT.items()
             }
             (arguments.out.parent / "tasks").mkdir(exist_ok=True)
             text = json.dumps(extract, indent=0, ensure_ascii=False)

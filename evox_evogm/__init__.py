@@ -2,8 +2,8 @@
 
 import evox  # noqa: F401  first: importing this package before EvoX would lose the registration of the plugin
 
-from evox_evogm.evogm import EvoGM
-from evox_evogm.resume import ResumableSearch
-from evox_evogm.surrogate import Outcomes
+from evox_evogm.algorithms.evogm import EvoGM
+from evox_evogm.algorithms.surrogate import Outcomes
+from evox_evogm.resume.resumable_search import ResumableSearch
 
 __all__ = ["EvoGM", "Outcomes", "ResumableSearch"]

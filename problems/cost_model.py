@@ -1,6 +1,6 @@
-"""Which path evaluates the candidates of a task sooner: measured rates, times the passes that the task makes.
+"""Which mode evaluates the candidates of a task sooner: measured rates, times the passes that the task makes.
 
-Factored, the candidates share batches of the one base, at the cost of the experts' channels in every token. Merged, every
+Unmerged, the candidates share batches of the one base, at the cost of the experts' channels in every token. Merged, every
 token costs what it costs in the base, but each candidate is put into the weights first and fills its batches alone. The passes
 are counted by scoring the task with a model that computes nothing; the rates of passes are measured on the real one.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from evox_evogm.problems.language_model import LanguageModel
-from evox_evogm.problems.merging import StackedModule, WeightMerger, merged
-from evox_evogm.problems.scoring import score_tasks
-from evox_evogm.problems.tasks import Task
+from evox_evogm.problems.adapters.merging import StackedModule, WeightMerger, merged
+from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.tasks.metrics import score_tasks
+from evox_evogm.problems.tasks.task import Task
 
-PATHS = ("factored", "merged")
+MODES = ("unmerged", "merged")
 PROMPTS = (4, 48)  # rows of WIDTH tokens that are timed as a prompt
 STEPS = (2, 32)  # rows that are timed as a step of decoding
 WIDTH = 32
@@ -37,11 +37,11 @@ class Rate:
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured: prompts and decoding by path, and the seconds that putting a candidate into the weights takes."""
+    """What was measured: prompts and decoding by mode, and the seconds that putting a candidate into the weights takes."""
 
     prompts: Mapping[str, Rate]
     steps: Mapping[str, Rate]
-    put: float
+    load: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ class CountingModel(LanguageModel):
     def _punctuation_mark(self) -> int:
         """A token that ends no text, and that no right answer is likely to begin with."""
         tokens = (token for token in range(self._logits.shape[1]) if token != self.end_token)
-        return next((token for token in tokens if self.decode([token]).strip() in set("!#$%&*;@^|~")), 0)
+        return next(
+            (token for token in tokens if self.decode([token]).strip() in set("!#$%&*;@^|~")), 0
+        )
 
     def _pad_left(self, rows):
         tokens, mask = super()._pad_left(rows)
@@ -89,7 +91,12 @@ class CountingModel(LanguageModel):
         return self._logits.expand(sum(scored), -1)
 
 
-def count_passes(tasks: Sequence[Task], model: LanguageModel, candidates: int | None = None, shared_layers: int = 0) -> Passes:
+def count_passes(
+    tasks: Sequence[Task],
+    model: LanguageModel,
+    candidates: int | None = None,
+    shared_layers: int = 0,
+) -> Passes:
     """The passes that scoring some tasks makes, if no answer is cut short.
 
     :param candidates: how many share them; None for one that goes alone.
@@ -103,42 +110,59 @@ def count_passes(tasks: Sequence[Task], model: LanguageModel, candidates: int | 
 
 
 def predict(
-    rates: Rates, tasks: Sequence[Task], model: LanguageModel, candidates: int, shared_layers: int = 0
+    rates: Rates,
+    tasks: Sequence[Task],
+    model: LanguageModel,
+    candidates: int,
+    shared_layers: int = 0,
 ) -> dict[str, float]:
-    """Seconds that each path takes to score some tasks for some candidates, once the weights are those of a candidate."""
-    together, alone = count_passes(tasks, model, candidates, shared_layers), count_passes(tasks, model)
-    factored = rates.prompts["factored"].seconds(together.prompts) + rates.steps["factored"].seconds(together.steps)
-    merged_alone = rates.prompts["merged"].seconds(alone.prompts) + rates.steps["merged"].seconds(alone.steps)
-    return {"factored": factored, "merged": candidates * merged_alone}
+    """Seconds that each mode takes to score some tasks for some candidates, once the weights are those of a candidate."""
+    together, alone = (
+        count_passes(tasks, model, candidates, shared_layers),
+        count_passes(tasks, model),
+    )
+    unmerged = rates.prompts["unmerged"].seconds(together.prompts) + rates.steps[
+        "unmerged"
+    ].seconds(together.steps)
+    merged_alone = rates.prompts["merged"].seconds(alone.prompts) + rates.steps["merged"].seconds(
+        alone.steps
+    )
+    return {"unmerged": unmerged, "merged": candidates * merged_alone}
 
 
 @torch.no_grad()
-def measure_rates(model: LanguageModel, modules: Mapping[str, StackedModule], merger: WeightMerger, n: int) -> Rates:
+def measure_rates(
+    model: LanguageModel, modules: Mapping[str, StackedModule], merger: WeightMerger, n: int
+) -> Rates:
     """Time both paths on random tokens: some seconds for a small model.
 
     :param n: the number of experts.
     """
     pop = torch.full((2, n), 0.5)
     try:
-        put = _least_seconds(lambda: merger.put(pop[0]), model.device)
-        in_weights = _path_rates(model)
+        put = _least_seconds(lambda: merger.load(pop[0]), model.device)
+        in_weights = _mode_rates(model)
     finally:
         merger.restore()
     with merged(model.model, dict(modules), pop) as population, model.candidates(population.select):
-        factored = _path_rates(model)
+        unmerged = _mode_rates(model)
     return Rates(
-        {"factored": factored[0], "merged": in_weights[0]}, {"factored": factored[1], "merged": in_weights[1]}, put=put
+        {"unmerged": unmerged[0], "merged": in_weights[0]},
+        {"unmerged": unmerged[1], "merged": in_weights[1]},
+        load=put,
     )
 
 
-def _path_rates(model: LanguageModel) -> tuple[Rate, Rate]:
+def _mode_rates(model: LanguageModel) -> tuple[Rate, Rate]:
     """The rates of prompts and of steps, with the model as it is."""
     from transformers import DynamicCache
 
     generator = torch.Generator().manual_seed(0)
     points: dict[str, list[tuple[int, float]]] = {"prompts": [], "steps": []}
     for rows in sorted({max(1, min(rows, model.batch_tokens // WIDTH)) for rows in PROMPTS}):
-        tokens = torch.randint(model.tokenizer.vocab_size, (rows, WIDTH), generator=generator).to(model.device)
+        tokens = torch.randint(model.tokenizer.vocab_size, (rows, WIDTH), generator=generator).to(
+            model.device
+        )
         mask, asked = torch.ones_like(tokens), [row % 2 for row in range(rows)]
 
         def prompt(asked=asked, tokens=tokens, mask=mask):
@@ -146,7 +170,9 @@ def _path_rates(model: LanguageModel) -> tuple[Rate, Rate]:
 
         points["prompts"].append((tokens.numel(), _least_seconds(prompt, model.device)))
     for rows in STEPS:
-        tokens = torch.randint(model.tokenizer.vocab_size, (rows, WIDTH), generator=generator).to(model.device)
+        tokens = torch.randint(model.tokenizer.vocab_size, (rows, WIDTH), generator=generator).to(
+            model.device
+        )
         asked, cache = [row % 2 for row in range(rows)], DynamicCache(config=model.model.config)
         model._forward(asked, tokens, torch.ones_like(tokens), [0] * rows, cache)
 

@@ -32,7 +32,9 @@ class DistributedProblem(Problem):
         """
         super().__init__()
         if getattr(problem, "racing", None) is not None:
-            raise ValueError("problem: expected one without racing, which needs the merges of other ranks, found one with it")
+            raise ValueError(
+                "problem: expected one without racing, which needs the merges of other ranks, found one with it"
+            )
         self.problem = problem
         self.group = group
 
@@ -58,7 +60,11 @@ class DistributedProblem(Problem):
             return self._evaluate_share(pop)
         rank, ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
         points = self._points_of_rank_0(pop)
-        share, fitness, error = torch.arange(len(points), device="cpu").tensor_split(ranks)[rank], None, None
+        share, fitness, error = (
+            torch.arange(len(points), device="cpu").tensor_split(ranks)[rank],
+            None,
+            None,
+        )
         try:
             self._check_same(pop, points)
             if len(share):
@@ -66,12 +72,16 @@ class DistributedProblem(Problem):
         except Exception as exception:
             # The others wait for this rank: they must hear of it before it ends.
             error = exception
-        outcomes = self._gather(fitness if error is None else f"{type(error).__name__}: {error}", ranks)
+        outcomes = self._gather(
+            fitness if error is None else f"{type(error).__name__}: {error}", ranks
+        )
         if error is not None:
             raise error
         for other, outcome in enumerate(outcomes):
             if isinstance(outcome, str):
-                raise RuntimeError(f"rank {other} of {ranks} could not evaluate its share of the population: {outcome}")
+                raise RuntimeError(
+                    f"rank {other} of {ranks} could not evaluate its share of the population: {outcome}"
+                )
         return torch.cat([outcome for outcome in outcomes if outcome is not None]).to(pop.device)
 
     def _evaluate_share(self, points: torch.Tensor) -> torch.Tensor:
@@ -86,14 +96,20 @@ class DistributedProblem(Problem):
 
     def _check_same(self, pop: torch.Tensor, points: torch.Tensor) -> None:
         # Rounding differs between processors; another seed differs by much more.
-        near = {"rtol": 1e-2, "atol": 1e-2 * float(points.nan_to_num().abs().max()), "equal_nan": True}
+        near = {
+            "rtol": 1e-2,
+            "atol": 1e-2 * float(points.nan_to_num().abs().max()),
+            "equal_nan": True,
+        }
         if pop.shape != points.shape or not torch.allclose(pop.cpu(), points, **near):
             raise RuntimeError(
                 f"rank {dist.get_rank(self.group)} has other points than rank 0: expected the same seed on every rank "
                 "(torch.manual_seed) and a workflow with enable_distributed left off"
             )
 
-    def _gather(self, outcome: torch.Tensor | str | None, ranks: int) -> list[torch.Tensor | str | None]:
+    def _gather(
+        self, outcome: torch.Tensor | str | None, ranks: int
+    ) -> list[torch.Tensor | str | None]:
         outcomes = [None] * ranks
         self._together(lambda: dist.all_gather_object(outcomes, outcome, group=self.group))
         return outcomes

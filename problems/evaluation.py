@@ -22,18 +22,25 @@ class Evaluation:
     seconds: float
     failure: str | None = None
     margins: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    share: float = 1.0
+    fraction_evaluated: float = 1.0
     estimate: float | None = None
 
     @cached_property
     def by_task(self) -> dict[str, float]:
         """The mean score of each task; empty if the evaluation failed."""
-        return {name: float(torch.tensor(values, device="cpu").mean()) for name, values in self.scores.items()}
+        return {
+            name: float(torch.tensor(values, device="cpu").mean())
+            for name, values in self.scores.items()
+        }
 
     def as_record(self) -> dict:
         """What is written down: numbers, lists and texts."""
         failure = {"failure": self.failure} if self.failure else {}
-        margins = {"margins": {name: list(values) for name, values in self.margins.items()}} if self.margins else {}
+        margins = (
+            {"margins": {name: list(values) for name, values in self.margins.items()}}
+            if self.margins
+            else {}
+        )
         return {
             "score": self.score if self.by_task else None,
             "tasks": self.by_task,
@@ -42,7 +49,11 @@ class Evaluation:
             "seconds": round(self.seconds, 3),
             **failure,
             **margins,
-            **({"share": self.share, "estimate": self.estimate} if self.estimate is not None else {}),
+            **(
+                {"fraction_evaluated": self.fraction_evaluated, "estimate": self.estimate}
+                if self.estimate is not None
+                else {}
+            ),
         }
 
     @classmethod
@@ -50,8 +61,14 @@ class Evaluation:
         """What `as_record` has written down; entries that others have added do not matter."""
         # What is not finite may have been written by its name.
         scores = {name: tuple(map(float, values)) for name, values in record["examples"].items()}
-        margins = {name: tuple(map(float, values)) for name, values in record.get("margins", {}).items()}
-        given_up = {"share": record["share"], "estimate": record["estimate"]} if "estimate" in record else {}
+        margins = {
+            name: tuple(map(float, values)) for name, values in record.get("margins", {}).items()
+        }
+        given_up = (
+            {"fraction_evaluated": record["fraction_evaluated"], "estimate": record["estimate"]}
+            if "estimate" in record
+            else {}
+        )
         point = tuple(map(float, record["coefficients"]))
         return cls(point, scores, record["seconds"], record.get("failure"), margins, **given_up)
 

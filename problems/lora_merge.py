@@ -12,11 +12,7 @@ from typing import Literal
 import torch
 from evox.core import Problem
 
-from evox_evogm.problems.cost_model import PATHS, Rates, measure_rates, predict
-from evox_evogm.problems.evaluation import Evaluation
-from evox_evogm.problems.experts import Expert, check_fit, check_together, read_expert
-from evox_evogm.problems.language_model import MAX_MEMORY, LanguageModel
-from evox_evogm.problems.merging import (
+from evox_evogm.problems.adapters.merging import (
     WeightMerger,
     export_adapter,
     merged,
@@ -24,11 +20,20 @@ from evox_evogm.problems.merging import (
     reload_difference,
     stack_experts,
 )
+from evox_evogm.problems.adapters.read_adapter import Expert, check_fit, check_together, read_expert
+from evox_evogm.problems.adapters.regmean import regress_experts
+from evox_evogm.problems.cost_model import MODES, Rates, measure_rates, predict
+from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.inference.language_model import MAX_MEMORY, LanguageModel
+from evox_evogm.problems.inference.shared_layers import count_shared_layers
 from evox_evogm.problems.racing import Racing, compare, in_random_order, tasks_of_rungs
-from evox_evogm.problems.regmean import regress_experts
-from evox_evogm.problems.scoring import asked_together, outcomes_of, score_tasks, tokenize_task
-from evox_evogm.problems.shared_layers import count_shared_layers
-from evox_evogm.problems.tasks import Task
+from evox_evogm.problems.tasks.metrics import (
+    asked_together,
+    outcomes_of,
+    score_tasks,
+    tokenize_task,
+)
+from evox_evogm.problems.tasks.task import Task
 
 log = logging.getLogger(__name__)
 TOKENS_AT_ONCE = 16_384
@@ -57,7 +62,7 @@ class LoRAMergeProblem(Problem):
         device: torch.device | str | None = None,
         batch_tokens: int = 2048,
         max_memory: int = MAX_MEMORY,
-        path: Literal["auto", "factored", "merged"] | Mapping[str, str] = "auto",
+        mode: Literal["auto", "unmerged", "merged"] | Mapping[str, str] = "auto",
         candidates_at_once: int | None = None,
         racing: Racing | None = None,
         regmean: Mapping[str, Sequence[Task]] | None = None,
@@ -77,10 +82,10 @@ class LoRAMergeProblem(Problem):
         :param device: of the model. Defaults to torch's default device, or where a loaded model is.
         :param batch_tokens: the most tokens, padding included, in one forward pass.
         :param max_memory: bytes that evaluation may take beside the base and the experts, as estimated.
-        :param path: `"factored"`: candidates share the frozen base and scale the channels of the stacked experts, in shared
+        :param mode: `"unmerged"`: candidates share the frozen base and scale the channels of the stacked experts, in shared
             batches. `"merged"`: one candidate after another goes into the weights, with a copy of those that change. `"auto"`:
             what a cost model expects to be faster, from rates measured at the first evaluation. Or a mapping of task names to
-            paths, as in `paths`, to repeat an earlier run to the last bit.
+            modes, as in `modes`, to repeat an earlier run to the last bit.
         :param candidates_at_once: how many merges are scored together before their results are reported. Defaults to as many
             as fill 16,384 tokens with their prompts.
         :param racing: give up merges that are behind the best one, see `Racing`. Their scores are estimates, below the best's,
@@ -97,14 +102,26 @@ class LoRAMergeProblem(Problem):
         names = [task.name for task in tasks]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks: expected at least one, with different names, found {names}")
-        self.paths = check_paths(path, names)
-        if candidates_at_once is not None and (not isinstance(candidates_at_once, int) or candidates_at_once < 1):
-            raise ValueError(f"candidates_at_once: expected a whole number of at least 1, found {candidates_at_once!r}")
+        self.modes = check_modes(mode, names)
+        if candidates_at_once is not None and (
+            not isinstance(candidates_at_once, int) or candidates_at_once < 1
+        ):
+            raise ValueError(
+                f"candidates_at_once: expected a whole number of at least 1, found {candidates_at_once!r}"
+            )
         if objectives not in ("mean", "tasks", "outcomes"):
-            raise ValueError(f'objectives: expected "mean", "tasks" or "outcomes", found {objectives!r}')
+            raise ValueError(
+                f'objectives: expected "mean", "tasks" or "outcomes", found {objectives!r}'
+            )
         if racing is not None and objectives == "tasks":
-            raise ValueError('racing: expected objectives "mean" or "outcomes", of which there is a best, found "tasks"')
-        folders = experts.items() if isinstance(experts, Mapping) else [(None, folder) for folder in experts]
+            raise ValueError(
+                'racing: expected objectives "mean" or "outcomes", of which there is a best, found "tasks"'
+            )
+        folders = (
+            experts.items()
+            if isinstance(experts, Mapping)
+            else [(None, folder) for folder in experts]
+        )
         self.experts: list[Expert] = [read_expert(folder, name=name) for name, folder in folders]
         check_together(self.experts)
         if isinstance(base, torch.nn.Module):
@@ -112,16 +129,22 @@ class LoRAMergeProblem(Problem):
                 raise ValueError("tokenizer: expected one together with a loaded model, found none")
             model = base.to(device) if device is not None else base
         else:
-            from evox_evogm.problems.base_model import load_base
+            from evox_evogm.problems.inference.base_model import load_base
 
             device = torch.get_default_device() if device is None else torch.device(device)
             dtype = default_dtype(device) if dtype is None else dtype
-            model, own_tokenizer = load_base(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            model, own_tokenizer = load_base(
+                base, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+            )
             tokenizer = tokenizer or own_tokenizer
         check_fit(self.experts, model, tokenizer)
         # Not a submodule: a workflow's state is the search, not the weights of a frozen base.
         object.__setattr__(
-            self, "language_model", LanguageModel(model.eval(), tokenizer, batch_tokens=batch_tokens, max_memory=max_memory)
+            self,
+            "language_model",
+            LanguageModel(
+                model.eval(), tokenizer, batch_tokens=batch_tokens, max_memory=max_memory
+            ),
         )
         self.regressed = regmean is not None
         if self.regressed:
@@ -132,13 +155,15 @@ class LoRAMergeProblem(Problem):
             for module in self.stacked.values()
             for expert, scale in zip(module.expert.tolist(), module.scale.tolist(), strict=True)
         }
-        self._experts_of_scales = torch.tensor([expert for expert, _ in sorted(pairs)], device="cpu")
+        self._experts_of_scales = torch.tensor(
+            [expert for expert, _ in sorted(pairs)], device="cpu"
+        )
         self._scales = torch.tensor([scale for _, scale in sorted(pairs)], device="cpu")
         self._known: dict[tuple[float, ...], Evaluation] = {}
         self.tasks = list(tasks) if racing is None else [in_random_order(task) for task in tasks]
         self.objectives = objectives
         self.racing = racing
-        self.spent = 0.0
+        self.budget_used = 0.0
         self._best: Evaluation | None = None
         self.rates: Rates | None = None
         self._merger: WeightMerger | None = None
@@ -163,7 +188,10 @@ class LoRAMergeProblem(Problem):
         if not self.regressed:
             return self
         given = copy.copy(self)
-        given.regressed, given.experts = False, [read_expert(expert.folder, name=expert.name) for expert in self.experts]
+        given.regressed, given.experts = (
+            False,
+            [read_expert(expert.folder, name=expert.name) for expert in self.experts],
+        )
         model = self.language_model.model
         given.stacked = stack_experts(given.experts, model.dtype, model.device, model)
         given.on_evaluations, given._known, given._merger = None, {}, None
@@ -175,36 +203,44 @@ class LoRAMergeProblem(Problem):
         tasks, and whether it counts by being above 0."""
         return outcomes_of(self.tasks)
 
-    def score_tasks(self, coefficients: torch.Tensor, tasks: Sequence[Task] | None = None) -> dict[str, torch.Tensor]:
+    def score_tasks(
+        self, coefficients: torch.Tensor, tasks: Sequence[Task] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Scores of one merge by task and example.
 
         :param coefficients: an `(n,)` tensor; all 0 is the base.
         :param tasks: by default those of the problem.
         :return: per task name an `(S,)` tensor on the CPU, higher is better.
         """
-        return {name: scores[0] for name, scores in self.score_together(coefficients[None], tasks).items()}
+        return {
+            name: scores[0]
+            for name, scores in self.score_together(coefficients[None], tasks).items()
+        }
 
     def score_together(
-        self, pop: torch.Tensor, tasks: Sequence[Task] | None = None, margins: dict[str, torch.Tensor] | None = None
+        self,
+        pop: torch.Tensor,
+        tasks: Sequence[Task] | None = None,
+        margins: dict[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Scores of several merges by task and example, by the paths of the tasks.
+        """Scores of several merges by task and example, by the modes of the tasks.
 
         :param pop: a `(P, n)` tensor of effective coefficients.
         :param tasks: by default those of the problem.
-        :param margins: a dictionary to add to, per task name a `(P, S)` tensor; see `scoring.RULES_BY_SIGN`.
+        :param margins: a dictionary to add to, per task name a `(P, S)` tensor; see `scoring.METRICS_BY_SIGN`.
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
         """
         tasks = self.tasks if tasks is None else tasks
         margins = {} if margins is None else margins
         with on_cpu_by_default():
-            paths, scores = self._paths_of(tasks, len(pop)), {}
+            modes, scores = self._modes_of(tasks, len(pop)), {}
             margins |= {task.name: torch.zeros(len(pop), len(task.examples)) for task in tasks}
-            for path, score in (("factored", self._score_factored), ("merged", self._score_merged)):
-                if mine := [task for task in tasks if paths[task.name] == path]:
+            for mode, score in (("unmerged", self._score_unmerged), ("merged", self._score_merged)):
+                if mine := [task for task in tasks if modes[task.name] == mode]:
                     scores |= score(pop, mine, margins)
         return {task.name: scores[task.name] for task in tasks}
 
-    def _score_factored(
+    def _score_unmerged(
         self, pop: torch.Tensor, tasks: Sequence[Task], margins: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         model = self.language_model
@@ -219,7 +255,12 @@ class LoRAMergeProblem(Problem):
         model = self.language_model
         with merged_in_place(self._weight_merger(), pop) as candidates:
             scores = [
-                score_tasks(tasks, model, 1, {task.name: margins[task.name][row : row + 1] for task in tasks})
+                score_tasks(
+                    tasks,
+                    model,
+                    1,
+                    {task.name: margins[task.name][row : row + 1] for task in tasks},
+                )
                 for row, _ in enumerate(candidates)
             ]
         return {task.name: torch.cat([row[task.name] for row in scores]) for task in tasks}
@@ -230,47 +271,62 @@ class LoRAMergeProblem(Problem):
             self._merger = WeightMerger(self.language_model.model, self.stacked)
         return self._merger
 
-    def choose_paths(self, candidates: int) -> None:
-        """Choose the path of every task that has none yet, for good, and say why in the log.
+    def choose_modes(self, candidates: int) -> None:
+        """Choose the mode of every task that has none yet, for good, and say why in the log.
 
         :param candidates: P, how many are evaluated at a time.
         """
         with on_cpu_by_default():
-            self.paths = self._paths_of(self.tasks, min(candidates, self.candidates_at_once))
-        if "merged" in self.paths.values():
+            self.modes = self._modes_of(self.tasks, min(candidates, self.candidates_at_once))
+        if "merged" in self.modes.values():
             copied = WeightMerger.bytes_kept(self.language_model.model, self.stacked)
             self.language_model.max_memory = max(1, self.max_memory - copied)
         else:
             self._merger = None
 
-    def _paths_of(self, tasks: Sequence[Task], candidates: int) -> dict[str, str]:
-        """The path of each task: the one chosen for good, or what is best for so many candidates."""
-        paths = {task.name: self.paths[task.name] for task in tasks if task.name in self.paths}
-        undecided = [task for task in tasks if task.name not in paths]
+    def _modes_of(self, tasks: Sequence[Task], candidates: int) -> dict[str, str]:
+        """The mode of each task: the one chosen for good, or what is best for so many candidates."""
+        modes = {task.name: self.modes[task.name] for task in tasks if task.name in self.modes}
+        undecided = [task for task in tasks if task.name not in modes]
         if not undecided:
-            return paths
+            return modes
         if obstacle := self._obstacle_to_merging():
             for task in undecided:
-                log.info("task %s: factored; %s", task.name, obstacle)
-            return paths | {task.name: "factored" for task in undecided}
+                log.info("task %s: unmerged; %s", task.name, obstacle)
+            return modes | {task.name: "unmerged" for task in undecided}
         model = self.language_model
-        groups, shared_layers = asked_together(undecided, model), count_shared_layers(model.model, self.stacked)
+        groups, shared_layers = (
+            asked_together(undecided, model),
+            count_shared_layers(model.model, self.stacked),
+        )
         seconds = [predict(self.rates, group, model, candidates, shared_layers) for group in groups]
-        saved = sum(max(0.0, expected["factored"] - expected["merged"]) for expected in seconds)
-        put = 0.0 if "merged" in paths.values() else candidates * self.rates.put
+        saved = sum(max(0.0, expected["unmerged"] - expected["merged"]) for expected in seconds)
+        load_seconds = 0.0 if "merged" in modes.values() else candidates * self.rates.load
         for group, expected in zip(groups, seconds, strict=True):
-            path = "merged" if saved > put and expected["merged"] < expected["factored"] else "factored"
-            paths |= {task.name: path for task in group}
+            mode = (
+                "merged"
+                if saved > load_seconds and expected["merged"] < expected["unmerged"]
+                else "unmerged"
+            )
+            modes |= {task.name: mode for task in group}
             for task in group:
                 log.info(
-                    "task %s: %s; expected for %d candidates of %d tasks that share batches: factored %.2f s, merged %.2f s "
+                    "task %s: %s; expected for %d candidates of %d tasks that share batches: unmerged %.2f s, merged %.2f s "
                     "and %.3f s, once for all tasks, to change the weights",
-                    *(task.name, path, candidates, len(group), expected["factored"], expected["merged"], put),
+                    *(
+                        task.name,
+                        mode,
+                        candidates,
+                        len(group),
+                        expected["unmerged"],
+                        expected["merged"],
+                        load_seconds,
+                    ),
                 )
-        return paths
+        return modes
 
     def _obstacle_to_merging(self) -> str | None:
-        """Why `path="auto"` does not consider the merged path; otherwise rates have been measured."""
+        """Why `mode="auto"` does not consider the merged mode; otherwise rates have been measured."""
         model = self.language_model
         copied = WeightMerger.bytes_kept(model.model, self.stacked)
         if copied > self.max_memory / 2:
@@ -279,10 +335,12 @@ class LoRAMergeProblem(Problem):
             return "ranks that measured for themselves might choose differently"
         if self.rates is None:
             try:
-                self.rates = measure_rates(model, self.stacked, self._weight_merger(), self.n_experts)
+                self.rates = measure_rates(
+                    model, self.stacked, self._weight_merger(), self.n_experts
+                )
             except (RuntimeError, MemoryError, IndexError) as error:
                 self._merger = None
-                return f"the merged path could not be measured: {type(error).__name__}: {error}"
+                return f"the merged mode could not be measured: {type(error).__name__}: {error}"
         return None
 
     @torch.compiler.disable
@@ -299,8 +357,10 @@ class LoRAMergeProblem(Problem):
             why.
         """
         if pop.ndim != 2 or pop.shape[1] != self.n_experts:
-            raise ValueError(f"pop: expected (P, {self.n_experts}), one column per expert, found {tuple(pop.shape)}")
-        self.choose_paths(len(pop))
+            raise ValueError(
+                f"pop: expected (P, {self.n_experts}), one column per expert, found {tuple(pop.shape)}"
+            )
+        self.choose_modes(len(pop))
         self._best = None if self.racing is None else self._best_before(pop)
         evaluations: list[Evaluation] = []
         with on_cpu_by_default():
@@ -308,20 +368,36 @@ class LoRAMergeProblem(Problem):
                 evaluations += self._evaluate_block(block)
         if all(evaluation.failure for evaluation in evaluations):
             reason = evaluations[0].failure
-            raise RuntimeError(f"evaluate: expected scores, found that all {len(pop)} merges of a population failed: {reason}")
-        self.spent += sum(evaluation.share for evaluation in evaluations)
-        return torch.tensor([self._objective(evaluation) for evaluation in evaluations], dtype=pop.dtype, device=pop.device)
+            raise RuntimeError(
+                f"evaluate: expected scores, found that all {len(pop)} merges of a population failed: {reason}"
+            )
+        self.budget_used += sum(evaluation.fraction_evaluated for evaluation in evaluations)
+        return torch.tensor(
+            [self._objective(evaluation) for evaluation in evaluations],
+            dtype=pop.dtype,
+            device=pop.device,
+        )
 
     def _evaluate_block(self, block: torch.Tensor) -> list[Evaluation]:
         """Evaluate candidates together, each merge once, and report them before they count."""
         keys = [self._weights_key(coefficients) for coefficients in block]
-        new = [row for row, key in enumerate(keys) if key not in self._known and key not in keys[:row]]
-        found = dict(zip((keys[row] for row in new), self._evaluate_new(block[new]) if new else [], strict=True))
+        new = [
+            row for row, key in enumerate(keys) if key not in self._known and key not in keys[:row]
+        ]
+        found = dict(
+            zip(
+                (keys[row] for row in new),
+                self._evaluate_new(block[new]) if new else [],
+                strict=True,
+            )
+        )
         evaluations = []
         for row, (key, coefficients) in enumerate(zip(keys, block, strict=True)):
             evaluation = found[key] if key in found else self._known[key]
             seconds = evaluation.seconds if row in new else 0.0
-            evaluations.append(replace(evaluation, coefficients=tuple(coefficients.tolist()), seconds=seconds))
+            evaluations.append(
+                replace(evaluation, coefficients=tuple(coefficients.tolist()), seconds=seconds)
+            )
         if self.on_evaluations is not None:
             self.on_evaluations(evaluations)
         self._known |= found
@@ -331,17 +407,21 @@ class LoRAMergeProblem(Problem):
         """The best complete evaluation before this population, whose own merges a later process may have recalled already."""
         keys = {self._weights_key(coefficients) for coefficients in pop}
         known = (evaluation for key, evaluation in self._known.items() if key not in keys)
-        complete = (evaluation for evaluation in known if evaluation.scores and evaluation.estimate is None)
+        complete = (
+            evaluation for evaluation in known if evaluation.scores and evaluation.estimate is None
+        )
         return max(complete, key=lambda evaluation: evaluation.score, default=None)
 
-    def recall(self, records: Iterable[Mapping]) -> None:
+    def load_history(self, records: Iterable[Mapping]) -> None:
         """Take over evaluations of an earlier process, which will not be made again, unless they failed.
 
         :param records: what `Evaluation.as_record` gave for each.
         """
         for evaluation in map(Evaluation.from_record, records):
             if not evaluation.failure:
-                self._known.setdefault(self._weights_key(torch.tensor(evaluation.coefficients)), evaluation)
+                self._known.setdefault(
+                    self._weights_key(torch.tensor(evaluation.coefficients)), evaluation
+                )
 
     def _objective(self, evaluation: Evaluation) -> float | list[float]:
         if self.objectives == "tasks":
@@ -349,9 +429,13 @@ class LoRAMergeProblem(Problem):
         if self.objectives == "outcomes":
             margins = [evaluation.margins.get(task.name, ()) for task in self.tasks]
             unknown = [
-                [float("nan")] * (len(task.examples) - len(mine)) for task, mine in zip(self.tasks, margins, strict=True)
+                [float("nan")] * (len(task.examples) - len(mine))
+                for task, mine in zip(self.tasks, margins, strict=True)
             ]
-            return [evaluation.score, *(m for mine, rest in zip(margins, unknown, strict=True) for m in (*mine, *rest))]
+            return [
+                evaluation.score,
+                *(m for mine, rest in zip(margins, unknown, strict=True) for m in (*mine, *rest)),
+            ]
         return evaluation.score
 
     def _evaluate_new(self, pop: torch.Tensor) -> list[Evaluation]:
@@ -374,7 +458,9 @@ class LoRAMergeProblem(Problem):
                     again, failure, _ = self._try(pop[row : row + 1])
                     evaluations[row] = again[0] if again else replace(evaluation, failure=failure)
         if evaluations is None:
-            evaluations = [Evaluation(tuple(pop[0].tolist()), {}, time.perf_counter() - start, failure)]
+            evaluations = [
+                Evaluation(tuple(pop[0].tolist()), {}, time.perf_counter() - start, failure)
+            ]
         for evaluation in evaluations:
             if evaluation.failure:
                 log.warning("a merge failed twice and counts as worst: %s", evaluation.failure)
@@ -390,8 +476,14 @@ class LoRAMergeProblem(Problem):
             answers = self._race(pop)
         except ValueError:
             raise  # input that cannot be used, whatever the merge
-        except Exception as error:  # a merge can break the model in many ways, and the search goes on
-            return None, f"{type(error).__name__}: {' '.join(str(error).split())}", is_out_of_memory(error)
+        except (
+            Exception
+        ) as error:  # a merge can break the model in many ways, and the search goes on
+            return (
+                None,
+                f"{type(error).__name__}: {' '.join(str(error).split())}",
+                is_out_of_memory(error),
+            )
         seconds = (time.perf_counter() - start) / len(pop)
         evaluations, examples = [], sum(len(task.examples) for task in self.tasks)
         for coefficients, (scores, margins, estimate) in zip(pop.tolist(), answers, strict=True):
@@ -406,13 +498,19 @@ class LoRAMergeProblem(Problem):
                 continue
             share = sum(map(len, scores.values())) / examples
             kept = margins if self.objectives == "outcomes" else {}
-            evaluations.append(Evaluation(tuple(coefficients), scores, seconds, None, kept, share, estimate))
+            evaluations.append(
+                Evaluation(tuple(coefficients), scores, seconds, None, kept, share, estimate)
+            )
         return evaluations, "", False
 
     def _race(self, pop: torch.Tensor) -> list[tuple[Answers, Answers, float | None]]:
         """Scores and margins of every merge by task, and if it was given up an estimate of its score."""
         best, racing = self._best, self.racing
-        rungs = [self.tasks] if best is None else [tasks for tasks in tasks_of_rungs(self.tasks, racing.rungs) if tasks]
+        rungs = (
+            [self.tasks]
+            if best is None
+            else [tasks for tasks in tasks_of_rungs(self.tasks, racing.rungs) if tasks]
+        )
         scores, margins = ([{task.name: () for task in self.tasks} for _ in pop] for _ in range(2))
         estimates: list[float | None] = [None] * len(pop)
         running = list(range(len(pop)))
@@ -445,7 +543,12 @@ class LoRAMergeProblem(Problem):
         :return: the largest relative difference of a module's weights between the reloaded adapter and the merge.
         """
         model = self.language_model.model
-        export_adapter(self.experts, coefficients, folder, base=self.experts[0].base or model.config._name_or_path)
+        export_adapter(
+            self.experts,
+            coefficients,
+            folder,
+            base=self.experts[0].base or model.config._name_or_path,
+        )
         return reload_difference(model, self.experts, coefficients, folder)
 
 
@@ -455,21 +558,21 @@ def box_of(n: int, *, regressed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     return center - 1, center + 1
 
 
-def check_paths(path, names: Sequence[str]) -> dict[str, str]:
-    """The path of every task that has one by the argument `path` of `LoRAMergeProblem`.
+def check_modes(mode, names: Sequence[str]) -> dict[str, str]:
+    """The mode of every task that has one by the argument `mode` of `LoRAMergeProblem`.
 
     :param names: of the tasks.
-    :raises ValueError: if a path or a task is unknown.
+    :raises ValueError: if a mode or a task is unknown.
     """
-    if path == "auto":
+    if mode == "auto":
         return {}
-    paths = dict(path) if isinstance(path, Mapping) else dict.fromkeys(names, path)
-    for name, chosen in paths.items():
+    modes = dict(mode) if isinstance(mode, Mapping) else dict.fromkeys(names, mode)
+    for name, chosen in modes.items():
         if name not in names:
-            raise ValueError(f"path: expected names of tasks ({', '.join(names)}), found {name!r}")
-        if chosen not in PATHS:
-            raise ValueError(f'path: expected "auto", "factored" or "merged", found {chosen!r}')
-    return paths
+            raise ValueError(f"mode: expected names of tasks ({', '.join(names)}), found {name!r}")
+        if chosen not in MODES:
+            raise ValueError(f'mode: expected "auto", "unmerged" or "merged", found {chosen!r}')
+    return modes
 
 
 def on_cpu_by_default() -> AbstractContextManager:
@@ -479,7 +582,9 @@ def on_cpu_by_default() -> AbstractContextManager:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out: torch has a type of its own for devices, and a text for the CPU."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(
+        error, (MemoryError, torch.OutOfMemoryError)
+    ) or "can't allocate memory" in str(error)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 import torch
 
-from evox_evogm.problems.tasks import Task
+from evox_evogm.problems.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,17 @@ def compare(
     :return: the mean over tasks of the mean differences (negative: worse), and whether the mean difference over all
         examples is below 0 with that confidence.
     """
-    differences = {name: torch.tensor(best[name][: len(mine)]).double() for name, mine in scores.items()}
-    differences = {name: torch.tensor(scores[name]).double() - theirs for name, theirs in differences.items()}
+    differences = {
+        name: torch.tensor(best[name][: len(mine)]).double() for name, mine in scores.items()
+    }
+    differences = {
+        name: torch.tensor(scores[name]).double() - theirs for name, theirs in differences.items()
+    }
     mean = torch.stack([values.mean() for values in differences.values()]).mean()
     away = torch.cat([values - mean for values in differences.values()])
-    weights = torch.cat([torch.full_like(v, 1 / (len(differences) * len(v))) for v in differences.values()])
+    weights = torch.cat(
+        [torch.full_like(v, 1 / (len(differences) * len(v))) for v in differences.values()]
+    )
     asked = len(away) / sum(len(best[name]) for name in scores)
     # An imagined example that both answer alike: a few that all differ alike are no certainty.
     squares = weights.square() @ away.square() + weights.square().mean() * mean.square()

@@ -7,7 +7,9 @@ import pytest
 
 
 def run_python(code, folder):
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,9 +34,14 @@ def test_there_is_no_top_level_package_called_problems(tmp_path):
 
 
 def test_algorithm_and_problems_do_not_import_each_other(tmp_path):
-    algorithm = "import evox_evogm.evogm, sys; assert 'evox_evogm.merge_run' not in sys.modules"
+    algorithm = "import evox_evogm.algorithms.evogm, sys; assert 'evox_evogm.command.merge_run' not in sys.modules"
     assert run_python(algorithm, tmp_path).returncode == 0
     for module in ("lora_merge", "readers", "scoring", "base_model"):
-        source = run_python(f"import evox_evogm.problems.{module} as m; print(open(m.__file__).read())", tmp_path).stdout
+        source = run_python(
+            f"import evox_evogm.problems.{module} as m; print(open(m.__file__).read())", tmp_path
+        ).stdout
         assert "Problem" in source or "Task" in source or "torch" in source
-        assert "from evox_evogm.evogm" not in source and "from evox_evogm import" not in source
+        assert (
+            "from evox_evogm.algorithms.evogm" not in source
+            and "from evox_evogm import" not in source
+        )

@@ -18,11 +18,16 @@ from evox_evogm.problems import DistributedProblem, LoRAMergeProblem, read_reaso
 
 rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
 if "RANK" in os.environ:
-    torch.distributed.init_process_group("gloo")  # points and scores travel; the models stay where they are
+    torch.distributed.init_process_group(
+        "gloo"
+    )  # points and scores travel; the models stay where they are
 device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
 
 shipped = Path(evox_evogm.__file__).parent / "demo/experts"
-base, *experts = sys.argv[1:] or ["smollm2-135m-instruct", *(shipped / name for name in ("gcd", "chain_sum"))]
+base, *experts = sys.argv[1:] or [
+    "smollm2-135m-instruct",
+    *(shipped / name for name in ("gcd", "chain_sum")),
+]
 tasks = [read_reasoning_gym(source, dev=8, test=1)[0] for source in ("gcd", "chain_sum")]
 problem = LoRAMergeProblem(base, experts, tasks, device=device)
 

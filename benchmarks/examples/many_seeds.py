@@ -17,7 +17,9 @@ from evox_evogm import EvoGM
 seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 64
 torch.manual_seed(0)
 upper = torch.full((10,), 32.0)
-workflow = StdWorkflow(EvoGM(20, -upper, upper, proposal="paper"), Ackley(shift=torch.linspace(-10, 10, 10)))
+workflow = StdWorkflow(
+    EvoGM(20, -upper, upper, proposal="paper"), Ackley(shift=torch.linspace(-10, 10, 10))
+)
 
 parameters, buffers = torch.func.stack_module_state([workflow] * seeds)
 state = {**parameters, **buffers}
@@ -27,7 +29,9 @@ step = compile(vmap(use_state(workflow.step), randomness="different"))
 print("| evaluations | lower quartile | median | upper quartile |\n| ---: | ---: | ---: | ---: |")
 best = torch.full((seeds,), torch.inf)
 for evaluations in range(20, 161, 20):
-    best = torch.minimum(best, state["algorithm.fitness"][:, 0])  # (seeds,), the history stands with the best first
+    best = torch.minimum(
+        best, state["algorithm.fitness"][:, 0]
+    )  # (seeds,), the history stands with the best first
     quartiles = best.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     print(f"| {evaluations} | " + " | ".join(f"{value:.2f}" for value in quartiles) + " |")
     if evaluations < 160:
@@ -36,4 +40,7 @@ for evaluations in range(20, 161, 20):
 # The history of the last round is in units of the box, over the axes of the round.
 leader = best.argmin()
 point = state["algorithm.points"][leader, 0] @ state["algorithm.basis"][leader]  # (n,)
-print("best point of the last round of the best seed:", [f"{x:.1f}" for x in (32.0 * point.clamp(-1, 1)).tolist()])
+print(
+    "best point of the last round of the best seed:",
+    [f"{x:.1f}" for x in (32.0 * point.clamp(-1, 1)).tolist()],
+)

@@ -16,9 +16,14 @@ class Accuracy(Problem):
     def __init__(self, logits: torch.Tensor, labels: torch.Tensor):
         """:param logits: (n, S, classes), what each predictor says. :param labels: (S,) classes."""
         super().__init__()
-        self.logits, self.right = Mutable(logits), Mutable(torch.nn.functional.one_hot(labels, logits.shape[2]).bool())
+        self.logits, self.right = (
+            Mutable(logits),
+            Mutable(torch.nn.functional.one_hot(labels, logits.shape[2]).bool()),
+        )
         # Every margin counts 1/S if it is above 0.
-        self.outcomes = Outcomes(torch.full((len(labels),), 1 / len(labels)), torch.ones(len(labels), dtype=torch.bool))
+        self.outcomes = Outcomes(
+            torch.full((len(labels),), 1 / len(labels)), torch.ones(len(labels), dtype=torch.bool)
+        )
 
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
         """:param pop: (P, n) weights. :return: (P, 1 + S), accuracy and margins, to be maximised."""
@@ -40,7 +45,9 @@ def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def search(problem: Problem, outcomes: Outcomes | None) -> tuple[float, torch.Tensor]:
     """The best score of 40 evaluations, and the answer."""
-    workflow = StdWorkflow(EvoGM(4, -torch.ones(8), torch.ones(8), outcomes=outcomes), problem, opt_direction="max")
+    workflow = StdWorkflow(
+        EvoGM(4, -torch.ones(8), torch.ones(8), outcomes=outcomes), problem, opt_direction="max"
+    )
     workflow.init_step()
     for _ in range(9):  # populations of 4, because 3 does not divide 40
         workflow.step()
@@ -51,9 +58,14 @@ found = []
 for seed in range(6):
     torch.manual_seed(seed)
     dev, fresh = draw(100), Accuracy(*draw(5000))
-    for problem, outcomes in ((AccuracyAlone(*dev), None), (Accuracy(*dev), Accuracy(*dev).outcomes)):
+    for problem, outcomes in (
+        (AccuracyAlone(*dev), None),
+        (Accuracy(*dev), Accuracy(*dev).outcomes),
+    ):
         best, answer = search(problem, outcomes)
         found.append([best, float(fresh.evaluate(answer[None])[0, 0])])
 means = torch.tensor(found).view(6, 2, 2).mean(0)  # (2, 2), over six draws
 for name, (best, accuracy) in zip(("accuracy alone", "with margins"), means.tolist(), strict=True):
-    print(f"{name}: best of 40 evaluations {best:.3f}; the answer on 5,000 fresh examples {accuracy:.4f}")
+    print(
+        f"{name}: best of 40 evaluations {best:.3f}; the answer on 5,000 fresh examples {accuracy:.4f}"
+    )

@@ -41,7 +41,12 @@ for _ in range(31):
 
 alone = Ensemble(logits, labels).evaluate(torch.eye(6))
 print("| predictor | alone | weight |\n| --- | ---: | ---: |")
-for index, (loss, weight) in enumerate(zip(alone.tolist(), monitor.get_best_solution().tolist(), strict=True)):
+for index, (loss, weight) in enumerate(
+    zip(alone.tolist(), monitor.get_best_solution().tolist(), strict=True)
+):
     print(f"| {index} | {loss:.3f} | {weight:+.2f} |")
-print(f"\nlog loss: average {Ensemble(logits, labels).evaluate(torch.full((1, 6), 1 / 6))[0]:.3f}, ", end="")
+print(
+    f"\nlog loss: average {Ensemble(logits, labels).evaluate(torch.full((1, 6), 1 / 6))[0]:.3f}, ",
+    end="",
+)
 print(f"best of {3 * 32} evaluations {monitor.get_best_fitness():.3f}")

@@ -16,9 +16,15 @@ import evox_evogm
 from evox_evogm.problems import LoRAMergeProblem, read_reasoning_gym
 
 shipped = Path(evox_evogm.__file__).parent / "demo/experts"
-base, *experts = sys.argv[1:] or ["smollm2-135m-instruct", *(shipped / name for name in ("gcd", "chain_sum"))]
+base, *experts = sys.argv[1:] or [
+    "smollm2-135m-instruct",
+    *(shipped / name for name in ("gcd", "chain_sum")),
+]
 sources = ("gcd", "chain_sum")
-tasks = [read_reasoning_gym(source, dev=20, test=1, rule="gold_log_probability")[0] for source in sources]
+tasks = [
+    read_reasoning_gym(source, dev=20, test=1, metric="gold_log_probability")[0]
+    for source in sources
+]
 problem = LoRAMergeProblem(base, experts, tasks, objectives="tasks")
 
 bounds = torch.full((problem.n_experts,), 1.5)  # merges may well be scaled beyond 1
@@ -39,4 +45,8 @@ for name, make in algorithms.items():
     print("| " + " | ".join(["---:"] * len(tasks) + ["---"]) + " |")
     for row in scores[:, 0].argsort(descending=True).tolist():
         values = [f"{score:.2f}" for score in scores[row].tolist()]
-        print("| " + " | ".join([*values, ", ".join(f"{c:+.2f}" for c in coefficients[row].tolist())]) + " |")
+        print(
+            "| "
+            + " | ".join([*values, ", ".join(f"{c:+.2f}" for c in coefficients[row].tolist())])
+            + " |"
+        )

@@ -16,7 +16,10 @@ from evox_evogm.baselines import CMAES
 from evox_evogm.problems import LoRAMergeProblem, read_reasoning_gym
 
 shipped = Path(evox_evogm.__file__).parent / "demo/experts"
-base, *experts = sys.argv[1:] or ["smollm2-135m-instruct", *(shipped / name for name in ("gcd", "chain_sum", "syllogism"))]
+base, *experts = sys.argv[1:] or [
+    "smollm2-135m-instruct",
+    *(shipped / name for name in ("gcd", "chain_sum", "syllogism")),
+]
 tasks = [read_reasoning_gym(source, dev=8, test=1)[0] for source in ("gcd", "chain_sum")]
 problem = LoRAMergeProblem(base, experts, tasks)
 

@@ -37,7 +37,9 @@ class PythonFunction(Problem):
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
         with ThreadPoolExecutor(self.workers) as pool:
-            return torch.tensor(list(pool.map(self.function, pop.tolist())), dtype=pop.dtype, device=pop.device)
+            return torch.tensor(
+                list(pool.map(self.function, pop.tolist())), dtype=pop.dtype, device=pop.device
+            )
 
 
 torch.manual_seed(0)
@@ -49,5 +51,7 @@ for _ in range(19):
     workflow.step()
 
 print("| proportional | integral | derivative | mean distance |\n| ---: | ---: | ---: | ---: |")
-for gains, cost in zip(monitor.get_topk_solutions().tolist(), monitor.get_topk_fitness().tolist(), strict=True):
+for gains, cost in zip(
+    monitor.get_topk_solutions().tolist(), monitor.get_topk_fitness().tolist(), strict=True
+):
     print(f"| {gains[0]:.2f} | {gains[1]:.2f} | {gains[2]:.2f} | {cost:.4f} |")

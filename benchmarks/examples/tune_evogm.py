@@ -43,4 +43,6 @@ best = ToSettings()(monitor.get_best_solution()[None])
 print("| setting | tuned |\n| --- | ---: |")
 for name in SETTINGS:
     print(f"| {name} | {float(best[f'algorithm.{name}']):.2g} |")
-print(f"\nAckley after 48 evaluations: best of 8 settings {first:.2f}, best of 80 {monitor.get_best_fitness():.2f}")
+print(
+    f"\nAckley after 48 evaluations: best of 8 settings {first:.2f}, best of 80 {monitor.get_best_fitness():.2f}"
+)

@@ -15,7 +15,7 @@ import warnings
 import torch
 from evox.core import Algorithm, Mutable
 
-from evox_evogm.archive import failed_as_worst
+from evox_evogm.algorithms.archive import failed_as_worst
 from evox_evogm.baselines.known_points import check_box, first_population, uniform
 
 FIRST_LENGTH, LEAST_LENGTH, LARGEST_LENGTH = 0.8, 0.5**7, 1.6  # TuRBO's, in units of the box
@@ -57,11 +57,15 @@ class BayesianOptimization(Algorithm):
         super().__init__()
         check_box(pop_size, lb, ub)
         if acquisition not in ("thompson", "turbo", "qlogei"):
-            raise ValueError(f"acquisition: expected thompson, turbo or qlogei, found {acquisition!r}")
+            raise ValueError(
+                f"acquisition: expected thompson, turbo or qlogei, found {acquisition!r}"
+            )
         if start not in ("own", "known"):
             raise ValueError(f"start: expected own or known, found {start!r}")
         if not isinstance(candidates, int) or candidates < pop_size:
-            raise ValueError(f"candidates: expected a whole number of at least pop_size = {pop_size}, found {candidates!r}")
+            raise ValueError(
+                f"candidates: expected a whole number of at least pop_size = {pop_size}, found {candidates!r}"
+            )
         import botorch  # noqa: F401  a missing library should be known before the first evaluation
 
         device = torch.get_default_device() if device is None else torch.device(device)
@@ -73,10 +77,18 @@ class BayesianOptimization(Algorithm):
 
         self.lb = Mutable(lb, device=device)  # (n,)
         self.ub = Mutable(ub, device=device)  # (n,)
-        first = first_population(pop_size, lb, ub, device=device) if start == "known" else sobol(pop_size, lb, ub).to(device)
+        first = (
+            first_population(pop_size, lb, ub, device=device)
+            if start == "known"
+            else sobol(pop_size, lb, ub).to(device)
+        )
         self.pop = Mutable(first)  # (P, n)
-        self.fit = Mutable(torch.full((pop_size,), torch.inf, dtype=lb.dtype, device=device))  # (P,)
-        self.points = torch.empty(0, self.dim, dtype=torch.float64, device="cpu")  # (H, n) in units of the box
+        self.fit = Mutable(
+            torch.full((pop_size,), torch.inf, dtype=lb.dtype, device=device)
+        )  # (P,)
+        self.points = torch.empty(
+            0, self.dim, dtype=torch.float64, device="cpu"
+        )  # (H, n) in units of the box
         self.fitness = torch.empty(0, dtype=torch.float64, device="cpu")  # (H,)
         self.length, self.successes, self.failures = FIRST_LENGTH, 0, 0
 
@@ -100,11 +112,19 @@ class BayesianOptimization(Algorithm):
         with torch.device("cpu"):
             model = fit_model(self.points, scores)
             if self.acquisition == "qlogei":
-                proposals = expected_improvement(model, float(scores.max()), self.dim, self.pop_size)
+                proposals = expected_improvement(
+                    model, float(scores.max()), self.dim, self.pop_size
+                )
             else:
                 best = self.points[scores.argmax()]
-                region = trust_region(model, best, self.length) if self.acquisition == "turbo" else (0.0, 1.0)
-                proposals = thompson_sampling(model, perturbations(best, self.candidates, *region), self.pop_size)
+                region = (
+                    trust_region(model, best, self.length)
+                    if self.acquisition == "turbo"
+                    else (0.0, 1.0)
+                )
+                proposals = thompson_sampling(
+                    model, perturbations(best, self.candidates, *region), self.pop_size
+                )
         proposals = self.lb + (self.ub - self.lb) * proposals.to(self.lb)  # (P, n)
         return proposals.clamp(self.lb, self.ub)
 
@@ -112,7 +132,9 @@ class BayesianOptimization(Algorithm):
         return float(torch.where(torch.isfinite(self.fitness), self.fitness, torch.inf).min())
 
     def _resize_trust_region(self, success: bool) -> None:
-        self.successes, self.failures = (self.successes + 1, 0) if success else (0, self.failures + 1)
+        self.successes, self.failures = (
+            (self.successes + 1, 0) if success else (0, self.failures + 1)
+        )
         if self.successes == SUCCESSES_TO_GROW:
             self.length, self.successes = min(2 * self.length, LARGEST_LENGTH), 0
         if self.failures == self.failures_to_shrink:
@@ -158,7 +180,9 @@ def trust_region(model, best: torch.Tensor, length: float) -> tuple[torch.Tensor
     return (best - half).clamp(0, 1), (best + half).clamp(0, 1)
 
 
-def perturbations(best: torch.Tensor, count: int, least: torch.Tensor | float, largest: torch.Tensor | float) -> torch.Tensor:
+def perturbations(
+    best: torch.Tensor, count: int, least: torch.Tensor | float, largest: torch.Tensor | float
+) -> torch.Tensor:
     """Scrambled Sobol points between `least` and `largest`, each in place of the best point in a random set of coordinates.
 
     A coordinate is perturbed with probability min(20 / n, 1), and at least one is.
@@ -178,7 +202,9 @@ def thompson_sampling(model, candidates: torch.Tensor, pop_size: int) -> torch.T
 
     # Over 800 points gpytorch would otherwise sample from an approximation.
     with torch.no_grad(), max_cholesky_size(len(candidates) + 1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NumericalWarning)  # of so many neighbours it always says that it added jitter
+        warnings.simplefilter(
+            "ignore", NumericalWarning
+        )  # of so many neighbours it always says that it added jitter
         return MaxPosteriorSampling(model, replacement=False)(candidates, num_samples=pop_size)
 
 
@@ -188,10 +214,18 @@ def expected_improvement(model, best_score: float, n: int, pop_size: int) -> tor
     from botorch.optim import optimize_acqf
     from botorch.sampling import SobolQMCNormalSampler
 
-    acquisition = qLogExpectedImprovement(model, best_score, SobolQMCNormalSampler(torch.Size([64])))
+    acquisition = qLogExpectedImprovement(
+        model, best_score, SobolQMCNormalSampler(torch.Size([64]))
+    )
     bounds = torch.tensor([[0.0] * n, [1.0] * n], dtype=torch.float64)
     # The sizes keep a batch of 20 in 10 dimensions, on 160 evaluations, to a few seconds.
     proposals, _ = optimize_acqf(
-        acquisition, bounds, pop_size, num_restarts=2, raw_samples=64, options={"maxiter": 30}, sequential=True
+        acquisition,
+        bounds,
+        pop_size,
+        num_restarts=2,
+        raw_samples=64,
+        options={"maxiter": 30},
+        sequential=True,
     )
     return proposals

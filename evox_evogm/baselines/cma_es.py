@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from evox.core import Algorithm
 
-from evox_evogm.archive import failed_as_worst
+from evox_evogm.algorithms.archive import failed_as_worst
 
 
 class CMAES(Algorithm):
@@ -56,7 +56,9 @@ class CMAES(Algorithm):
     def step(self) -> None:
         """Ask for `pop_size` candidates, evaluate them together, tell their fitness."""
         candidates = [self.cma.ask() for _ in range(self.pop_size)]
-        fitness = self.evaluate(torch.tensor(np.stack(candidates), dtype=self.dtype, device=self.device))  # (P,)
+        fitness = self.evaluate(
+            torch.tensor(np.stack(candidates), dtype=self.dtype, device=self.device)
+        )  # (P,)
         self.cma.tell(list(zip(candidates, failed_as_worst(fitness).tolist(), strict=True)))
 
     def record_step(self) -> dict[str, torch.Tensor]:

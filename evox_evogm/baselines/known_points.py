@@ -14,20 +14,32 @@ def check_box(pop_size: int, lb: torch.Tensor, ub: torch.Tensor, least: int = 1)
     :raises ValueError: if `pop_size` is under `least`, or `lb` and `ub` are not two vectors with lb < ub.
     """
     if not isinstance(pop_size, int) or pop_size < least:
-        raise ValueError(f"pop_size: expected a whole number of at least {least}, found {pop_size!r}")
+        raise ValueError(
+            f"pop_size: expected a whole number of at least {least}, found {pop_size!r}"
+        )
     for name, value in {"lb": lb, "ub": ub}.items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"{name}: expected a tensor, found {value!r}")
-    if lb.ndim != 1 or lb.shape != ub.shape or lb.dtype != ub.dtype or not lb.dtype.is_floating_point or len(lb) < 1:
+    if (
+        lb.ndim != 1
+        or lb.shape != ub.shape
+        or lb.dtype != ub.dtype
+        or not lb.dtype.is_floating_point
+        or len(lb) < 1
+    ):
         raise ValueError(
             "lb and ub: expected two floating-point vectors of one length and dtype, "
             f"found {tuple(lb.shape)} {lb.dtype} and {tuple(ub.shape)} {ub.dtype}"
         )
     if not bool((lb < ub).all()):
-        raise ValueError(f"lb and ub: expected lb < ub in every coordinate, found lb {lb.tolist()}, ub {ub.tolist()}")
+        raise ValueError(
+            f"lb and ub: expected lb < ub in every coordinate, found lb {lb.tolist()}, ub {ub.tolist()}"
+        )
 
 
-def known_points(n: int, dtype: torch.dtype | None = None, device: torch.device | None = None) -> torch.Tensor:
+def known_points(
+    n: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> torch.Tensor:
     """Base, experts and average.
 
     :param n: the number of experts, at least 1.
@@ -47,7 +59,9 @@ def uniform(rows: int, lb: torch.Tensor, ub: torch.Tensor) -> torch.Tensor:
     return lb + (ub - lb) * torch.rand(rows, len(lb), dtype=lb.dtype, device=lb.device)
 
 
-def first_population(pop_size: int, lb: torch.Tensor, ub: torch.Tensor, *, device: torch.device | None = None) -> torch.Tensor:
+def first_population(
+    pop_size: int, lb: torch.Tensor, ub: torch.Tensor, *, device: torch.device | None = None
+) -> torch.Tensor:
     """The published EvoGM's first points and the base, the start that searches share where their definition allows it.
 
     :param pop_size: P. Over n: the one-hots, the average, the base, the rest uniform. Of at most n: the average, the first
@@ -77,7 +91,9 @@ def start_from(algorithm: Algorithm, points: torch.Tensor) -> Algorithm:
     """
     pop = getattr(algorithm, "pop", None)
     if not isinstance(pop, torch.Tensor) or pop.ndim != 2:
-        raise ValueError(f"algorithm: expected a population `pop` (P, n), found none in {type(algorithm).__name__}")
+        raise ValueError(
+            f"algorithm: expected a population `pop` (P, n), found none in {type(algorithm).__name__}"
+        )
     if not isinstance(points, torch.Tensor) or points.ndim != 2 or points.shape[1] != pop.shape[1]:
         found = tuple(points.shape) if isinstance(points, torch.Tensor) else repr(points)
         raise ValueError(f"points: expected a tensor (K, {pop.shape[1]}), found {found}")

@@ -11,7 +11,7 @@ better global best.
 import torch
 from evox.core import Algorithm, Mutable, Parameter
 
-from evox_evogm.archive import failed_as_worst
+from evox_evogm.algorithms.archive import failed_as_worst
 from evox_evogm.baselines.known_points import check_box, first_population
 
 
@@ -67,7 +67,9 @@ class ModelSwarms(Algorithm):
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ValueError(f"{name}: expected a number of at least 0, found {value!r}")
         if not any(weights.values()):
-            raise ValueError("inertia, cognitive, social and repel: expected a positive number among them, found zeros")
+            raise ValueError(
+                "inertia, cognitive, social and repel: expected a positive number among them, found zeros"
+            )
         device = torch.get_default_device() if device is None else torch.device(device)
 
         self.pop_size = pop_size
@@ -93,13 +95,17 @@ class ModelSwarms(Algorithm):
         self.global_best_fit = Mutable(unknown[0].clone())  # ()
         self.global_worst = Mutable(pop[0].clone())  # (n,)
         self.global_worst_fit = Mutable(-unknown[0])  # ()
-        self.iterations_without_progress = Mutable(torch.zeros(pop_size, dtype=torch.int64, device=device))  # (P,)
+        self.iterations_without_progress = Mutable(
+            torch.zeros(pop_size, dtype=torch.int64, device=device)
+        )  # (P,)
         self.step_length = Mutable(torch.tensor(step_length, dtype=lb.dtype, device=device))  # ()
 
     def init_step(self) -> None:
         """Evaluate the first points; a particle's first velocity is the way to a random other one."""
         indices = torch.arange(self.pop_size, device=self.pop.device)
-        others = (indices + torch.randint(1, self.pop_size, (self.pop_size,), device=self.pop.device)) % self.pop_size
+        others = (
+            indices + torch.randint(1, self.pop_size, (self.pop_size,), device=self.pop.device)
+        ) % self.pop_size
         self.velocity = self.pop.index_select(0, others) - self.pop
         self._evaluate()
 
@@ -109,9 +115,13 @@ class ModelSwarms(Algorithm):
         position = torch.where(strays, self.personal_best, self.pop)  # (P, n)
         velocity = torch.where(strays, 0, self.velocity)  # (P, n)
         weights = torch.stack([self.inertia, self.cognitive, self.social, self.repel])
-        self.velocity = steered(velocity, position, self.personal_best, self.global_best, self.global_worst, weights)
+        self.velocity = steered(
+            velocity, position, self.personal_best, self.global_best, self.global_worst, weights
+        )
         self.pop = position + self.step_length * self.velocity
-        self.step_length = torch.maximum(self.step_length * self.step_length_factor, self.least_step_length)
+        self.step_length = torch.maximum(
+            self.step_length * self.step_length_factor, self.least_step_length
+        )
         self._evaluate()
 
     def _evaluate(self) -> None:
@@ -119,15 +129,23 @@ class ModelSwarms(Algorithm):
         better = self.fit < self.personal_best_fit
         self.personal_best = torch.where(better[:, None], self.pop, self.personal_best)
         self.personal_best_fit = torch.where(better, self.fit, self.personal_best_fit)
-        self.iterations_without_progress = torch.where(better, 0, self.iterations_without_progress + 1)
+        self.iterations_without_progress = torch.where(
+            better, 0, self.iterations_without_progress + 1
+        )
         points = torch.cat([self.global_best[None], self.pop])
-        self.global_best, self.global_best_fit = least(points, torch.cat([self.global_best_fit[None], self.fit]))
+        self.global_best, self.global_best_fit = least(
+            points, torch.cat([self.global_best_fit[None], self.fit])
+        )
         points = torch.cat([self.global_worst[None], self.pop])
-        self.global_worst, negated = least(points, -torch.cat([self.global_worst_fit[None], self.fit]))
+        self.global_worst, negated = least(
+            points, -torch.cat([self.global_worst_fit[None], self.fit])
+        )
         self.global_worst_fit = -negated
 
 
-def experts_and_interpolations(pop_size: int, n: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def experts_and_interpolations(
+    pop_size: int, n: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
     """The paper's first swarm, a `(P, n)` tensor; a pair may be one expert twice only where there is no other."""
     one_hots = torch.eye(n, dtype=dtype, device=device)
     rows = max(0, pop_size - n)
@@ -146,8 +164,13 @@ def steered(
     weights: torch.Tensor,
 ) -> torch.Tensor:
     """The new velocities (P, n): a weighted mean of four directions, a random share of each weight per particle."""
-    directions = torch.stack([velocity, personal_best - position, global_best - position, position - global_worst])
-    shares = torch.rand(4, len(position), 1, dtype=position.dtype, device=position.device) * weights[:, None, None]
+    directions = torch.stack(
+        [velocity, personal_best - position, global_best - position, position - global_worst]
+    )
+    shares = (
+        torch.rand(4, len(position), 1, dtype=position.dtype, device=position.device)
+        * weights[:, None, None]
+    )
     return (shares * directions).sum(0) / shares.sum(0)
 
 

@@ -15,7 +15,7 @@ much nearer to 1.
 import torch
 from evox.core import Algorithm, Mutable, Parameter
 
-from evox_evogm.archive import failed_as_worst
+from evox_evogm.algorithms.archive import failed_as_worst
 from evox_evogm.baselines.known_points import check_box, first_population, known_points
 
 
@@ -85,7 +85,9 @@ class PSOMerging(Algorithm):
 
     def step(self) -> None:
         """Move every particle, and remember what is best."""
-        to_personal, to_global = torch.rand(2, self.pop_size, 1, dtype=self.pop.dtype, device=self.pop.device)
+        to_personal, to_global = torch.rand(
+            2, self.pop_size, 1, dtype=self.pop.dtype, device=self.pop.device
+        )
         self.velocity = (
             self.inertia * self.velocity
             + self.cognitive * to_personal * (self.personal_best - self.pop)
@@ -105,7 +107,9 @@ class PSOMerging(Algorithm):
         self.global_best_fit = fitness.index_select(0, row)[0]
 
 
-def base_and_experts(pop_size: int, n: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def base_and_experts(
+    pop_size: int, n: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
     """The first swarm, a `(P, n)` tensor: zeros, the one-hots, and one-hots times U(0.5, 1.5) in turn."""
     base_and_one_hots = known_points(n, dtype, device)[:-1]
     rows = max(0, pop_size - n - 1)

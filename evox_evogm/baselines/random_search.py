@@ -6,14 +6,21 @@ J. Bergstra and Y. Bengio, "Random Search for Hyper-Parameter Optimization", JML
 import torch
 from evox.core import Algorithm, Mutable
 
-from evox_evogm.archive import failed_as_worst
+from evox_evogm.algorithms.archive import failed_as_worst
 from evox_evogm.baselines.known_points import check_box, first_population, uniform
 
 
 class RandomSearch(Algorithm):
     """Points drawn uniformly from a box, after a first step on the points that EvoGM starts with (`first_population`)."""
 
-    def __init__(self, pop_size: int, lb: torch.Tensor, ub: torch.Tensor, *, device: torch.device | None = None):
+    def __init__(
+        self,
+        pop_size: int,
+        lb: torch.Tensor,
+        ub: torch.Tensor,
+        *,
+        device: torch.device | None = None,
+    ):
         """Set up the search and draw its first points.
 
         :param pop_size: P, evaluations per step.
@@ -32,7 +39,9 @@ class RandomSearch(Algorithm):
         self.lb = Mutable(lb, device=device)  # (n,) never changed, but it moves with the state
         self.ub = Mutable(ub, device=device)  # (n,)
         self.pop = Mutable(first_population(pop_size, lb, ub, device=device))  # (P, n)
-        self.fit = Mutable(torch.full((pop_size,), torch.inf, dtype=lb.dtype, device=device))  # (P,)
+        self.fit = Mutable(
+            torch.full((pop_size,), torch.inf, dtype=lb.dtype, device=device)
+        )  # (P,)
 
     def init_step(self) -> None:
         """Evaluate the first points."""

@@ -1,5 +1,5 @@
 """Bridge: `evox.algorithms.EvoGM`. Imports from the submodule, because `evox` is still being imported here."""
 
-from evox_evogm.evogm import EvoGM
+from evox_evogm.algorithms.evogm import EvoGM
 
 __all__ = ["EvoGM"]

@@ -1,0 +1,72 @@
+"""The history of one round: a fixed number of rows, sorted by fitness with the best first. Pure functions of tensors.
+
+Rows that hold nothing yet have fitness +inf and stand last. Because the archive is sorted, winners are its first rows,
+losers the rest, the population its first P rows, and the experts of the next round its first n rows.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Archive(NamedTuple):
+    """`points` (C, n) in the coordinates of the round's basis, `fitness` (C,) minimised, `count` () rows in use."""
+
+    points: torch.Tensor
+    fitness: torch.Tensor
+    count: torch.Tensor
+
+
+def empty(capacity: int, dim: int, dtype: torch.dtype, device: torch.device) -> Archive:
+    """An archive of `capacity` unused rows."""
+    return Archive(
+        torch.zeros(capacity, dim, dtype=dtype, device=device),
+        torch.full((capacity,), torch.inf, dtype=dtype, device=device),
+        torch.zeros((), dtype=torch.int64, device=device),
+    )
+
+
+def failed_as_worst(fitness: torch.Tensor) -> torch.Tensor:
+    """NaN and infinite fitness become the largest finite number: worse than any score, better than an unused row."""
+    return torch.where(torch.isfinite(fitness), fitness, torch.finfo(fitness.dtype).max)
+
+
+def append(archive: Archive, points: torch.Tensor, fitness: torch.Tensor) -> Archive:
+    """Add evaluated rows; the worst rows make room when the archive is full. Of equals, the older comes first.
+
+    :param points: a `(P, n)` tensor.
+    :param fitness: a `(P,)` tensor, minimised.
+    :return: the new archive, of the same capacity.
+    """
+    capacity, new_rows = archive.fitness.shape[0], fitness.shape[0]
+    fitness = torch.cat([archive.fitness, failed_as_worst(fitness)])  # (C + P,)
+    best = torch.argsort(fitness, stable=True)[:capacity]  # (C,)
+    points = torch.cat([archive.points, points])[best]
+    return Archive(points, fitness[best], (archive.count + new_rows).clamp(max=capacity))
+
+
+def start_next_round(archive: Archive, known: int) -> Archive:
+    """The archive of the next round: the best `known` = n rows are its one-hots, with the fitness they have."""
+    capacity, dim = archive.points.shape
+    one_hots = torch.eye(known, dim, dtype=archive.points.dtype, device=archive.points.device)
+    fresh = empty(capacity, dim, archive.points.dtype, archive.points.device)
+    count = archive.count.clamp(max=known)
+    points = torch.cat([one_hots, fresh.points[known:]])
+    fitness = torch.cat([archive.fitness[:known], fresh.fitness[known:]])
+    return Archive(points, fitness, count)
+
+
+def winner_count(count: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
+    """max(1, floor(ratio H)) of H = `count` rows."""
+    # In float32 a product that should be whole may fall just below it.
+    return torch.floor(ratio * count + 1e-4).long().clamp(min=1)
+
+
+def draw_losers(draws: torch.Tensor, winners: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Row numbers of losers, independent and uniform over the rows `winners` ... `count` - 1.
+
+    :param draws: numbers in [0, 1).
+    :return: int64 of the shape of `draws`; where every row is a winner, the last row.
+    """
+    rows = winners + (draws * (count - winners)).long()
+    return torch.minimum(rows, count - 1)

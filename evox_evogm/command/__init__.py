@@ -1,0 +1,1 @@
+"""The command `evogm`: imports everything, is imported by nothing."""

@@ -1,0 +1,1 @@
+"""Searches that survive their process, for any EvoX workflow."""

@@ -1,0 +1,1 @@
+"""The language model that answers: base, batches, forward passes, caches."""

@@ -1,0 +1,1 @@
+"""Tasks: examples, readers and metrics."""

@@ -1,0 +1,150 @@
+"""The mathematics of static merges, on matrices that can be worked out by hand."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from builders import build_model
+from dense_merges import (
+    ada_merging,
+    coefficients_by_layer,
+    entropy,
+    fisher_average,
+    input_grams,
+    last_logits,
+    layer_of,
+    merged_weights,
+    regression_mean,
+    squared_gradients,
+    weights_in_place,
+)
+from static_merges import MERGEKIT, SOURCES, by_mergekit, methods
+
+from evox_evogm.problems import Example, LoRAMergeProblem, Task
+
+TASK = Task(
+    "add",
+    "1",
+    "gold_log_probability",
+    tuple(Example(str(i), f"{i}+{i}=", str(2 * i)) for i in range(4)),
+)
+REQUESTS = [((5, 6, 7), (8, 9)), ((10, 11), (12,))]
+
+
+@pytest.fixture
+def problem(model, tokenizer, make_adapter):
+    folders = [
+        make_adapter("first", seed=1),
+        make_adapter("second", seed=2, r=2, target_modules=["up_proj"]),
+    ]
+    return LoRAMergeProblem(model, folders, [TASK], tokenizer=tokenizer)
+
+
+def test_fisher_weighs_every_element_by_its_information():
+    weights = [torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 6.0], [7.0, 8.0]])]
+    importance = [torch.tensor([[3.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 2.0], [1.0, 0.0]])]
+    assert fisher_average(weights, importance).tolist() == [
+        [2.0, 6.0],
+        [5.0, 6.0],
+    ]  # (3 + 5) / 4, only theirs, half, neither
+
+
+def test_regmean_is_the_least_squares_solution_on_the_inputs_of_all_experts():
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(7, 3, generator=generator).double() for _ in range(2)]
+    weights = [torch.randn(2, 3, generator=generator).double() for _ in range(2)]
+    merged = regression_mean(weights, [x.mT @ x for x in inputs], 1.0)
+    outputs = torch.cat([x @ w.mT for x, w in zip(inputs, weights, strict=True)])
+    expected = torch.linalg.lstsq(torch.cat(inputs), outputs).solution.mT
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_regmean_without_off_diagonals_weighs_every_input_by_its_size():
+    weights = [torch.tensor([[1.0, 2.0]]).double(), torch.tensor([[5.0, 6.0]]).double()]
+    grams = [
+        torch.tensor([[3.0, 9.0], [9.0, 1.0]]).double(),
+        torch.tensor([[1.0, 9.0], [9.0, 3.0]]).double(),
+    ]
+    torch.testing.assert_close(
+        regression_mean(weights, grams, 0.0),
+        torch.tensor([[2.0, 5.0]]).double(),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_the_entropy_of_certain_and_of_even_predictions():
+    assert float(entropy(torch.tensor([[50.0, 0.0], [0.0, 50.0]]))) == pytest.approx(0, abs=1e-6)
+    assert float(entropy(torch.zeros(3, 4))) == pytest.approx(torch.log(torch.tensor(4.0)))
+
+
+def test_squared_gradients_are_those_of_autograd_on_one_question_after_another(problem):
+    model, name = problem.language_model.model, next(iter(problem.stacked))
+    found = squared_gradients(model, [name], REQUESTS)[name]
+    reference = build_model()
+    total = torch.zeros_like(found)
+    for prompt, answer in REQUESTS:
+        tokens = torch.tensor([prompt + answer])
+        labels = torch.tensor([[-100] * len(prompt) + list(answer)])
+        reference.zero_grad()
+        reference(input_ids=tokens, labels=labels).loss.backward()
+        total += (len(answer) * reference.get_submodule(name).weight.grad).square() / 2
+    torch.testing.assert_close(found, total, rtol=1e-3, atol=1e-8)
+
+
+def test_grams_are_the_inner_products_of_what_a_layer_reads(problem):
+    model = problem.language_model.model
+    name = next(name for name in problem.stacked if "layers.0" in name and name.endswith("q_proj"))
+    gram = input_grams(model, [name], REQUESTS)[name]
+    read = []
+    for prompt, answer in REQUESTS:
+        tokens = torch.tensor([prompt + answer])
+        read.append(model.model.layers[0].input_layernorm(model.model.embed_tokens(tokens))[0])
+    read = torch.cat(read)
+    torch.testing.assert_close(gram, read.mT @ read, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_coefficients_by_layer_and_dense_weights_are_the_same_merge(problem, rows):
+    model, prompts = problem.language_model.model, [(5, 6, 7), (10, 11)]
+    coefficients = torch.tensor([[0.5, -1.0], [2.0, 0.3]])[:rows]
+    dense = {}
+    for row, own in enumerate(coefficients):
+        weights = merged_weights(problem, own)
+        dense |= {name: weight for name, weight in weights.items() if layer_of(name) % rows == row}
+    with weights_in_place(model, dense), torch.no_grad():
+        expected = torch.stack([model(input_ids=torch.tensor([p])).logits[0, -1] for p in prompts])
+    with coefficients_by_layer(problem, coefficients), torch.no_grad():
+        torch.testing.assert_close(last_logits(model, prompts), expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():  # and the base is the base again
+        plain = build_model()(input_ids=torch.tensor([prompts[0]])).logits
+        torch.testing.assert_close(model(input_ids=torch.tensor([prompts[0]])).logits, plain)
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_adamerging_lowers_the_entropy_of_answers(problem, by_layer):
+    model, prompts = problem.language_model.model, [(5, 6, 7), (10, 11), (12, 13, 14)]
+    found = ada_merging(problem, prompts, 0.3, by_layer=by_layer, steps=30, batch=3, lr=0.05)
+    entropies = []
+    for coefficients in (torch.full_like(found, 0.3), found):
+        with coefficients_by_layer(problem, coefficients), torch.no_grad():
+            entropies.append(float(entropy(last_logits(model, prompts))))
+    assert entropies[1] < entropies[0] and found.shape == ((2, 2) if by_layer else (1, 2))
+
+
+def test_every_method_says_where_it_comes_from():
+    assert set(methods("mergekit-yaml")) == set(SOURCES) and set(methods(None)) == set(
+        SOURCES
+    ) - set(MERGEKIT)
+
+
+@pytest.mark.skipif(shutil.which("mergekit-yaml") is None, reason="mergekit is not installed")
+def test_task_arithmetic_of_mergekit_is_the_merge_of_coefficients(problem):
+    level = SimpleNamespace(problem=problem, n=2)
+    settings = by_mergekit(level, shutil.which("mergekit-yaml"), "task_arithmetic", False)
+    found = next(settings).score([TASK])["add"]  # the first weight is 1 / n
+    settings.close()
+    assert found == pytest.approx(
+        float(problem.score_tasks(torch.full((2,), 0.5))["add"].mean()), abs=1e-5
+    )

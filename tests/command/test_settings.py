@@ -1,0 +1,227 @@
+"""A settings file is read as it stands, or refused with a sentence that says what to change."""
+
+import re
+
+import pytest
+
+from evox_evogm.command.settings import RunSettings, read_settings
+
+NEEDED = {
+    "base": "some/model",
+    "experts": "adapters",
+    "tasks": "[{reasoning_gym: chain_sum, dev: 2, test: 2}]",
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a settings file with what is needed and some changes; None leaves a setting out."""
+
+    def write(**changes):
+        path = tmp_path / "run.yaml"
+        values = {**NEEDED, **changes}
+        path.write_text(
+            "".join(f"{name}: {value}\n" for name, value in values.items() if value is not None)
+        )
+        return path
+
+    return write
+
+
+def refusal(path, **overrides):
+    with pytest.raises(ValueError) as caught:
+        read_settings(path, **overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_file_with_every_setting_is_read_as_written(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        """
+base: smollm2-135m-instruct
+experts: {code: adapters/code, maths: adapters/maths}
+tasks:
+  - {swarm_eval: mmlu.json, dev: 20, test: 30}
+  - json_lines: dev.jsonl
+    test_file: test.jsonl
+budget: 40
+seed: 3
+device: cpu
+dtype: bfloat16
+batch_tokens: 512
+trust_remote_code: true
+pop_size: 8
+search: {n_rounds: 2, lr: 0.01}
+"""
+    )
+    settings, folder = read_settings(path)
+    assert settings == RunSettings(
+        base="smollm2-135m-instruct",
+        experts={"code": "adapters/code", "maths": "adapters/maths"},
+        tasks=[
+            {"swarm_eval": "mmlu.json", "dev": 20, "test": 30},
+            {"json_lines": "dev.jsonl", "test_file": "test.jsonl"},
+        ],
+        budget=40,
+        seed=3,
+        device="cpu",
+        dtype="bfloat16",
+        batch_tokens=512,
+        trust_remote_code=True,
+        pop_size=8,
+        search={"n_rounds": 2, "lr": 0.01},
+    )
+    assert folder == tmp_path
+
+
+def test_what_a_file_leaves_out_has_the_stated_default(write):
+    settings, _ = read_settings(write())
+    assert (settings.budget, settings.seed, settings.batch_tokens) == (160, 0, 2048)
+    assert (settings.device, settings.dtype, settings.trust_remote_code) == ("auto", "auto", False)
+    assert (settings.pop_size, settings.search) == (None, {})
+
+
+def test_two_runs_do_not_share_their_search_settings(write):
+    one, other = read_settings(write())[0], read_settings(write())[0]
+    one.search["lr"] = 1.0
+    assert other.search == {}
+
+
+def test_paths_are_relative_to_the_file_and_not_to_where_the_command_runs(
+    write, tmp_path, monkeypatch
+):
+    write()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert read_settings("../run.yaml")[1] == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("found", "nearest"),
+    [
+        ("buget", "budget"),
+        ("batchtokens", "batch_tokens"),
+        ("expert", "experts"),
+        ("popsize", "pop_size"),
+    ],
+)
+def test_a_misspelt_setting_is_named_with_the_nearest_one(write, found, nearest):
+    path = write(**{found: 3})
+    expected = rf"^{re.escape(str(path))}: found the unknown setting '{found}'; did you mean '{nearest}'\?$"
+    assert re.search(expected, refusal(path))
+
+
+def test_a_setting_unlike_any_other_is_answered_with_the_list(write):
+    known = "base, experts, tasks, budget, seed, device, dtype, batch_tokens, max_memory, path, racing, regmean, "
+    assert refusal(write(zzz=3)).endswith(
+        f"found the unknown setting 'zzz'; known are {known}trust_remote_code, pop_size, search"
+    )
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_missing_setting_is_named(write, name):
+    path = write(**{name: None})
+    assert refusal(path) == f"{path}: expected the setting '{name}', found none"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("base", "3", "base: expected a str, found 3"),
+        ("tasks", "mmlu", "tasks: expected a list, found 'mmlu'"),
+        (
+            "tasks",
+            "{swarm_eval: mmlu.json}",
+            "tasks: expected a list, found {'swarm_eval': 'mmlu.json'}",
+        ),
+        ("budget", "many", "budget: expected a whole number, found 'many'"),
+        ("budget", "12.5", "budget: expected a whole number, found 12.5"),
+        ("budget", "true", "budget: expected a whole number, found True"),
+        ("seed", "null", "seed: expected a whole number, found None"),
+        ("batch_tokens", "[8]", r"batch_tokens: expected a whole number, found \[8\]"),
+        ("device", "0", "device: expected a str, found 0"),
+        ("dtype", "32", "dtype: expected a str, found 32"),
+        ("trust_remote_code", "1", "trust_remote_code: expected a bool, found 1"),
+        ("trust_remote_code", "sure", "trust_remote_code: expected a bool, found 'sure'"),
+        ("pop_size", "2.0", "pop_size: expected a whole number, found 2.0"),
+        ("pop_size", "true", "pop_size: expected a whole number, found True"),
+        ("search", "[lr]", r"search: expected a dict, found \['lr'\]"),
+    ],
+)
+def test_a_setting_of_the_wrong_type_is_named_with_what_was_found(write, name, value, message):
+    path = write(**{name: value})
+    assert re.search(f"^{re.escape(str(path))}: {message}$", refusal(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("budget", "0", "budget: expected at least 1, found 0"),
+        ("batch_tokens", "0", "batch_tokens: expected at least 1, found 0"),
+        ("seed", "-1", "seed: expected at least 0, found -1"),
+        ("dtype", "int8", "dtype: expected one of auto, float32, bfloat16, float16, found 'int8'"),
+        ("tasks", "[]", "tasks: expected at least one, found none"),
+        ("pop_size", "0", r"pop_size: expected at least \d+, found 0"),
+        ("pop_size", "-4", r"pop_size: expected at least \d+, found -4"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_with_its_limit(write, name, value, message):
+    path = write(**{name: value})
+    assert re.search(f"^{re.escape(str(path))}: {message}$", refusal(path))
+
+
+@pytest.mark.parametrize(("name", "least"), [("budget", 1), ("batch_tokens", 1), ("seed", 0)])
+def test_the_least_allowed_number_is_taken(write, name, least):
+    assert getattr(read_settings(write(**{name: least}))[0], name) == least
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"base: [unclosed\n", "expected YAML, found .+ line 2"),
+        (b"base: \xff\xfe\n", "expected YAML, found .+ decode"),
+        (b"", "expected a table of settings, found NoneType$"),
+        (b"- base\n- experts\n", "expected a table of settings, found list$"),
+        (b"just a sentence\n", "expected a table of settings, found str$"),
+    ],
+)
+def test_a_file_that_is_no_table_of_settings_is_refused(tmp_path, content, message):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    assert re.search(f"^{re.escape(str(path))}: {message}", refusal(path))
+
+
+def test_yaml_that_would_build_python_objects_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("base: !!python/object/apply:os.getcwd []\n")
+    assert "expected YAML, found could not determine a constructor" in refusal(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    path = tmp_path / "nowhere.yaml"
+    assert refusal(path) == f"settings: expected a YAML file, found none at {path}"
+    assert refusal(tmp_path) == f"settings: expected a YAML file, found none at {tmp_path}"
+
+
+def test_overrides_replace_the_file_and_none_leaves_it(write):
+    settings, _ = read_settings(
+        write(budget=40, seed=3, device="cuda"), budget=8, seed=None, dtype="float16", device="cpu"
+    )
+    assert (settings.budget, settings.seed, settings.dtype, settings.device) == (
+        8,
+        3,
+        "float16",
+        "cpu",
+    )
+
+
+def test_an_override_of_zero_is_taken_and_not_mistaken_for_none(write):
+    assert read_settings(write(seed=3), seed=0)[0].seed == 0
+
+
+def test_overrides_are_checked_as_the_file_is(write):
+    path = write()
+    assert refusal(path, budget=0) == f"{path}: budget: expected at least 1, found 0"
+    assert refusal(path, dtype="half").startswith(f"{path}: dtype: expected one of auto, float32")

@@ -1,0 +1,63 @@
+"""A task that could not be scored is refused when it is made."""
+
+import pytest
+
+from evox_evogm.problems.tasks.task import Example, Task, check_disjoint
+
+CHOICES = (("A", "yes"), ("B", "no"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "guess"}, "task 't': rule is one of choice_likelihood, .*, found 'guess'"),
+        (
+            {"match": "like"},
+            "task 't': match is one of equal, contains, last_10_words, found 'like'",
+        ),
+        ({"continuation": "both"}, "task 't': continuation is one of key, text, found 'both'"),
+        ({"examples": ()}, "task 't': expected at least one example, found none"),
+        ({"max_new_tokens": 0}, "task 't': max_new_tokens must be at least 1, found 0"),
+        (
+            {"examples": (Example("7", "q", " "),)},
+            "task 't', example '7': expected an answer, found an empty text",
+        ),
+        (
+            {"examples": (Example("7", "q", "C", CHOICES),)},
+            "example '7': expected the answer to be one of A, B, found 'C'",
+        ),
+        ({"metric": "choice_likelihood"}, "one of its choices \\(it has none\\), found '4'"),
+    ],
+)
+def test_a_task_that_cannot_be_scored_is_refused(change, message):
+    arguments = {
+        "name": "t",
+        "version": "1",
+        "metric": "exact_match",
+        "examples": (Example("0", "2+2", "4"),),
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        Task(**arguments)
+
+
+def test_take_keeps_the_first_examples_and_everything_else():
+    task = Task(
+        "t",
+        "1",
+        "exact_match",
+        tuple(Example(str(i), f"q{i}", "a") for i in range(5)),
+        max_new_tokens=3,
+    )
+    assert [example.id for example in task.take(2).examples] == ["0", "1"]
+    assert task.take(2).max_new_tokens == 3
+
+
+def test_dev_and_test_may_not_share_a_question():
+    dev, test = [Example("0", "same", "a"), Example("1", "other", "a")], [Example("9", "same", "b")]
+    with pytest.raises(
+        ValueError,
+        match="expected dev and test to share no question, found 1 of 1 test questions in dev",
+    ):
+        check_disjoint("t", dev, test)
+    check_disjoint("t", dev[1:], test)

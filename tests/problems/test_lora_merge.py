@@ -1,0 +1,481 @@
+"""The problem as EvoX sees it: coefficients in, scores out."""
+
+import pytest
+import torch
+from builders import build_model
+from evox.algorithms import NSGA2, RVEA
+from evox.workflows import EvalMonitor, StdWorkflow
+
+from evox_evogm import EvoGM
+from evox_evogm.problems import Example, LoRAMergeProblem, Task
+from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.inference.base_model import load_base
+from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.tasks.metrics import score_task
+from evox_evogm.problems.tasks.task import METRIC_NAMES
+
+ADD = Task(
+    "add", "1", "gold_log_probability", (Example("0", "1+1=", "2"), Example("1", "2+5=", "7"))
+)
+PICK = Task(
+    "pick",
+    "1",
+    "choice_likelihood",
+    tuple(Example(str(i), f"pick {i}", "A", (("A", "yes"), ("B", "no"))) for i in range(5)),
+)
+
+
+@pytest.fixture
+def folders(make_adapter):
+    return [
+        make_adapter("first", seed=1),
+        make_adapter("second", seed=2, r=2, target_modules=["up_proj"]),
+    ]
+
+
+@pytest.fixture
+def problem(model, tokenizer, folders):
+    return LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer)
+
+
+def test_scores_are_the_mean_over_tasks_of_a_model_that_peft_merged(problem, folders, tokenizer):
+    from peft import PeftModel
+
+    reference = PeftModel.from_pretrained(build_model(), folders[0], adapter_name="first")
+    reference.load_adapter(folders[1], adapter_name="second")
+    pop = torch.tensor([[0.3, -0.9], [1.0, 0.0], [-2.0, 0.5]])
+    scores = problem.evaluate(pop)
+    assert scores.shape == (3,)
+    for row, score in zip(pop.tolist(), scores, strict=True):
+        reference.add_weighted_adapter(["first", "second"], row, "merge", combination_type="cat")
+        reference.set_adapter("merge")
+        merged = LanguageModel(reference, tokenizer)
+        expected = (score_task(ADD, merged).mean() + score_task(PICK, merged).mean()) / 2
+        reference.delete_adapter("merge")
+        assert float(score) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_coefficients_of_zero_are_the_base(problem, model, tokenizer):
+    plain = score_task(ADD, LanguageModel(model, tokenizer))
+    torch.testing.assert_close(problem.score_tasks(torch.zeros(2))["add"], plain)
+
+
+@pytest.mark.parametrize("candidates_at_once", [None, 1, 3])
+def test_scores_do_not_depend_on_the_rest_of_the_population(
+    model, tokenizer, folders, candidates_at_once
+):
+    settings = {
+        "tokenizer": tokenizer,
+        "candidates_at_once": candidates_at_once,
+        "batch_tokens": 40,
+    }
+    problem = LoRAMergeProblem(model, folders, [ADD, PICK], **settings)
+    pop = torch.randn(4, 2)
+    alone = [problem.score_tasks(row) for row in pop]
+    expected = torch.stack([(scores["add"].mean() + scores["pick"].mean()) / 2 for scores in alone])
+    torch.testing.assert_close(problem.evaluate(pop), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["merged", {"add": "merged", "pick": "unmerged"}])
+def test_either_path_gives_the_same_scores(model, tokenizer, folders, mode):
+    unmerged = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, mode="unmerged")
+    other = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, mode=mode)
+    pop = torch.randn(4, 2)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    torch.testing.assert_close(other.evaluate(pop), unmerged.evaluate(pop), rtol=1e-5, atol=1e-5)
+    assert other.rates is None  # nothing to choose, nothing to measure
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("dense", 'mode: expected "auto", "unmerged" or "merged", found \'dense\''),
+        ({"add": "dense"}, 'mode: expected "auto", "unmerged" or "merged", found \'dense\''),
+        ({"sum": "merged"}, r"mode: expected names of tasks \(add\), found 'sum'"),
+    ],
+)
+def test_an_unknown_path_is_refused(model, tokenizer, folders, mode, message):
+    with pytest.raises(ValueError, match=message):
+        LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, mode=mode)
+
+
+def test_merges_that_are_the_same_in_the_models_dtype_are_scored_once(tokenizer, folders):
+    problem = LoRAMergeProblem(
+        build_model().to(torch.bfloat16), folders, [ADD], tokenizer=tokenizer
+    )
+    scored, reported, score_together = [], [], problem.score_together
+    problem.score_together = lambda pop, *rest, **more: (
+        scored.extend(pop.tolist()) or score_together(pop, *rest, **more)
+    )
+    problem.on_evaluations = reported.extend
+    pop = torch.tensor([[0.5, 1.0], [0.5, 1.0], [0.5001, 1.0], [0.6, 1.0]])
+    scores = problem.evaluate(pop)
+    again = problem.evaluate(pop[[3, 0]])
+    assert len(scored) == 2 and len(reported) == 6
+    assert scores[0] == scores[1] == scores[2] == again[1] and scores[3] == again[0]
+
+
+def test_a_bad_number_of_candidates_at_once_is_refused(model, tokenizer, folders):
+    with pytest.raises(
+        ValueError, match="candidates_at_once: expected a whole number of at least 1, found 0"
+    ):
+        LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, candidates_at_once=0)
+
+
+def test_tasks_as_objectives_are_columns_whose_mean_is_the_single_score(
+    model, tokenizer, folders, problem
+):
+    by_task = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, objectives="tasks")
+    pop = torch.tensor([[0.3, -0.9], [1.0, 0.0], [-2.0, 0.5]])
+    columns = by_task.evaluate(pop)
+    assert columns.shape == (3, 2)
+    torch.testing.assert_close(columns.mean(1), problem.evaluate(pop))
+    torch.testing.assert_close(columns[0, 1], problem.score_tasks(pop[0])["pick"].mean())
+    with pytest.raises(
+        ValueError, match='objectives: expected "mean", "tasks" or "outcomes", found \'every\''
+    ):
+        LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, objectives="every")
+
+
+ANSWER = Task(
+    "answer",
+    "1",
+    "exact_match",
+    (Example("0", "1+1=", "2"), Example("1", "2+5=", "7")),
+    max_new_tokens=3,
+)
+
+
+@pytest.mark.parametrize("mode", ["unmerged", "merged"])
+def test_outcomes_say_by_how_much_every_example_is_right(model, tokenizer, folders, mode):
+    tasks = [ADD, PICK, ANSWER]
+    problem = LoRAMergeProblem(
+        model, folders, tasks, tokenizer=tokenizer, objectives="outcomes", mode=mode
+    )
+    pop = torch.tensor([[0.3, -0.9], [1.0, 0.0], [-2.0, 0.5], [3.0, 3.0]])
+    fitness = problem.evaluate(pop)
+    assert fitness.shape == (4, 1 + 2 + 5 + 2)
+    weights, by_sign = problem.outcomes
+    assert by_sign.tolist() == [False] * 2 + [True] * 7
+    outcomes = fitness[:, 1:]
+    assert 0 < float((outcomes[:, by_sign] > 0).float().mean()) < 1
+    torch.testing.assert_close(
+        torch.where(by_sign, (outcomes > 0).float(), outcomes) @ weights, fitness[:, 0]
+    )
+
+
+def test_outcomes_are_known_again_with_the_evaluation_and_unknown_where_it_failed(
+    model, tokenizer, folders
+):
+    settings = {"tokenizer": tokenizer, "objectives": "outcomes"}
+    kept, pop = [], torch.tensor([[0.3, -0.9], [1.0, 0.0]])
+    problem = LoRAMergeProblem(model, folders, [ADD, PICK], on_evaluations=kept.extend, **settings)
+    expected = problem.evaluate(pop)
+    again = LoRAMergeProblem(model, folders, [ADD, PICK], **settings)
+    again.load_history([evaluation.as_record() for evaluation in kept])
+    again.score_together = None
+    torch.testing.assert_close(again.evaluate(pop), expected)
+    problem.score_together = Breaking(problem, *[RuntimeError("broken")] * 3)
+    fitness = problem.evaluate(torch.tensor([[0.1, 0.1], [0.2, 0.2]]))
+    assert (
+        fitness[0, 0] == -torch.inf and fitness[0, 1:].isnan().all() and fitness[1].isfinite().all()
+    )
+
+
+@pytest.mark.parametrize("multi_objective", [NSGA2, RVEA])
+def test_evox_finds_a_pareto_front_of_merges(model, tokenizer, folders, multi_objective):
+    torch.manual_seed(0)
+    problem = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, objectives="tasks")
+    algorithm = multi_objective(6, 2, -torch.ones(2), torch.ones(2))
+    monitor = EvalMonitor(multi_obj=True, full_sol_history=True)
+    workflow = StdWorkflow(algorithm, problem, monitor, opt_direction=["max", "max"])
+    workflow.init_step()
+    for _ in range(3):
+        workflow.step()
+    solutions, fitness = monitor.get_pf()
+    torch.testing.assert_close(problem.evaluate(solutions), fitness)
+    better = (fitness[None] >= fitness[:, None]).all(2) & (fitness[None] > fitness[:, None]).any(2)
+    assert (
+        not better.any()
+    )  # none is at least as good everywhere and better somewhere than one on the front
+
+
+def test_every_candidate_is_reported_with_the_score_of_each_task(problem):
+    seen = []
+    problem.on_evaluations = seen.extend
+    pop = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    scores = problem.evaluate(pop)
+    assert [list(evaluation.coefficients) for evaluation in seen] == pop.tolist()
+    assert [evaluation.score for evaluation in seen] == pytest.approx(scores.tolist())
+    assert [sum(evaluation.by_task.values()) / 2 for evaluation in seen] == pytest.approx(
+        scores.tolist()
+    )
+    assert {name: len(values) for name, values in seen[0].scores.items()} == {"add": 2, "pick": 5}
+    assert seen[0].seconds > 0 and seen[1].seconds > 0 and seen[2].seconds == 0  # known already
+    assert all(evaluation.failure is None for evaluation in seen)
+
+
+def test_evaluations_of_an_earlier_process_are_not_made_again(model, tokenizer, folders, problem):
+    seen = []
+    problem.on_evaluations = seen.extend
+    pop = torch.randn(3, 2)
+    scores = problem.evaluate(pop)
+    later = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, mode=problem.modes)
+    later.load_history(evaluation.as_record() for evaluation in seen)
+    later.score_together = None  # nothing is left to do
+    assert torch.equal(later.evaluate(pop), scores)
+
+
+def test_failures_of_an_earlier_process_are_tried_again(problem):
+    pop = torch.randn(2, 2)
+    expected = problem.evaluate(pop)
+    problem._known.clear()
+    problem.load_history(
+        [Evaluation(tuple(pop[0].tolist()), {}, 0.1, "RuntimeError: broken").as_record()]
+    )
+    torch.testing.assert_close(problem.evaluate(pop), expected)
+
+
+class Breaking:
+    """Stands in for `score_together`: raises on call after call, until nothing is left to raise."""
+
+    def __init__(self, problem, *errors):
+        self.score_together, self.errors, self.sizes = problem.score_together, list(errors), []
+
+    def __call__(self, pop, *rest, **more):
+        self.sizes.append(len(pop))
+        if self.errors and (error := self.errors.pop(0)) is not None:
+            raise error
+        return self.score_together(pop, *rest, **more)
+
+
+def test_merges_that_fail_together_are_tried_alone_and_one_that_fails_twice_counts_as_worst(
+    problem,
+):
+    pop = torch.randn(3, 2)
+    expected = problem.evaluate(pop)
+    problem._known.clear()
+    seen = []
+    problem.on_evaluations = seen.extend
+    problem.score_together = Breaking(
+        problem, RuntimeError("broken"), None, RuntimeError("once\nmore"), RuntimeError("twice")
+    )
+    scores = problem.evaluate(pop)
+    assert problem.score_together.sizes == [3, 1, 1, 1, 1]
+    torch.testing.assert_close(scores[[0, 2]], expected[[0, 2]])
+    assert scores[1] == -torch.inf
+    assert [evaluation.failure for evaluation in seen] == [None, "RuntimeError: twice", None]
+    assert torch.equal(
+        problem.evaluate(pop[1:]), scores[1:]
+    )  # known: a third try would come to the same
+
+
+def test_when_memory_runs_out_the_batches_are_halved(problem):
+    pop = torch.randn(2, 2)
+    expected = problem.evaluate(pop)
+    problem._known.clear()
+    problem.score_together = Breaking(
+        problem, torch.OutOfMemoryError("CUDA out of memory"), MemoryError()
+    )
+    torch.testing.assert_close(problem.evaluate(pop), expected)
+    assert problem.score_together.sizes == [2, 2, 2] and problem.language_model.batch_tokens == 512
+
+
+def test_a_merge_whose_scores_are_not_finite_has_failed_and_the_others_have_not(problem):
+    score_together, calls = problem.score_together, []
+
+    def scored(pop, *rest, **more):
+        calls.append(len(pop))
+        scores = score_together(pop, *rest, **more)
+        scores["add"][1 if len(pop) == 3 else 0] = torch.nan
+        return scores
+
+    problem.score_together = scored
+    scores = problem.evaluate(torch.randn(3, 2))
+    assert calls == [3, 1] and scores[1] == -torch.inf and scores[[0, 2]].isfinite().all()
+    problem.score_together = lambda pop, *rest: {
+        **score_together(pop, *rest),
+        "add": torch.full((len(pop), 2), torch.nan),
+    }
+    with pytest.raises(
+        RuntimeError, match="all 2 merges .* failed: task add: expected finite scores"
+    ):
+        problem.evaluate(torch.randn(2, 2))
+
+
+@pytest.mark.parametrize("metric", METRIC_NAMES)
+@pytest.mark.parametrize("match", ["equal", "contains"])
+@pytest.mark.parametrize("mode", ["unmerged", "merged"])
+def test_a_merge_that_computes_nan_has_failed_under_every_rule(
+    model, tokenizer, folders, rule, match, mode
+):
+    choices = (("A", "1"), ("B", "2")) if rule.startswith(("choice", "multiple")) else ()
+    examples = tuple(
+        Example(str(i), f"{i}+1=", "A" if choices else str(i + 1), choices) for i in range(2)
+    )
+    task = Task("add", "1", rule, examples, max_new_tokens=2, match=match)
+    problem = LoRAMergeProblem(model, folders, [task], tokenizer=tokenizer, mode=mode)
+    scores = problem.evaluate(torch.tensor([[0.1, 0.1], [3e38, -3e38]]))
+    assert scores[0].isfinite() and scores[1] == -torch.inf
+
+
+def test_scores_that_are_not_finite_once_are_tried_again(problem):
+    pop = torch.randn(3, 2)
+    expected = problem.evaluate(pop)
+    problem._known.clear()
+    score_together = problem.score_together
+
+    def scored(pop, *rest, **more):
+        scores = score_together(pop, *rest, **more)
+        scores["add"][1:2] = torch.inf  # of three; the second time there is one
+        return scores
+
+    problem.score_together = scored
+    torch.testing.assert_close(problem.evaluate(pop), expected)
+
+
+def test_failures_are_the_worst_of_every_objective(model, tokenizer, folders):
+    problem = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, objectives="tasks")
+    problem.score_together = Breaking(problem, *[RuntimeError("broken")] * 3)
+    scores = problem.evaluate(torch.randn(2, 2))
+    assert (scores[0] == -torch.inf).all() and scores[1].isfinite().all()
+
+
+def test_input_that_cannot_be_used_is_no_failure_of_a_merge(problem):
+    problem.score_together = Breaking(problem, ValueError("base: no chat template"))
+    with pytest.raises(ValueError, match="no chat template"):
+        problem.evaluate(torch.randn(2, 2))
+
+
+def test_a_workflow_drives_it_and_its_state_holds_no_base_model(problem):
+    torch.manual_seed(0)
+    algorithm = EvoGM(
+        4, -torch.ones(2), torch.ones(2), n_iters=1, epochs=5, hidden_dims=(8,), clamp=False
+    )
+    monitor = EvalMonitor(full_sol_history=True)
+    workflow = StdWorkflow(algorithm, problem, monitor, opt_direction="max")
+    workflow.init_step()
+    for _ in range(3):
+        workflow.step()
+    best = monitor.get_best_solution()
+    assert float(monitor.get_best_fitness()) == pytest.approx(
+        float(problem.evaluate(best[None])[0])
+    )
+    assert float(monitor.get_best_fitness()) == max(
+        float(f.max()) for f in monitor.get_fitness_history()
+    )
+    assert not any("problem" in name for name in workflow.state_dict())
+
+
+def test_the_same_seed_gives_the_same_search(model, tokenizer, folders):
+    def search():
+        torch.manual_seed(5)
+        monitor = EvalMonitor(full_sol_history=True)
+        algorithm = EvoGM(
+            4, -torch.ones(2), torch.ones(2), n_iters=1, epochs=5, hidden_dims=(8,), clamp=False
+        )
+        problem = LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, mode="unmerged")
+        workflow = StdWorkflow(algorithm, problem, monitor, opt_direction="max")
+        workflow.init_step()
+        workflow.step()
+        return torch.cat(monitor.get_solution_history()), torch.cat(monitor.get_fitness_history())
+
+    for one, other in zip(search(), search(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_export_writes_an_adapter_and_says_how_exactly_it_reloads(problem, tmp_path):
+    coefficients = torch.tensor([0.3, -0.9])
+    assert problem.export(coefficients, tmp_path / "merge") < 1e-6
+    again = LoRAMergeProblem(
+        problem.language_model.model,
+        [tmp_path / "merge"],
+        [ADD],
+        tokenizer=problem.language_model.tokenizer,
+    )
+    torch.testing.assert_close(
+        again.score_tasks(torch.ones(1))["add"], problem.score_tasks(coefficients)["add"]
+    )
+
+
+def test_a_hub_repository_laid_out_as_the_papers_is_read(tmp_path, model, tokenizer, make_adapter):
+    # base/ and experts/NAME/, as in TaoJiangCN/qwen2.5-1.5b-tulu-v2-lora-experts
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    for index, name in enumerate(("code", "cot")):
+        make_adapter(name, seed=index)
+    folders = sorted((tmp_path / "experts").iterdir())
+    problem = LoRAMergeProblem(tmp_path / "base", folders, [ADD], dtype=torch.float32)
+    direct = LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer)
+    assert [expert.name for expert in problem.experts] == ["code", "cot"]
+    pop = torch.tensor([[0.5, 0.5]])
+    torch.testing.assert_close(problem.evaluate(pop), direct.evaluate(pop))
+
+
+@pytest.mark.parametrize("mode", ["unmerged", "merged", "auto"])
+def test_another_default_device_does_not_matter(model, tokenizer, folders, mode):
+    expected, found = (
+        LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, mode=mode)
+        for _ in range(2)
+    )
+    pop = torch.rand(3, 2)
+    torch.set_default_device("meta")  # whatever is made on it holds no numbers
+    try:
+        scores = found.evaluate(pop)
+    finally:
+        torch.set_default_device(None)
+    torch.testing.assert_close(scores, expected.evaluate(pop))
+
+
+def test_bfloat16_scores_come_close_to_float32(tmp_path, model, tokenizer, folders):
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    pop = torch.tensor([[0.3, 0.2]])
+    exact = LoRAMergeProblem(tmp_path / "base", folders, [ADD], dtype=torch.float32).evaluate(pop)
+    half = LoRAMergeProblem(tmp_path / "base", folders, [ADD], dtype=torch.bfloat16)
+    assert half.language_model.model.dtype == torch.bfloat16
+    torch.testing.assert_close(half.evaluate(pop), exact, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"experts": []}, "experts: expected at least one adapter folder, found none"),
+        ({"tasks": []}, "tasks: expected at least one"),
+        ({"tasks": [ADD, ADD]}, "different names, found .*add.*add"),
+        ({"tokenizer": None}, "tokenizer: expected one together with a loaded model"),
+    ],
+)
+def test_what_is_missing_is_said(model, tokenizer, folders, change, message):
+    arguments = {
+        "base": model,
+        "experts": folders,
+        "tasks": [ADD],
+        "tokenizer": tokenizer,
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        LoRAMergeProblem(**arguments)
+
+
+def test_a_population_of_the_wrong_width_is_refused(problem):
+    with pytest.raises(
+        ValueError, match=r"expected \(P, 2\), one column per expert, found \(4, 3\)"
+    ):
+        problem.evaluate(torch.zeros(4, 3))
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(
+        ValueError, match="base: expected a transformers folder or hub id, found '.*nowhere'"
+    ):
+        load_base(tmp_path / "nowhere", dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_pickled_base_weights_are_not_read(tmp_path, model, tokenizer):
+    model.config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="base: expected"):
+        load_base(tmp_path, dtype=torch.float32, device=torch.device("cpu"))
