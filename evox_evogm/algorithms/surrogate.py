@@ -1,68 +1,53 @@
-"""Which proposals are worth an evaluation, as a Gaussian process on everything that was evaluated sees it.
+"""The surrogate: what fitness to expect of a point, from a Gaussian process on its outcomes.
 
-A fitness is often a weighted sum of many outcomes that are known one by one: accuracy is the mean over examples of "the margin
-of the right answer is above 0". Margins change smoothly where the fitness has steps, and one evaluation yields hundreds of
-them. So the process models every outcome, all with one kernel (one Cholesky factor for hundreds of outputs), and the expected
-fitness follows: sum_s w_s P(outcome_s > 0) for outcomes that count by their sign, sum_s w_s E[outcome_s] for the others. A
-fitness without outcomes is one outcome of weight 1 that counts as it is.
+A fitness is often a weighted sum of many outcomes that are known one by one. Accuracy, for example,
+is the mean over examples of "the margin of the right answer is above 0". Margins change smoothly
+where the fitness has steps, and one evaluation yields hundreds of them. So the process models every
+outcome, all with one kernel, and the predicted fitness follows:
 
-Batches are picked one by one, each pick entered as if its mean had been observed (the "kriging believer", D. Ginsbourger et
-al. 2010), by the expected fitness less a random multiple of its deviation; the first of a batch and every fifth after it,
-like the answer in the end, by what is expected of its surroundings.
+    sum_s w_s P(outcome_s > 0)  for outcomes that count by their sign,
+    sum_s w_s E[outcome_s]      for the others.
+
+A fitness without outcomes is one outcome of weight 1 that counts as it is.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from evox.utils import register_vmap_op
 
-from evox_evogm.algorithms.gaussian_process import GaussianProcess, Posterior
-from evox_evogm.algorithms.vmap_operator import flatten_lead
+from evox_evogm.algorithms.gaussian_process import (
+    MATERN52,
+    PRIOR,
+    GaussianProcess,
+    Kernel,
+    Posterior,
+    Prior,
+)
 
-ROWS = (
-    256  # evaluations that the process knows at most, the best: a Cholesky factor takes their cube
-)
-OPTIMISM = (
-    1.0  # deviation of the random multiple of a candidate's deviation that counts in its favour
-)
-SCORE_OPTIMISM = (
-    2.0  # the same without outcomes: of a score alone the process knows less, and errs more
-)
-SQUASH = 2.0  # outcomes that count by their sign are bent beyond this multiple of the median of their sizes
-BLUR = (
-    0.3  # deviation, in the same unit, that is added to what decides about a sign: see `Surrogate`
-)
-CORRELATION = 0.3  # the share of their summed deviations that a sum of several outcomes is taken to deviate by
-SCALES = (0.03, 0.1, 0.3)  # of the noise around good points, in half widths of the box
-PARENTS = 10  # good points that noise is added to
-AROUND, BETWEEN = 1000, 500  # candidates by noise, and on lines through two points
-CLIMBS = 4  # times that the answer is sought around the best points found
-SURROUNDINGS = 16  # points around an answer
-RADIUS = 0.05  # their deviation from it, in half widths of the box
-ANSWER_BLUR = 0.6  # `BLUR` of what is expected of them
-ANSWER_EVERY = (
-    5  # the first of so many picks in a batch is chosen as an answer is, by its surroundings
-)
-SHORTLIST = 500  # candidates from which a batch or an answer is picked
-POOLS = 4  # of candidates for a batch, each grown around the best of those before
-KEPT = 30  # candidates of a pool that the next one grows around, also where an answer is sought
+SUM_DEVIATION = 0.3  # of a sum of outcomes, in sums of their deviations
 
 
 class Outcomes(NamedTuple):
-    """What the columns of fitness beyond the first are: `weights` (S,), at least 0, and `by_sign` (S,), whether an outcome
-    counts by being above 0 (else as it is). As given by the problem, before a workflow changes their sign."""
+    """What the columns of fitness beyond the first mean, as the problem gives them.
+
+    weights: an `(S,)` tensor of at least 0, what each outcome weighs in the fitness.
+    by_sign: an `(S,)` tensor of bool, whether an outcome counts by being above 0, else as it is.
+    """
 
     weights: torch.Tensor
     by_sign: torch.Tensor
 
 
 def winsorize(fitness: torch.Tensor) -> torch.Tensor:
-    """Fitness in which nothing is further above the median than the best is below it, what failed included.
+    """Cap fitness as far above the median as the best is below it; failures get the cap.
 
-    What is bad may be bad by orders of magnitude, which a process whose length scales are the same everywhere would take for
-    all there is to know.
+    Bad fitness may be bad by orders of magnitude. A process whose length scales are the same
+    everywhere would model nothing else.
 
     :param fitness: an `(N, 1)` tensor, minimised, inf where an evaluation failed.
+    :return: an `(N, 1)` tensor of finite numbers.
     """
     scored = fitness[fitness.isfinite()]
     if len(scored) == 0:
@@ -70,45 +55,107 @@ def winsorize(fitness: torch.Tensor) -> torch.Tensor:
     return fitness.clamp(max=float(2 * scored.median() - scored.min()))
 
 
-def expected_fitness(
+@dataclass(frozen=True)
+class SurrogateSettings:
+    """Settings of the surrogate and of the choice of points. Lengths are in half widths of the box.
+
+    The defaults were chosen on trial seeds of the synthetic suite and then frozen
+    (benchmarks/results/surrogate_design.md).
+    """
+
+    # The Gaussian process.
+    kernel: Kernel = MATERN52
+    """Correlation of distances, and its slope."""
+    prior: Prior = PRIOR
+    """Of length scales; short ones, so that the first few evaluations are not taken for noise."""
+    max_points: int = 256
+    """Evaluations that the process uses, the best: a Cholesky factor costs their cube."""
+    max_fit_points: int = 128
+    """Points that hyper-parameters are fitted to, the best."""
+
+    # What outcomes mean.
+    score_transform: Callable[[torch.Tensor], torch.Tensor] = winsorize
+    """Of fitness `(N, 1)` without outcomes."""
+    squash: float = 2.0
+    """Outcomes that count by sign are bent by tanh beyond this multiple of their median size."""
+    noise_std: float = 0.3
+    """Added to what decides about a sign, in median sizes: other examples would decide otherwise."""
+    recommend_noise_std: float = 0.6
+    """The same for the perturbations of a point, by which points are recommended."""
+
+    # Acquisition.
+    beta: float = 1.0
+    """Scale of the random multiple of a deviation in the confidence bound."""
+    score_beta: float = 2.0
+    """The same without outcomes: a score alone says less, and its predictions err more."""
+    exploit_every: int = 5
+    """The first of so many points of a batch has the best mean over perturbations; 0 for none."""
+    perturbations: int = 16
+    """Perturbed copies of a point over which its predicted fitness is averaged."""
+    perturbation_std: float = 0.05
+    """Their deviation from the point."""
+
+    # Candidates.
+    candidate_rounds: int = 4
+    """Rounds of candidates; each is drawn around the best of the rounds before."""
+    parents: int = 10
+    """Best points that candidates are drawn around."""
+    gaussian_candidates: int = 1000
+    """Candidates of a round by Gaussian noise around parents."""
+    gaussian_stds: tuple[float, ...] = (0.03, 0.1, 0.3)
+    """Deviations of that noise."""
+    crossover_candidates: int = 500
+    """Candidates of a round on lines through a parent and another point."""
+    generated_candidates: int = 500
+    """Candidates of the first round from the generator; 0 trains no generators."""
+    max_step: float = 1.6
+    """Longest step along the way that the generator shows, which is 1 long."""
+    elites: int = 30
+    """Best candidates of a round that become parents of the next."""
+    shortlist: int = 500
+    """Candidates from which a batch or a recommendation is chosen."""
+    local_search_steps: int = 4
+    """Rounds of the search for a recommendation around the best points."""
+
+    # The start.
+    initial_std: float = 0.5
+    """Distance of initial points from the average, times 1/sqrt(n) a coordinate."""
+
+
+def predict_fitness(
     process: GaussianProcess,
     posterior: Posterior,
     weights: torch.Tensor,
     by_sign: torch.Tensor,
-    blur: torch.Tensor | float = 0.0,
+    noise_std: torch.Tensor | float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Expected fitness of C candidates, and by how much it may deviate, `(C,)` each.
+    """Predicted fitness of C candidates, and by how much it may deviate.
 
-    :param posterior: of these candidates, as the process sees them.
-    :param weights: an `(S,)` tensor of weights of the outcomes as the process has them.
+    :param posterior: of these candidates.
+    :param weights: an `(S,)` tensor, weights of the outcomes as the process has them.
     :param by_sign: an `(S,)` tensor, see `Outcomes`.
-    :param blur: a deviation of outcomes beside the process's own.
+    :param noise_std: a deviation of outcomes beside the process's own.
+    :return: two `(C,)` tensors.
     """
     means, variance = posterior.means, posterior.variance[:, process.block_of]  # (C, S)
-    spread = ((variance + process.noise) * process.scale**2 + blur**2).sqrt()  # (C, S)
+    spread = ((variance + process.noise) * process.scale**2 + noise_std**2).sqrt()  # (C, S)
     above = torch.special.ndtr(means / spread)
-    known = (
-        variance / (variance + process.noise)
-    ).sqrt()  # the share of the spread that an evaluation ends
+    resolved = (variance / (variance + process.noise)).sqrt()  # the share that an evaluation ends
     deviation = torch.where(
-        by_sign, (above * (1 - above)).sqrt() * known, variance.sqrt() * process.scale
+        by_sign, (above * (1 - above)).sqrt() * resolved, variance.sqrt() * process.scale
     )
-    share = CORRELATION if len(weights) > 1 else 1.0
+    # Outcomes err together in part: their sum deviates by less than the sum of their deviations.
+    share = SUM_DEVIATION if len(weights) > 1 else 1.0
     return torch.where(by_sign, above, means) @ weights, share * (deviation @ weights.abs())
 
 
 class Surrogate:
-    """The process with what its outcomes mean: it says what fitness to expect.
+    """The Gaussian process with the meaning of its outcomes: it predicts fitness.
 
-    Not of these examples alone: an answer that is right by a hair counts little more than one that is wrong by a hair, because
-    of other examples it would be as often the other way round. Without that the search finds coefficients that put many
-    examples just above 0, and loses on others what it gains on these (benchmarks/README.md). What is expected of the
-    surroundings of a point, by which answers are chosen, is blurred more than what proposals are chosen by.
-
-    :param points: an `(N, n)` tensor.
-    :param fitness: an `(N, 1 + S)` tensor, minimised; the first column is the fitness, the others its outcomes.
-    :param weights: an `(S,)` tensor, see `Outcomes`; empty without outcomes.
-    :param by_sign: an `(S,)` tensor, see `Outcomes`.
+    Not of these examples alone. An answer that is right by a hair counts little more than one that
+    is wrong by a hair: on other examples it would as often be the other way round. Without that the
+    search finds points that put many examples just above 0, and loses on unseen examples what it
+    gains on these (benchmarks/results/surrogate_design.md).
     """
 
     def __init__(
@@ -117,286 +164,82 @@ class Surrogate:
         fitness: torch.Tensor,
         weights: torch.Tensor,
         by_sign: torch.Tensor,
+        settings: SurrogateSettings | None = None,
     ):
-        outcomes = fitness[:, 1:]
-        self.by_examples = len(weights) > 0
-        self.optimism = OPTIMISM if self.by_examples else SCORE_OPTIMISM
-        if self.by_examples:
-            # What failed is as bad as the worst that did not. A point with some outcomes was given up before the others.
-            finite = outcomes.isfinite()
-            outcomes = torch.where(finite, outcomes, torch.nan)
-            worst = torch.where(finite, outcomes, -torch.inf).amax(0).nan_to_num(neginf=1.0)
-            outcomes = torch.where(finite.any(1, keepdim=True), outcomes, worst)
+        """Fit the process.
+
+        :param points: an `(N, n)` tensor in units of the box, best first.
+        :param fitness: an `(N, 1 + S)` tensor, minimised; the first column is the fitness, the
+            others are its outcomes.
+        :param weights: an `(S,)` tensor, see `Outcomes`; empty without outcomes.
+        :param by_sign: an `(S,)` tensor, see `Outcomes`.
+        """
+        self.settings = settings or SurrogateSettings()
+        self.has_outcomes = len(weights) > 0
+        if self.has_outcomes:
+            self.beta = self.settings.beta
             self.weights, self.by_sign = weights.double(), by_sign.bool()
+            outcomes = fill_failures(fitness[:, 1:])
             signed = outcomes[:, self.by_sign]
-            typical = (
-                signed.abs().nanmedian().clamp_min(1e-9) if signed.numel() else torch.tensor(1.0)
-            )
-            size, self.blur, self.answer_blur = (
-                share * typical for share in (SQUASH, BLUR, ANSWER_BLUR)
-            )
-            outcomes = torch.where(self.by_sign, size * torch.tanh(outcomes / size), outcomes)
+            size = torch.tensor(1.0)  # the median size of a signed outcome
+            if signed.numel():
+                size = signed.abs().nanmedian().clamp_min(1e-9)
+            self.noise_std = self.settings.noise_std * size
+            self.recommend_noise_std = self.settings.recommend_noise_std * size
+            bend = self.settings.squash * size
+            outcomes = torch.where(self.by_sign, bend * torch.tanh(outcomes / bend), outcomes)
         else:
-            outcomes, self.blur, self.answer_blur = winsorize(fitness[:, :1]), 0.0, 0.0
+            self.beta = self.settings.score_beta
             self.weights, self.by_sign = torch.ones(1).double(), torch.zeros(1, dtype=torch.bool)
-        self.process = GaussianProcess(points, outcomes)
+            outcomes = self.settings.score_transform(fitness[:, :1])
+            self.noise_std = self.recommend_noise_std = 0.0
+        self.process = GaussianProcess(
+            points,
+            outcomes,
+            kernel=self.settings.kernel,
+            prior=self.settings.prior,
+            max_fit_points=self.settings.max_fit_points,
+        )
 
-    def expected_fitness(
-        self, points: torch.Tensor, blur: torch.Tensor | float | None = None
-    ) -> torch.Tensor:
-        """What fitness to expect of `(C, n)` points, up to a constant, with another blur than for proposals if it is given."""
-        return self._expect(self.process.posterior(points), blur)[0]
+    def predict(self, points: torch.Tensor, noise_std=None) -> torch.Tensor:
+        """Predicted fitness of `(C, n)` points, up to a constant, a `(C,)` tensor.
 
-    def _expect(
-        self, posterior: Posterior, blur: torch.Tensor | float | None = None
+        :param noise_std: in place of the one for choosing a batch.
+        """
+        return self.predict_with_deviation(self.process.posterior(points), noise_std)[0]
+
+    def predict_with_deviation(
+        self, posterior: Posterior, noise_std=None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        blur = self.blur if blur is None else blur
-        return expected_fitness(self.process, posterior, self.weights, self.by_sign, blur)
+        """Predicted fitness of the candidates of a posterior, and its deviation, `(C,)` each."""
+        noise_std = self.noise_std if noise_std is None else noise_std
+        return predict_fitness(self.process, posterior, self.weights, self.by_sign, noise_std)
 
-    def expected_around(self, points: torch.Tensor) -> torch.Tensor:
-        """The mean of what is expected of the surroundings of `(C, n)` points, or without outcomes of the points themselves.
+    def predict_around(self, points: torch.Tensor) -> torch.Tensor:
+        """Mean predicted fitness of perturbed copies of `(C, n)` points, a `(C,)` tensor.
 
-        Another set of examples is like another place nearby: what is good here by a hair is not there.
+        Another set of examples is like another place nearby: what is good here by a hair is not good
+        there. Without outcomes it is the prediction for the points themselves.
         """
-        if not self.by_examples:
-            return self.expected_fitness(points)
+        if not self.has_outcomes:
+            return self.predict(points)
+        shape = self.settings.perturbations, points.shape[1]
         generator = torch.Generator().manual_seed(0)
-        steps = RADIUS * torch.randn(
-            SURROUNDINGS, points.shape[1], generator=generator, dtype=points.dtype
-        )
-        return torch.stack(
-            [self.expected_fitness(points + step, self.answer_blur) for step in steps]
-        ).mean(0)
-
-    def optimum(self, points: torch.Tensor) -> torch.Tensor:
-        """The `(n,)` point of whose surroundings most is expected, found around the best of `(N, n)` points."""
-        generator = torch.Generator().manual_seed(0)
-        best, merit = self._best_around(points)
-        for _ in range(CLIMBS):
-            candidates = candidates_around(best, merit, best[:0], generator)
-            best, merit = self._best_around(torch.cat([best, candidates]))
-        return best[0]
-
-    def _best_around(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        points = points[self.expected_fitness(points).argsort()[:SHORTLIST]]
-        merit, order = self.expected_around(points).sort()
-        return points[order[:KEPT]], merit[:KEPT]
-
-    def answer(
-        self, points: torch.Tensor, outcomes: torch.Tensor, *, all_known: bool = True
-    ) -> torch.Tensor:
-        """The `(n,)` point to take: the optimum, or without outcomes the best of the evaluated ones.
-
-        Where points were given up, too: what is known of the later outcomes comes from few points, and does not carry far. And
-        where the worst were dropped: of good points alone the process does not learn where it gets worse.
-
-        :param points: an `(N, n)` tensor, what was evaluated.
-        :param outcomes: an `(N, S)` tensor, NaN where nothing was observed.
-        :param all_known: whether these are all evaluations that were made.
-        """
-        known = outcomes.isfinite()
-        complete = known.all(1)
-        if all_known and outcomes.shape[1] and not (known.any(1) & ~complete).any():
-            return self.optimum(points)
-        expected = self.expected_around(points)
-        return points[
-            torch.where(complete, expected, torch.inf).argmin()
-            if complete.any()
-            else expected.argmin()
-        ]
-
-    def pick(
-        self, candidates: torch.Tensor, count: int, generator: torch.Generator
-    ) -> torch.Tensor:
-        """Row numbers `(count,)` of a batch out of `(C, n)` candidates, picked one by one out of a shortlist."""
-        process = self.process
-        posterior = process.posterior(candidates)
-        expected, deviation = self._expect(posterior)
-        shortlist = (expected - deviation).argsort()[: SHORTLIST + count]
-        candidates = candidates[shortlist]
-        means, variance, projected = posterior
-        posterior = Posterior(
-            means[shortlist],
-            variance[shortlist],
-            [whitened[:, shortlist] for whitened in projected],
-        )
-        around = self.expected_around(candidates) - self.expected_fitness(candidates)
-        variance, picked = posterior.variance.clone(), []
-        updates = [
-            [] for _ in posterior.projected
-        ]  # per block, what each pick explains of the candidates
-        for number in range(count):
-            expected, deviation = self._expect(posterior._replace(variance=variance))
-            optimism = (
-                self.optimism * torch.randn((), generator=generator, dtype=torch.float64).abs()
-            )
-            value = (
-                expected - optimism * deviation + (around if number % ANSWER_EVERY == 0 else 0.0)
-            )
-            value[picked] = torch.inf
-            choice = int(value.argmin())
-            picked.append(choice)
-            prior = process.covariance(candidates, candidates[choice : choice + 1])[:, 0]  # (C,)
-            for block, (projected, mine) in enumerate(
-                zip(posterior.projected, updates, strict=True)
-            ):
-                covariance = prior - projected.T @ projected[:, choice]
-                for update in mine:
-                    covariance = covariance - update * update[choice]
-                mine.append(
-                    covariance / (covariance[choice].clamp_min(1e-12) + process.noise).sqrt()
-                )
-                variance[:, block] = (variance[:, block] - mine[-1].square()).clamp_min(1e-9)
-        return shortlist[picked]
+        noise = torch.randn(shape, generator=generator, dtype=points.dtype)
+        predictions = []
+        for step in self.settings.perturbation_std * noise:
+            predictions.append(self.predict(points + step, self.recommend_noise_std))
+        return torch.stack(predictions).mean(0)
 
 
-def candidates_around(
-    points: torch.Tensor, merit: torch.Tensor, moved: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """What might be evaluated next: noise around good points, points on lines through them, and what the generators say.
+def fill_failures(outcomes: torch.Tensor) -> torch.Tensor:
+    """Outcomes in which failed evaluations are as bad as the worst that did not fail.
 
-    :param points: an `(N, n)` tensor.
-    :param merit: an `(N,)` tensor, expected fitness.
-    :param moved: an `(M, n)` tensor of points that the generators have moved.
-    :return: a `(C, n)` tensor inside [-1, 1].
+    A row with some outcomes was pruned before the others: these stay unknown, NaN.
+
+    :param outcomes: an `(N, S)` tensor, minimised.
     """
-    dim, options = points.shape[1], {"generator": generator, "dtype": torch.float64}
-    parents = points[merit.argsort()[:PARENTS]]
-
-    def draw(source: torch.Tensor, count: int) -> torch.Tensor:
-        return source[torch.randint(len(source), (count,), generator=generator)]
-
-    scales = draw(torch.tensor(SCALES, dtype=torch.float64), AROUND)[:, None]
-    around = draw(parents, AROUND) + scales * torch.randn(AROUND, dim, **options)
-    start = draw(parents, BETWEEN)
-    between = start + (torch.rand(BETWEEN, 1, **options) - 0.5) * (start - draw(points, BETWEEN))
-    return torch.cat([around, between, moved]).clamp(-1, 1)
-
-
-def propose_one(
-    points: torch.Tensor,
-    fitness: torch.Tensor,
-    count: torch.Tensor,
-    moved: torch.Tensor,
-    weights: torch.Tensor,
-    by_sign: torch.Tensor,
-    seed: torch.Tensor,
-    pop_size: int,
-) -> torch.Tensor:
-    """`propose` for one run."""
-    if not int(count):
-        raise ValueError("step: expected evaluated points, found none; call init_step first")
-    with torch.device("cpu"):  # whatever the default is
-        source = torch.Generator().manual_seed(int(seed))
-        known, values = on_cpu(points[:count], fitness[:count])
-        surrogate = Surrogate(known, values, weights.cpu(), by_sign.cpu())
-        merit = surrogate.expected_fitness(known)
-        parents, pools = (
-            known,
-            [candidates_around(known, merit, moved.detach().cpu().double(), source)],
-        )
-        while len(pools) < POOLS:
-            expected = surrogate.expected_fitness(pools[-1])
-            best = expected.argsort()[:KEPT]
-            parents, merit = (
-                torch.cat([parents, pools[-1][best]]),
-                torch.cat([merit, expected[best]]),
-            )
-            pools.append(candidates_around(parents, merit, parents[:0], source))
-        candidates = without_known(torch.cat(pools), known)
-        return candidates[surrogate.pick(candidates, pop_size, source)].to(points)
-
-
-def on_cpu(points: torch.Tensor, fitness: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A history in float64 on the CPU, with inf as the fitness of what failed."""
-    failed = fitness == torch.finfo(fitness.dtype).max  # `archive.failed_as_worst`
-    fitness = torch.where(failed, torch.inf, fitness)
-    return points.detach().cpu().double(), fitness.detach().cpu().double()
-
-
-def without_known(candidates: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Every candidate once, and none that is known: corners of the box come up often."""
-    rows, place = torch.cat([known, candidates]).unique(dim=0, return_inverse=True)
-    fresh = torch.ones(len(rows), dtype=torch.bool)
-    fresh[place[: len(known)]] = False
-    return rows[fresh]
-
-
-def answer(
-    points: torch.Tensor,
-    fitness: torch.Tensor,
-    weights: torch.Tensor,
-    by_sign: torch.Tensor,
-    *,
-    all_known: bool = True,
-) -> torch.Tensor:
-    """The `(n,)` point to take after a search; parameters as of `propose`, for the rows in use, and of `Surrogate.answer`."""
-    with torch.device("cpu"):
-        known, values = on_cpu(points, fitness)
-        surrogate = Surrogate(known, values, weights.cpu(), by_sign.cpu())
-        return surrogate.answer(known, values[:, 1:], all_known=all_known).to(points)
-
-
-OWN_DIMS = (
-    2,
-    2,
-    0,
-    2,
-    1,
-    1,
-    0,
-)  # dimensions of the tensors of `propose`; vmap adds others before them
-
-
-def _batched(*arguments):
-    *tensors, pop_size = arguments
-    lead, flat = flatten_lead(tensors, OWN_DIMS)
-    runs = zip(*flat, strict=True)
-    return torch.stack([propose_one(*run, pop_size) for run in runs]).unflatten(0, lead)
-
-
-def _batched_shape(*arguments):
-    *tensors, pop_size = arguments
-    lead, _ = flatten_lead(tensors, OWN_DIMS)
-    return tensors[0].new_empty(*lead, pop_size, tensors[0].shape[-1])
-
-
-def _shape(points, fitness, count, moved, weights, by_sign, seed, pop_size):
-    return points.new_empty(pop_size, points.shape[1])
-
-
-@register_vmap_op(
-    name="evogm::propose",
-    schema=(
-        "(Tensor points, Tensor fitness, Tensor count, Tensor moved, Tensor weights, Tensor by_sign, Tensor seed, "
-        "int pop_size) -> Tensor"
-    ),
-    fake_fn=_shape,
-    vmap_fn=_batched,
-    fake_vmap_fn=_batched_shape,
-    vmap_out_dims=0,
-    max_vmap_level=2,  # as `training.train`
-)
-def propose(
-    points: torch.Tensor,
-    fitness: torch.Tensor,
-    count: torch.Tensor,
-    moved: torch.Tensor,
-    weights: torch.Tensor,
-    by_sign: torch.Tensor,
-    seed: torch.Tensor,
-    pop_size: int,
-) -> torch.Tensor:
-    """A population of points that are worth an evaluation, as the process sees it; computed on the CPU in float64.
-
-    :param points: an `(N, n)` tensor in units of the box, the history.
-    :param fitness: an `(N, 1 + S)` tensor, minimised; the first column is the fitness, the others are its outcomes.
-    :param count: a `()` tensor, rows in use.
-    :param moved: an `(M, n)` tensor of further candidates.
-    :param weights: an `(S,)` tensor; with `by_sign` the meaning of the outcomes, see `Outcomes`. Empty without outcomes.
-    :param by_sign: an `(S,)` tensor.
-    :param seed: a `()` tensor, a whole number.
-    :param pop_size: P, how many points.
-    :return: a `(P, n)` tensor inside [-1, 1].
-    """
-    return propose_one(points, fitness, count, moved, weights, by_sign, seed, pop_size)
+    finite = outcomes.isfinite()
+    outcomes = torch.where(finite, outcomes, torch.nan)
+    worst = torch.where(finite, outcomes, -torch.inf).amax(0).nan_to_num(neginf=1.0)  # (S,)
+    return torch.where(finite.any(1, keepdim=True), outcomes, worst)

@@ -1,17 +1,17 @@
-"""Training the generators on the history of a round: the loss with its gradient, Adam, and the loop of epochs.
+"""Training the generators on the history of a round: the loss with its gradient, Adam, epochs.
 
     loss = a_c [ MSE(Gb(G(l)), l) + MSE(G(Gb(w)), w) ] + a_o MSE(G(l), mean of the winners)
 
-for winners w and losers l; G moves losers to winners, Gb back (Jiang et al., arXiv 2605.29295, section 2.2). One epoch is
-one full-batch step on all winners and as many losers, drawn independently. The loop is one operator, opaque to
-`torch.compile` (so that epochs are not unrolled) and batched over the runs of a `vmap`.
+for winners w and losers l. G moves losers to winners, Gb back (Jiang et al., arXiv 2605.29295,
+section 2.2). One epoch is one full-batch step on all winners and as many losers, drawn
+independently. The loop is one operator, so that `torch.compile` does not unroll epochs and `vmap`
+trains the generators of many runs together.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from evox.utils import register_vmap_op
 from torch.optim.adam import adam
 
 from evox_evogm.algorithms.archive import draw_losers, winner_count
@@ -24,28 +24,28 @@ from evox_evogm.algorithms.generators import (
     pack,
     parameter_gradients,
 )
-from evox_evogm.algorithms.vmap_operator import flatten_lead
+from evox_evogm.algorithms.vmap_operator import vmap_operator
 
-SCHEMA = (
-    "(Tensor parameters, Tensor moments, Tensor steps, Tensor points, Tensor count, Tensor draws, Tensor settings, "
-    "Tensor seed, int[] sizes) -> (Tensor, Tensor, Tensor)"
-)
-RUNS_AT_ONCE_ON_CPU = 2  # so few that their weights, gradients and moments stay in the cache (benchmarks/step_speed.py)
+# So few that their weights, gradients and moments stay in the cache (benchmarks/results/step.md).
+RUNS_AT_ONCE_ON_CPU = 2
 
 
 class Pass(NamedTuple):
-    """What B rows leave in the layers on their way through the generators."""
+    """What B rows leave in the layers on their way through the generators.
 
-    inputs: list[torch.Tensor]  # per layer (M, B, d_in)
-    deltas: list[
-        torch.Tensor
-    ]  # per layer (M, B, d_out), the gradient with respect to what weight and bias give
+    inputs: per layer an `(M, B, d_in)` tensor.
+    deltas: per layer an `(M, B, d_out)` tensor, the gradient by what weight and bias give.
+    """
+
+    inputs: list[torch.Tensor]
+    deltas: list[torch.Tensor]
 
 
 class LossGradient:
-    """The gradient of the loss of K runs, whose generators are G, Gb, G, Gb, ... (M = 2 K) or G, G, ... (M = K, no cycles).
+    """The gradient of the loss of K runs by the weights of their generators.
 
-    Rows go there through every generator and back through the other one. What both ways leave in a layer stands in one
+    The generators are G, Gb, G, Gb, ... (M = 2 K), or G, G, ... without cycles (M = K). Rows go
+    through every generator and back through the other one. What both ways leave in a layer is one
     tensor, so that one product gives the gradient of its weight.
     """
 
@@ -60,45 +60,46 @@ class LossGradient:
         batch: int,
         dual: bool,
     ):
-        """Make room for the passes.
+        """Allocate the tensors of the passes.
 
         :param layers: of the M generators.
         :param gradients: of the same form; every call overwrites them.
         :param target: a `(K, 1, 1, n)` tensor, the mean of the winners.
-        :param cycle_scale: a `(K, 1, B, 1)` tensor, what the square of an error of one coordinate counts in the cycle loss.
+        :param cycle_scale: a `(K, 1, B, 1)` tensor, what the square of an error of one coordinate
+            counts in the cycle loss.
         :param opt_scale: the same for the optimisation loss.
         :param batch: B, rows of a generator.
         :param dual: whether the generators come in pairs.
         """
         self.layers, self.gradients, self.dual = layers, gradients, dual
-        self.target, self.twice_cycle_scale, self.twice_opt_scale = (
-            target,
-            2 * cycle_scale,
-            2 * opt_scale,
-        )
-        weights = [weight for weight, _ in layers]
+        self.target = target
+        self.twice_cycle_scale, self.twice_opt_scale = 2 * cycle_scale, 2 * opt_scale
         rows = 2 * batch if dual else batch
-        inputs, self.deltas = (
-            [w.new_empty(len(w), rows, w.shape[side]) for w in weights] for side in (1, 2)
-        )
-        self.there, self.back = (
-            Pass(
-                *(
-                    [tensor[:, start : start + batch] for tensor in tensors]
-                    for tensors in (inputs, self.deltas)
-                )
-            )
-            for start in (0, batch)
-        )
-        self.transposed_weights = [weight.mT for weight in weights]
+        inputs, deltas = [], []
+        for weight, _ in layers:
+            networks, d_in, d_out = weight.shape
+            inputs.append(weight.new_empty(networks, rows, d_in))
+            deltas.append(weight.new_empty(networks, rows, d_out))
+        self.deltas = deltas
+        self.there = self._rows(inputs, slice(0, batch))
+        self.back = self._rows(inputs, slice(batch, 2 * batch))
+        self.transposed_weights = [weight.mT for weight, _ in layers]
         self.transposed_inputs = [tensor.mT for tensor in inputs]
+
+    def _rows(self, inputs: list[torch.Tensor], rows: slice) -> Pass:
+        part = Pass([], [])
+        for layer_inputs, layer_deltas in zip(inputs, self.deltas, strict=True):
+            part.inputs.append(layer_inputs[:, rows])
+            part.deltas.append(layer_deltas[:, rows])
+        return part
 
     def __call__(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the gradient.
 
-        :param points: a `(K, 2, B, n)` tensor of losers and winners, or without pairs a `(K, 1, B, n)` tensor of losers.
-        :return: the `(K, 2, B, n)` errors of the cycles (zeros without pairs), and the `(K, 1, B, n)` distances from the
-            target.
+        :param points: a `(K, 2, B, n)` tensor of losers and winners, or without pairs a
+            `(K, 1, B, n)` tensor of losers.
+        :return: the `(K, 2, B, n)` errors of the cycles (zeros without pairs), and the
+            `(K, 1, B, n)` distances from the target.
         """
         by_network = (-1, *points.shape[2:])  # (M, B, n)
         there, back = self.there, self.back
@@ -113,17 +114,11 @@ class LossGradient:
             error = returned.view(points.shape) - points.flip(1)
             error_gradient = (self.twice_cycle_scale * error).view(by_network)
             backward(self.transposed_weights, back.inputs, returned, error_gradient, back.deltas)
-            moved_gradient = (
-                torch.bmm(back.deltas[0], self.transposed_weights[0]).view(points.shape).flip(1)
-            )
+            back_gradient = torch.bmm(back.deltas[0], self.transposed_weights[0])
+            moved_gradient = back_gradient.view(points.shape).flip(1)
             moved_gradient[:, :1].addcmul_(self.twice_opt_scale, miss)
-        backward(
-            self.transposed_weights,
-            there.inputs,
-            moved,
-            moved_gradient.view(by_network),
-            there.deltas,
-        )
+        gradient = moved_gradient.view(by_network)
+        backward(self.transposed_weights, there.inputs, moved, gradient, there.deltas)
         parameter_gradients(self.gradients, self.transposed_inputs, self.deltas)
         return error, miss
 
@@ -131,11 +126,14 @@ class LossGradient:
 class Adam:
     """torch's fused Adam (Kingma and Ba, 2015; its defaults) for the generators of K runs.
 
-    One call serves all runs where they have the same learning rate and step, else there is one for each.
+    One call serves all runs with the same learning rate and step; otherwise each run has its own.
     """
 
     def __init__(
-        self, tensors: Sequence[tuple[torch.Tensor, Layers]], lr: torch.Tensor, steps: torch.Tensor
+        self,
+        tensors: Sequence[tuple[torch.Tensor, Layers]],
+        lr: torch.Tensor,
+        steps: torch.Tensor,
     ):
         """Prepare the calls.
 
@@ -144,31 +142,24 @@ class Adam:
         :param steps: a `(K,)` tensor, steps taken before.
         """
         settings = list(zip(lr.tolist(), steps.tolist(), strict=True))
+        self.calls = []
         if len(set(settings)) == 1:
-            settings, parts = settings[:1], [[[whole] for whole, _ in tensors]]
-        else:
-            by_run = [
-                [[part.chunk(len(settings)) for part in layer] for layer in layers]
-                for _, layers in tensors
-            ]
-            parts = [
-                [[part[run] for layer in layers for part in layer] for layers in by_run]
-                for run in range(len(settings))
-            ]
-        self.calls = [
-            (
-                part,
-                [torch.full((), step, dtype=torch.float32, device=lr.device) for _ in part[0]],
-                rate,
-            )
-            for part, (rate, step) in zip(parts, settings, strict=True)
-        ]
+            whole = [[vector] for vector, _ in tensors]
+            self._add_call(whole, *settings[0], lr.device)
+            return
+        for run, (rate, step) in enumerate(settings):
+            parts = [parts_of_run(layers, run, len(settings)) for _, layers in tensors]
+            self._add_call(parts, rate, step, lr.device)
+
+    def _add_call(self, tensors, rate: float, step: float, device: torch.device) -> None:
+        steps = [torch.full((), step, dtype=torch.float32, device=device) for _ in tensors[0]]
+        self.calls.append((tensors, steps, rate))
 
     def step(self) -> None:
         """Change parameters and moments by one step."""
-        for part, steps, rate in self.calls:
+        for tensors, steps, rate in self.calls:
             adam(
-                *part,
+                *tensors,
                 [],
                 steps,
                 fused=True,
@@ -182,6 +173,14 @@ class Adam:
             )
 
 
+def parts_of_run(layers: Layers, run: int, runs: int) -> list[torch.Tensor]:
+    """The tensors of one run's generators, layer by layer, as views."""
+    parts = []
+    for weight, bias in layers:
+        parts += [weight.chunk(runs)[run], bias.chunk(runs)[run]]
+    return parts
+
+
 def train_together(
     parameters: torch.Tensor,
     moments: torch.Tensor,
@@ -192,132 +191,63 @@ def train_together(
     settings: torch.Tensor,
     sizes: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`train_runs` for runs that are all trained, and in one batch."""
+    """`train` for K runs that are all trained, and in one batch."""
     runs, networks, _ = parameters.shape
     dim = points.shape[2]
     lr, winner_ratio, cycle_weight, opt_weight = settings.unbind(1)
+
     winners = winner_count(count, winner_ratio).minimum(count)  # (K,)
     rows = torch.arange(int(winners.max()), device=points.device)  # (B,)
-    row_weights = (rows < winners[:, None]) / winners[:, None].to(
-        points.dtype
-    )  # (K, B), 0 beyond a run's own winners
+    own = rows < winners[:, None]  # (K, B), False beyond a run's own winners
+    row_weights = own / winners[:, None].to(points.dtype)
     winner_points = points[:, : len(rows)]  # (K, B, n)
     target = (row_weights[..., None] * winner_points).sum(1)[:, None, None]  # (K, 1, 1, n)
-    loser_rows = draw_losers(
-        draws[:, :, : len(rows)], winners[:, None, None], count[:, None, None]
-    )  # (K, E, B)
-    mean = (
-        row_weights[:, None, :, None] / dim
-    )  # (K, 1, B, 1), weighs squares of errors so that their sum is the mean
-    cycle_scale, opt_scale = (
-        weight[:, None, None, None] * mean for weight in (cycle_weight, opt_weight)
-    )
+    loser_draws = draws[:, :, : len(rows)]
+    loser_rows = draw_losers(loser_draws, winners[:, None, None], count[:, None, None])  # (K, E, B)
 
-    flat, layers = layer_by_layer(parameters.flatten(0, 1), sizes)
-    first, second = (layer_by_layer(moment.flatten(0, 1), sizes) for moment in moments.unbind(1))
+    # Weighs squares of errors so that their sum is the mean.
+    mean = row_weights[:, None, :, None] / dim  # (K, 1, B, 1)
+    cycle_scale = cycle_weight[:, None, None, None] * mean
+    opt_scale = opt_weight[:, None, None, None] * mean
+
+    vector, layers = layer_by_layer(parameters.flatten(0, 1), sizes)
     gradient, gradients = layer_by_layer(torch.empty_like(parameters).flatten(0, 1), sizes)
-    optimizer = Adam([(flat, layers), (gradient, gradients), first, second], lr, steps)
+    first = layer_by_layer(moments[:, 0].flatten(0, 1), sizes)
+    second = layer_by_layer(moments[:, 1].flatten(0, 1), sizes)
+    optimizer = Adam([(vector, layers), (gradient, gradients), first, second], lr, steps)
     write_gradient = LossGradient(
-        layers, gradients, target, cycle_scale, opt_scale, batch=len(rows), dual=networks == 2
+        layers,
+        gradients,
+        target,
+        cycle_scale,
+        opt_scale,
+        batch=len(rows),
+        dual=networks == 2,
     )
     batch = winner_points[:, None].repeat(1, networks, 1, 1)  # (K, G, B, n)
     for epoch in range(draws.shape[1]):
-        batch[:, 0] = points.gather(1, loser_rows[:, epoch, :, None].expand(-1, -1, dim))
+        chosen = loser_rows[:, epoch, :, None].expand(-1, -1, dim)
+        batch[:, 0] = points.gather(1, chosen)
         error, miss = write_gradient(batch)
         optimizer.step()
-    losses = torch.stack([(mean * difference**2).sum((1, 2, 3)) for difference in (error, miss)], 1)
-    parameters, *moments = (
-        pack(tensors).unflatten(0, (runs, networks)) for tensors in (layers, first[1], second[1])
+
+    cycle_loss = (mean * error**2).sum((1, 2, 3))
+    opt_loss = (mean * miss**2).sum((1, 2, 3))
+    by_run = (runs, networks)
+    new_moments = [pack(first[1]).unflatten(0, by_run), pack(second[1]).unflatten(0, by_run)]
+    return (
+        pack(layers).unflatten(0, by_run),
+        torch.stack(new_moments, 1),
+        torch.stack([cycle_loss, opt_loss], 1),
     )
-    return parameters, torch.stack(moments, 1), losses
-
-
-def train_runs(
-    parameters: torch.Tensor,
-    moments: torch.Tensor,
-    steps: torch.Tensor,
-    points: torch.Tensor,
-    count: torch.Tensor,
-    draws: torch.Tensor,
-    settings: torch.Tensor,
-    seed: torch.Tensor,
-    sizes: Sequence[int],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Train the generators of K runs for E epochs, or make fresh ones.
-
-    :param parameters: a `(K, G, N)` tensor; G is 2 (G and Gb) or 1 (G alone).
-    :param moments: a `(K, 2, G, N)` tensor, Adam's moments.
-    :param steps: a `(K,)` tensor, Adam steps taken before; negative asks for fresh generators, which are not trained.
-    :param points: a `(K, C, n)` tensor, the history with the best first.
-    :param count: a `(K,)` tensor, rows in use.
-    :param draws: a `(K, E, C)` tensor of uniform numbers that choose the losers.
-    :param settings: a `(K, 4)` tensor: learning rate, winner ratio, a_c, a_o.
-    :param seed: a `(K,)` tensor of whole numbers, of the fresh generators.
-    :param sizes: layer sizes of a generator.
-    :return: new parameters, new moments, and the `(K, 2)` cycle and optimisation losses of the last epoch, before weighting.
-    """
-    networks, dtype, device = parameters.shape[1], parameters.dtype, parameters.device
-    results = (
-        torch.empty_like(parameters),
-        torch.empty_like(moments),
-        torch.empty_like(settings[:, :2]),
-    )
-    for run in (steps < 0).nonzero().flatten().tolist():
-        results[0][run] = initial_parameters(sizes, networks, dtype, device, int(seed[run]))
-        results[1][run], results[2][run] = 0, 0
-    active = (steps >= 0).nonzero().flatten()
-    at_once = RUNS_AT_ONCE_ON_CPU if device.type == "cpu" else max(1, len(active))
-    for chosen in active.split(at_once) if len(active) else ():
-        tensors = (parameters, moments, steps, points, count, draws, settings)
-        trained = train_together(*(tensor[chosen] for tensor in tensors), sizes)
-        for result, values in zip(results, trained, strict=True):
-            result[chosen] = values
-    return results
 
 
 def _shapes(parameters, moments, steps, points, count, draws, settings, seed, sizes):
-    losses = settings.new_empty((*settings.shape[:-1], 2))
+    losses = settings.new_empty(len(settings), 2)
     return torch.empty_like(parameters), torch.empty_like(moments), losses
 
 
-OWN_DIMS = (
-    2,
-    3,
-    0,
-    2,
-    0,
-    2,
-    1,
-    0,
-)  # dimensions of the tensors of `train`; vmap adds others before them
-
-
-def _batched(*arguments):
-    """`train_runs` over all leading dimensions that vmap has added."""
-    *tensors, sizes = arguments
-    lead, flat = flatten_lead(tensors, OWN_DIMS)
-    return tuple(result.unflatten(0, lead) for result in train_runs(*flat, sizes))
-
-
-def _batched_shapes(*arguments):
-    *tensors, _ = arguments
-    (parameters, moments, *_, settings, _), lead = tensors, flatten_lead(tensors, OWN_DIMS)[0]
-    return (
-        parameters.new_empty(*lead, *parameters.shape[-2:]),
-        moments.new_empty(*lead, *moments.shape[-3:]),
-        settings.new_empty(*lead, 2),
-    )
-
-
-@register_vmap_op(
-    name="evogm::train",
-    schema=SCHEMA,
-    fake_fn=_shapes,
-    vmap_fn=_batched,
-    fake_vmap_fn=_batched_shapes,
-    vmap_out_dims=(0, 0, 0),
-    max_vmap_level=2,  # the runs of a workflow, and those inside one evaluation of hyper-parameters
-)
+@vmap_operator("evogm::train", own_dims=(2, 3, 0, 2, 0, 2, 1, 0), shapes=_shapes)
 def train(
     parameters: torch.Tensor,
     moments: torch.Tensor,
@@ -329,6 +259,37 @@ def train(
     seed: torch.Tensor,
     sizes: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`train_runs` for one run: the same arguments without their first dimension."""
-    tensors = (parameters, moments, steps, points, count, draws, settings, seed)
-    return tuple(result[0] for result in train_runs(*(tensor[None] for tensor in tensors), sizes))
+    """Train the generators of K runs for E epochs, or make fresh ones.
+
+    As an operator it is called for one run, without K.
+
+    :param parameters: a `(K, G, N)` tensor; G is 2 (G and Gb) or 1 (G alone).
+    :param moments: a `(K, 2, G, N)` tensor, Adam's moments.
+    :param steps: a `(K,)` tensor, Adam steps taken before; negative for fresh generators, which are
+        not trained.
+    :param points: a `(K, C, n)` tensor, the history with the best first.
+    :param count: a `(K,)` tensor, rows in use.
+    :param draws: a `(K, E, C)` tensor of uniform numbers that choose the losers.
+    :param settings: a `(K, 4)` tensor: learning rate, winner ratio, a_c, a_o.
+    :param seed: a `(K,)` tensor of whole numbers, of the fresh generators.
+    :param sizes: layer sizes of a generator.
+    :return: new parameters, new moments, and the `(K, 2)` cycle and optimisation losses of the last
+        epoch, before weighting.
+    """
+    networks, dtype, device = parameters.shape[1], parameters.dtype, parameters.device
+    new_parameters, new_moments = torch.empty_like(parameters), torch.empty_like(moments)
+    losses = torch.empty_like(settings[:, :2])
+    for run in (steps < 0).nonzero().flatten().tolist():
+        new_parameters[run] = initial_parameters(sizes, networks, dtype, device, int(seed[run]))
+        new_moments[run] = 0
+        losses[run] = 0
+
+    trained = (steps >= 0).nonzero().flatten()
+    if len(trained) == 0:
+        return new_parameters, new_moments, losses
+    at_once = RUNS_AT_ONCE_ON_CPU if device.type == "cpu" else len(trained)
+    for chosen in trained.split(at_once):
+        tensors = (parameters, moments, steps, points, count, draws, settings)
+        results = train_together(*[tensor[chosen] for tensor in tensors], sizes)
+        new_parameters[chosen], new_moments[chosen], losses[chosen] = results
+    return new_parameters, new_moments, losses

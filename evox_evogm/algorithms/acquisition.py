@@ -1,0 +1,256 @@
+"""Which points are worth an evaluation: candidates, a batch of them, and the final recommendation.
+
+A batch is chosen point by point. Each choice is entered as if its mean had been observed (the
+"kriging believer", D. Ginsbourger et al. 2010). A point is chosen by its lower confidence bound: the
+predicted fitness less a random multiple of its deviation. Every few points one is chosen as the
+recommendation is, by its mean prediction over perturbed copies.
+"""
+
+import torch
+
+from evox_evogm.algorithms.gaussian_process import Posterior
+from evox_evogm.algorithms.surrogate import Surrogate, SurrogateSettings
+from evox_evogm.algorithms.vmap_operator import vmap_operator
+
+
+def draw_candidates(
+    points: torch.Tensor,
+    predicted: torch.Tensor,
+    generated: torch.Tensor,
+    settings: SurrogateSettings,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Candidates by Gaussian noise around good points, by crossover, and from the generators.
+
+    :param points: an `(N, n)` tensor.
+    :param predicted: an `(N,)` tensor, predicted fitness.
+    :param generated: an `(M, n)` tensor of points from the generators.
+    :return: a `(C, n)` tensor inside [-1, 1].
+    """
+    dim, options = points.shape[1], {"generator": generator, "dtype": torch.float64}
+    parents = points[predicted.argsort()[: settings.parents]]
+
+    def draw(source: torch.Tensor, count: int) -> torch.Tensor:
+        return source[torch.randint(len(source), (count,), generator=generator)]
+
+    count = settings.gaussian_candidates
+    stds = draw(torch.tensor(settings.gaussian_stds, dtype=torch.float64), count)[:, None]
+    gaussian = draw(parents, count) + stds * torch.randn(count, dim, **options)
+
+    count = settings.crossover_candidates
+    start = draw(parents, count)
+    factor = torch.rand(count, 1, **options) - 0.5
+    crossover = start + factor * (start - draw(points, count))
+    return torch.cat([gaussian, crossover, generated]).clamp(-1, 1)
+
+
+def remove_evaluated(candidates: torch.Tensor, evaluated: torch.Tensor) -> torch.Tensor:
+    """Every candidate once, and none that was evaluated: corners of the box come up often."""
+    rows, place = torch.cat([evaluated, candidates]).unique(dim=0, return_inverse=True)
+    new = torch.ones(len(rows), dtype=torch.bool)
+    new[place[: len(evaluated)]] = False
+    return rows[new]
+
+
+def choose_batch(
+    surrogate: Surrogate, candidates: torch.Tensor, count: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Row numbers `(count,)` of a batch out of `(C, n)` candidates, chosen one by one."""
+    settings, process = surrogate.settings, surrogate.process
+    posterior = process.posterior(candidates)
+    predicted, deviation = surrogate.predict_with_deviation(posterior)
+    shortlist = (predicted - deviation).argsort()[: settings.shortlist + count]
+    candidates = candidates[shortlist]
+    posterior = Posterior(
+        posterior.means[shortlist],
+        posterior.variance[shortlist].clone(),
+        [whitened[:, shortlist] for whitened in posterior.projected],
+    )
+    # What the perturbed copies of a candidate lose against the candidate itself.
+    loss_around = surrogate.predict_around(candidates) - surrogate.predict(candidates)
+
+    chosen: list[int] = []
+    explained = [[] for _ in posterior.projected]  # per block, by each choice, of the candidates
+    for number in range(count):
+        predicted, deviation = surrogate.predict_with_deviation(posterior)
+        beta = surrogate.beta * torch.randn((), generator=generator, dtype=torch.float64).abs()
+        value = predicted - beta * deviation
+        if settings.exploit_every and number % settings.exploit_every == 0:
+            value = value + loss_around
+        value[chosen] = torch.inf
+        choice = int(value.argmin())
+        chosen.append(choice)
+        believe_mean(surrogate, candidates, posterior, choice, explained)
+    return shortlist[chosen]
+
+
+def believe_mean(
+    surrogate: Surrogate,
+    candidates: torch.Tensor,
+    posterior: Posterior,
+    choice: int,
+    explained: list[list[torch.Tensor]],
+) -> None:
+    """Lower the variance of all candidates as if the chosen one had been evaluated.
+
+    :param candidates: a `(C, n)` tensor.
+    :param posterior: of the candidates; its variance is overwritten.
+    :param choice: the row of the chosen candidate.
+    :param explained: per block the `(C,)` tensors of earlier choices; one more is appended.
+    """
+    process = surrogate.process
+    prior = process.covariance(candidates, candidates[choice : choice + 1])[:, 0]  # (C,)
+    for block, (projected, updates) in enumerate(zip(posterior.projected, explained, strict=True)):
+        covariance = prior - projected.T @ projected[:, choice]
+        for update in updates:
+            covariance = covariance - update * update[choice]
+        scale = (covariance[choice].clamp_min(1e-12) + process.noise).sqrt()
+        updates.append(covariance / scale)
+        variance = posterior.variance[:, block] - updates[-1].square()
+        posterior.variance[:, block] = variance.clamp_min(1e-9)
+
+
+def find_optimum(surrogate: Surrogate, points: torch.Tensor) -> torch.Tensor:
+    """The `(n,)` point with the best mean prediction over perturbed copies.
+
+    A local search around the best of `(N, n)` points.
+    """
+    generator = torch.Generator().manual_seed(0)
+    best, predicted = keep_elites(surrogate, points)
+    for _ in range(surrogate.settings.local_search_steps):
+        candidates = draw_candidates(best, predicted, best[:0], surrogate.settings, generator)
+        best, predicted = keep_elites(surrogate, torch.cat([best, candidates]))
+    return best[0]
+
+
+def keep_elites(surrogate: Surrogate, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best of some points by their mean prediction over perturbed copies, best first."""
+    settings = surrogate.settings
+    points = points[surrogate.predict(points).argsort()[: settings.shortlist]]
+    predicted, order = surrogate.predict_around(points).sort()
+    return points[order[: settings.elites]], predicted[: settings.elites]
+
+
+def recommend(
+    points: torch.Tensor,
+    fitness: torch.Tensor,
+    weights: torch.Tensor,
+    by_sign: torch.Tensor,
+    settings: SurrogateSettings,
+    *,
+    complete_history: bool = True,
+) -> torch.Tensor:
+    """The point to take after a search: the optimum of the surrogate, or an evaluated point.
+
+    An evaluated one without outcomes, and in two cases more. Where evaluations were pruned, the
+    later outcomes are known at few points, and predictions do not carry far. Where the worst points
+    were dropped from the history, the process does not learn where fitness gets worse.
+
+    :param points: an `(N, n)` tensor in units of the box, what was evaluated.
+    :param fitness: an `(N, 1 + S)` tensor, minimised, as of `Surrogate`.
+    :param weights: an `(S,)` tensor, see `Outcomes`.
+    :param by_sign: an `(S,)` tensor, see `Outcomes`.
+    :param complete_history: whether these are all evaluations that were made.
+    :return: an `(n,)` tensor.
+    """
+    with torch.device("cpu"):
+        evaluated, values = to_cpu(points, fitness)
+        surrogate = Surrogate(evaluated, values, weights.cpu(), by_sign.cpu(), settings)
+        observed = values[:, 1:].isfinite()
+        complete = observed.all(1)
+        pruned = observed.any(1) & ~complete
+        if complete_history and observed.shape[1] and not pruned.any():
+            return find_optimum(surrogate, evaluated).to(points)
+        predicted = surrogate.predict_around(evaluated)
+        if complete.any():
+            predicted = torch.where(complete, predicted, torch.inf)
+        return evaluated[predicted.argmin()].to(points)
+
+
+def to_cpu(points: torch.Tensor, fitness: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A history in float64 on the CPU, with inf as the fitness of what failed."""
+    failed = fitness == torch.finfo(fitness.dtype).max  # `archive.failed_as_worst`
+    fitness = torch.where(failed, torch.inf, fitness)
+    return points.detach().cpu().double(), fitness.detach().cpu().double()
+
+
+def select_for_one_run(
+    points: torch.Tensor,
+    fitness: torch.Tensor,
+    count: torch.Tensor,
+    generated: torch.Tensor,
+    weights: torch.Tensor,
+    by_sign: torch.Tensor,
+    seed: torch.Tensor,
+    pop_size: int,
+    settings: SurrogateSettings,
+) -> torch.Tensor:
+    """`select_batch` for one run, whose tensors have no K."""
+    if not int(count):
+        raise ValueError("step: expected evaluated points, found none; call init_step first")
+    with torch.device("cpu"):  # whatever the default is
+        generator = torch.Generator().manual_seed(int(seed))
+        evaluated, values = to_cpu(points[:count], fitness[:count])
+        surrogate = Surrogate(evaluated, values, weights.cpu(), by_sign.cpu(), settings)
+        parents, predicted = evaluated, surrogate.predict(evaluated)
+        generated = generated.detach().cpu().double()
+        rounds = [draw_candidates(parents, predicted, generated, settings, generator)]
+        while len(rounds) < settings.candidate_rounds:
+            fresh = surrogate.predict(rounds[-1])
+            best = fresh.argsort()[: settings.elites]
+            parents = torch.cat([parents, rounds[-1][best]])
+            predicted = torch.cat([predicted, fresh[best]])
+            none = parents[:0]
+            rounds.append(draw_candidates(parents, predicted, none, settings, generator))
+        candidates = remove_evaluated(torch.cat(rounds), evaluated)
+        batch = candidates[choose_batch(surrogate, candidates, pop_size, generator)]
+        return batch.to(points)
+
+
+# A schema of operators takes no objects: settings are passed by their place in this list.
+_SETTINGS: list[SurrogateSettings] = []
+
+
+def settings_number(settings: SurrogateSettings) -> int:
+    """The number by which `select_batch` finds some settings; equal settings have the same."""
+    if settings not in _SETTINGS:
+        _SETTINGS.append(settings)
+    return _SETTINGS.index(settings)
+
+
+def _shapes(points, fitness, count, generated, weights, by_sign, seed, pop_size, settings):
+    return points.new_empty(len(points), pop_size, points.shape[-1])
+
+
+@vmap_operator("evogm::select_batch", own_dims=(2, 2, 0, 2, 1, 1, 0), shapes=_shapes)
+def select_batch(
+    points: torch.Tensor,
+    fitness: torch.Tensor,
+    count: torch.Tensor,
+    generated: torch.Tensor,
+    weights: torch.Tensor,
+    by_sign: torch.Tensor,
+    seed: torch.Tensor,
+    pop_size: int,
+    settings: int,
+) -> torch.Tensor:
+    """Populations that are worth an evaluation, for K runs; computed on the CPU in float64.
+
+    As an operator it is called for one run, without K.
+
+    :param points: a `(K, N, n)` tensor in units of the box, the history.
+    :param fitness: a `(K, N, 1 + S)` tensor, minimised; the first column is the fitness, the others
+        are its outcomes.
+    :param count: a `(K,)` tensor, rows in use.
+    :param generated: a `(K, M, n)` tensor of further candidates.
+    :param weights: a `(K, S)` tensor, see `Outcomes`; empty without outcomes.
+    :param by_sign: a `(K, S)` tensor, see `Outcomes`.
+    :param seed: a `(K,)` tensor of whole numbers.
+    :param pop_size: P, how many points.
+    :param settings: by `settings_number`.
+    :return: a `(K, P, n)` tensor inside [-1, 1].
+    """
+    batches = []
+    for run in zip(points, fitness, count, generated, weights, by_sign, seed, strict=True):
+        batches.append(select_for_one_run(*run, pop_size, _SETTINGS[settings]))
+    return torch.stack(batches)

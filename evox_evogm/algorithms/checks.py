@@ -1,0 +1,81 @@
+"""Checks of the arguments that algorithms share. What is wrong ends in one sentence."""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def check_box(pop_size: int, lb: torch.Tensor, ub: torch.Tensor, least: int = 1) -> None:
+    """Refuse what is not a population size and a box.
+
+    :param least: the smallest population that the algorithm can work with.
+    :raises ValueError: if `pop_size` is under `least`, or `lb` and `ub` are not two vectors with lb < ub.
+    """
+    check_whole_numbers(least, pop_size=pop_size)
+    for name, value in {"lb": lb, "ub": ub}.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name}: expected a tensor, found {value!r}")
+    vectors = lb.ndim == 1 and len(lb) > 0 and lb.dtype.is_floating_point
+    if not vectors or lb.shape != ub.shape or lb.dtype != ub.dtype:
+        raise ValueError(
+            "lb and ub: expected two floating-point vectors of one length and dtype, "
+            f"found {tuple(lb.shape)} {lb.dtype} and {tuple(ub.shape)} {ub.dtype}"
+        )
+    if not bool((lb < ub).all()):
+        raise ValueError(
+            "lb and ub: expected lb < ub in every coordinate, "
+            f"found lb {lb.tolist()}, ub {ub.tolist()}"
+        )
+
+
+def check_whole_numbers(least: int, **values: int) -> None:
+    """Refuse what is not a whole number of at least `least`, by its name."""
+    for name, value in values.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"{name}: expected a whole number of at least {least}, found {value!r}"
+            )
+
+
+def check_not_negative(**values: float) -> None:
+    """Refuse what is not a finite number of at least 0, by its name."""
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            raise ValueError(f"{name}: expected a number of at least 0, found {value!r}")
+
+
+def check_training(
+    *,
+    epochs: int,
+    lr: float,
+    winner_ratio: float,
+    cycle_weight: float,
+    opt_weight: float,
+    hidden_dims: Sequence[int],
+) -> None:
+    """Refuse settings that no generators can be trained with.
+
+    :raises ValueError: if one is out of range.
+    """
+    if not isinstance(hidden_dims, Sequence):
+        raise ValueError(f"hidden_dims: expected a sequence of widths, found {hidden_dims!r}")
+    widths = {f"hidden_dims[{index}]": width for index, width in enumerate(hidden_dims)}
+    check_whole_numbers(1, epochs=epochs, **widths)
+    check_not_negative(lr=lr, cycle_weight=cycle_weight, opt_weight=opt_weight)
+    if not isinstance(winner_ratio, (int, float)) or not 0 < winner_ratio <= 1:
+        raise ValueError(f"winner_ratio: expected a number in (0, 1], found {winner_ratio!r}")
+
+
+def check_fitness(fitness: torch.Tensor, expected: Sequence[int]) -> None:
+    """Refuse fitness of another shape than `expected`.
+
+    :raises ValueError: naming both shapes.
+    """
+    if fitness.shape == tuple(expected):
+        return
+    what = "a number per point (or outcomes= for further columns)"
+    if len(expected) > 1:
+        what = "a row per point"
+    raise ValueError(
+        f"evaluate: expected fitness {tuple(expected)}, {what}, found {tuple(fitness.shape)}"
+    )

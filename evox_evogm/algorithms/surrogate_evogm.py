@@ -1,0 +1,298 @@
+"""EvoGM with a surrogate: for evaluations that are dear, an EvoX `Algorithm`.
+
+The paper's generators (T. Jiang et al., "EvoGM", ICML 2026, arXiv 2605.29295) are trained on all
+evaluations, and a Gaussian process chooses what is evaluated: surrogate-assisted evolution with
+preselection. Where we differ from the paper: a surrogate, small populations, one round.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from evox.core import Algorithm, Mutable, Parameter
+
+from evox_evogm.algorithms.acquisition import recommend, select_batch, settings_number
+from evox_evogm.algorithms.archive import Archive, append, empty
+from evox_evogm.algorithms.checks import check_box, check_fitness, check_training
+from evox_evogm.algorithms.generators import generate, initial_parameters, parameter_count
+from evox_evogm.algorithms.surrogate import Outcomes, SurrogateSettings
+from evox_evogm.algorithms.training import train
+
+POP_SIZE = 3  # a good start: the surrogate learns from every population (benchmarks/README.md)
+
+
+class SurrogateEvoGM(Algorithm):
+    """Surrogate-assisted EvoGM in a box, for problems where every evaluation is expensive.
+
+    `init_step` and every `step` evaluate `pop_size` points. The initial population is the average of
+    the axes (1/n each) and points around it. A step trains the two generators on the history, draws
+    thousands of candidates (from the generator, around the best points, and between points), and
+    evaluates the ones that the Gaussian process ranks highest.
+
+    The process uses at most 256 evaluations, the best. A step costs a fraction of a second.
+    """
+
+    def __init__(
+        self,
+        pop_size: int,
+        lb: torch.Tensor,
+        ub: torch.Tensor,
+        *,
+        outcomes: Outcomes | None = None,
+        epochs: int = 50,
+        lr: float = 1e-4,
+        winner_ratio: float = 0.3,
+        cycle_weight: float = 100.0,
+        opt_weight: float = 1.0,
+        hidden_dims: Sequence[int] = (128, 256, 256, 256, 128),
+        dual: bool = True,
+        initial_points: torch.Tensor | None = None,
+        settings: SurrogateSettings | None = None,
+        device: torch.device | None = None,
+    ):
+        """Set up the search.
+
+        :param pop_size: P, evaluations per step, at least 2. 3 is a good start.
+        :param lb: an `(n,)` tensor, the point that -1 in every coordinate stands for.
+        :param ub: an `(n,)` tensor, the point that +1 in every coordinate stands for.
+        :param outcomes: what the further columns of fitness mean, if the problem gives `(P, 1 + S)`.
+        :param epochs: full-batch training steps before each batch.
+        :param lr: Adam's learning rate.
+        :param winner_ratio: rho, the share of the history that counts as winners, in (0, 1].
+        :param cycle_weight: a_c, weight of the cycle-consistency loss.
+        :param opt_weight: a_o, weight of the distance of G(losers) from the mean of the winners.
+        :param hidden_dims: widths of the generators' hidden layers.
+        :param dual: train the backward generator too; without it there is no cycle loss.
+        :param initial_points: a `(K, n)` tensor in units of `lb` and `ub`, evaluated before all other
+            points, P per step.
+        :param settings: of the surrogate and of the choice of points.
+        :param device: where the search runs. Defaults to torch's default device. The process runs on
+            the CPU in float64.
+        :raises ValueError: if a setting is out of range.
+        """
+        super().__init__()
+        device = torch.get_default_device() if device is None else torch.device(device)
+        check_box(pop_size, lb, ub, least=2)
+        check_training(
+            epochs=epochs,
+            lr=lr,
+            winner_ratio=winner_ratio,
+            cycle_weight=cycle_weight,
+            opt_weight=opt_weight,
+            hidden_dims=hidden_dims,
+        )
+        if outcomes is None:
+            outcomes = Outcomes(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+        outcomes = check_outcomes(outcomes)
+        if initial_points is None:
+            initial_points = lb.new_zeros(0, len(lb))
+        check_initial_points(initial_points, lb, ub)
+
+        self.pop_size = pop_size
+        self.dim = lb.shape[0]
+        self.epochs = epochs
+        self.sizes = [self.dim, *hidden_dims, self.dim]
+        self.dtype = lb.dtype
+        self.settings = settings or SurrogateSettings()
+        self._settings_number = settings_number(self.settings)
+
+        self.lr = Parameter(lr, self.dtype, device)
+        self.winner_ratio = Parameter(winner_ratio, self.dtype, device)
+        self.cycle_weight = Parameter(cycle_weight, self.dtype, device)
+        self.opt_weight = Parameter(opt_weight, self.dtype, device)
+
+        self.center = Mutable((lb + ub) / 2, device=device)  # (n,) never changed
+        self.half_width = Mutable((ub - lb) / 2, device=device)  # (n,) never changed
+        given = (initial_points.to(lb) - (lb + ub) / 2) / ((ub - lb) / 2)
+        self.initial_points = Mutable(given, device=device)  # (K, n) in units of the box
+        self.outcome_weights = Mutable(outcomes.weights.to(self.dtype), device=device)  # (S,)
+        self.outcome_by_sign = Mutable(outcomes.by_sign, device=device)  # (S,)
+        history = empty(max(self.settings.max_points, pop_size), self.dim, self.dtype, device)
+        self.points = Mutable(history.points)  # (C, n) in units of the box, best first
+        self.fitness = Mutable(history.fitness)  # (C,)
+        known_outcomes = torch.zeros(len(history.points), len(outcomes.weights), dtype=self.dtype)
+        self.outcomes = Mutable(known_outcomes, device=device)  # (C, S)
+        self.count = Mutable(history.count)
+        self.steps = Mutable(torch.zeros((), dtype=torch.int64, device=device))
+
+        generators = torch.zeros(1 + dual, parameter_count(self.sizes), dtype=self.dtype)
+        self.generators = Mutable(generators, device=device)  # (G, N)
+        self.moments = Mutable(torch.stack([generators, generators]), device=device)  # (2, G, N)
+        self.losses = Mutable(torch.zeros(2, dtype=self.dtype, device=device))
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._settings_number = settings_number(self.settings)  # another process counts anew
+
+    def init_step(self) -> None:
+        """Draw the first generators, and evaluate the initial population."""
+        device = self.generators.device
+        self.generators = initial_parameters(self.sizes, len(self.generators), self.dtype, device)
+        self._evaluate(self._initial_population())
+
+    def step(self) -> None:
+        """Learn from all evaluations, and evaluate the most promising of many candidates."""
+        self._train_generators()
+        generated = self._generate_candidates()  # (M, n)
+        self._evaluate(self._select_batch(generated))  # (P, n)
+
+    def recommend(self) -> torch.Tensor:
+        """The point to take when the search is over: the best predicted, not the best observed.
+
+        The best score of many that were tried on few examples is in part luck. With outcomes it is
+        the point with the best mean prediction over perturbed copies, evaluated or not. Without
+        outcomes it is the evaluated point with the best predicted fitness. An evaluated point also
+        where evaluations were pruned, or dropped from a full history.
+
+        For one run, not vmapped.
+
+        :return: an `(n,)` tensor in units of `lb` and `ub`.
+        :raises ValueError: before `init_step`.
+        """
+        count = int(self.count)
+        if not count:
+            raise ValueError(
+                "recommend: expected evaluated points, found none; call init_step first"
+            )
+        point = recommend(
+            self.points[:count],
+            self._fitness_with_outcomes()[:count],
+            self.outcome_weights,
+            self.outcome_by_sign,
+            self.settings,
+            complete_history=int(self.steps) * self.pop_size <= len(self.points),
+        )
+        return self._to_box(point)
+
+    def record_step(self) -> dict[str, torch.Tensor]:
+        """The state after a step.
+
+        :return: `pop` (P, n), the best points as they were evaluated; `fit` (P,), their fitness,
+            minimised; `losses` (2,), cycle and optimisation loss of the last epoch, before weighting.
+        """
+        return {
+            "pop": self._to_box(self.points[: self.pop_size]),
+            "fit": self.fitness[: self.pop_size],
+            "losses": self.losses,
+        }
+
+    def _to_box(self, points: torch.Tensor) -> torch.Tensor:
+        return self.center + self.half_width * points
+
+    def _fitness_with_outcomes(self) -> torch.Tensor:
+        return torch.cat([self.fitness[:, None], self.outcomes], 1)  # (C, 1 + S)
+
+    def _evaluate(self, points: torch.Tensor) -> None:
+        """Evaluate (P, n) points in units of the box, and append them to the history."""
+        points = self._put_initial_points_first(points)
+        fitness = self.evaluate(self._to_box(points)).to(self.points)  # (P,) or (P, 1 + S)
+        outputs = len(self.outcome_weights)
+        check_fitness(fitness, (self.pop_size, 1 + outputs) if outputs else (self.pop_size,))
+        fitness = fitness.view(self.pop_size, 1 + outputs)
+        history = Archive(torch.cat([self.points, self.outcomes], 1), self.fitness, self.count)
+        new_rows = torch.cat([points, fitness[:, 1:]], 1)  # (P, n + S)
+        rows, self.fitness, self.count = append(history, new_rows, fitness[:, 0])
+        # Cloned: EvoX's wrapper of hyper-parameters takes no state in which tensors share memory.
+        self.points, self.outcomes = rows[:, : self.dim].clone(), rows[:, self.dim :].clone()
+        self.steps = self.steps + 1
+
+    def _put_initial_points_first(self, points: torch.Tensor) -> torch.Tensor:
+        """Replace points of the first steps by the `initial_points` that are still to evaluate."""
+        given = len(self.initial_points)
+        if not given:
+            return points
+        rows = torch.arange(self.pop_size, device=points.device) + self.steps * self.pop_size
+        chosen = self.initial_points[rows.clamp(max=given - 1)]
+        return torch.where((rows < given)[:, None], chosen, points)
+
+    def _initial_population(self) -> torch.Tensor:
+        """The average of the axes and points around it, a (P, n) tensor."""
+        axes = torch.eye(self.dim, dtype=self.dtype, device=self.half_width.device)
+        average = axes.mean(0)
+        shape = self.pop_size - 1, self.dim
+        noise = torch.randn(shape, dtype=self.dtype, device=average.device)
+        around = average + self.settings.initial_std / self.dim**0.5 * noise
+        return torch.cat([average[None], around.clamp(-1, 1)])
+
+    def _train_generators(self) -> None:
+        """Train on all evaluations; generators go on from the last step."""
+        if not self.settings.generated_candidates:
+            return
+        device = self.fitness.device
+        seed = torch.randint(2**62, (), device=device)
+        draws = torch.rand(
+            self.epochs, len(self.fitness), dtype=self.dtype, device=device
+        )  # (E, C)
+        settings = [self.lr, self.winner_ratio, self.cycle_weight, self.opt_weight]
+        self.generators, self.moments, self.losses = train(
+            self.generators,
+            self.moments,
+            (self.steps - 1) * self.epochs,
+            self.points,
+            self.count,
+            draws,
+            torch.stack(settings),
+            seed,
+            self.sizes,
+        )
+
+    def _generate_candidates(self) -> torch.Tensor:
+        """Points of the history on their way along what the generator shows, an (M, n) tensor."""
+        count = self.settings.generated_candidates
+        options = {"dtype": self.dtype, "device": self.points.device}
+        rows = (torch.rand(count, **options) * self.count).long()
+        start = self.points[rows]  # (M, n)
+        length = self.settings.max_step * torch.rand(count, 1, **options)
+        return start + length * (generate(self.generators[0], self.sizes, start) - start)
+
+    def _select_batch(self, generated: torch.Tensor) -> torch.Tensor:
+        """The points that the surrogate ranks highest, a (P, n) tensor."""
+        seed = torch.randint(2**62, (), device=self.points.device)
+        return select_batch(
+            self.points,
+            self._fitness_with_outcomes(),
+            self.count,
+            generated,
+            self.outcome_weights,
+            self.outcome_by_sign,
+            seed,
+            self.pop_size,
+            self._settings_number,
+        )
+
+
+def check_outcomes(outcomes: Outcomes) -> Outcomes:
+    """Refuse what says nothing about columns of fitness.
+
+    :raises ValueError: if the two are not tensors of one length, or a weight is negative.
+    """
+    weights, by_sign = outcomes
+    if not (isinstance(weights, torch.Tensor) and isinstance(by_sign, torch.Tensor)):
+        raise ValueError(
+            "outcomes: expected two tensors, weights and by_sign, "
+            f"found {type(weights)} and {type(by_sign)}"
+        )
+    if weights.ndim != 1 or weights.shape != by_sign.shape or by_sign.dtype != torch.bool:
+        raise ValueError(
+            "outcomes: expected weights (S,) and by_sign (S,) of bool, "
+            f"found {tuple(weights.shape)} {weights.dtype} and "
+            f"{tuple(by_sign.shape)} {by_sign.dtype}"
+        )
+    if not bool((weights >= 0).all()):
+        raise ValueError(f"outcomes: expected weights of at least 0, found {float(weights.min())}")
+    return Outcomes(weights, by_sign)
+
+
+def check_initial_points(points: torch.Tensor, lb: torch.Tensor, ub: torch.Tensor) -> None:
+    """Refuse initial points of another width, or outside the box.
+
+    :raises ValueError: naming what was found.
+    """
+    if not isinstance(points, torch.Tensor) or points.ndim != 2 or points.shape[1] != len(lb):
+        found = tuple(points.shape) if isinstance(points, torch.Tensor) else repr(points)
+        raise ValueError(f"initial_points: expected a tensor (K, {len(lb)}), found {found}")
+    inside = (lb <= points.to(lb)) & (points.to(lb) <= ub)
+    if not bool(inside.all()):
+        row = int((~inside.all(1)).nonzero()[0])
+        raise ValueError(
+            f"initial_points: expected points inside the box, found {points[row].tolist()}"
+        )
