@@ -1,8 +1,8 @@
 """Which points are worth an evaluation: candidates, a batch of them, and the final recommendation.
 
 A batch is chosen point by point. Each choice is entered as if its mean had been observed (the
-"kriging believer", D. Ginsbourger et al. 2010). A point is chosen by its lower confidence bound: the
-predicted fitness less a random multiple of its deviation. Every few points one is chosen as the
+"kriging believer", D. Ginsbourger et al. 2010). A point is chosen by its lower confidence bound:
+the predicted fitness less a random multiple of its deviation. Every few points one is chosen as the
 recommendation is, by its mean prediction over perturbed copies.
 """
 

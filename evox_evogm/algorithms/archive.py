@@ -1,7 +1,8 @@
-"""The history of one round: a fixed number of rows, sorted by fitness with the best first. Pure functions of tensors.
+"""The history of one round: a fixed number of rows, sorted by fitness with the best first.
 
-Rows that hold nothing yet have fitness +inf and stand last. Because the archive is sorted, winners are its first rows,
-losers the rest, the population its first P rows, and the experts of the next round its first n rows.
+Pure functions of tensors. Rows that hold nothing yet have fitness +inf and stand last. Because the
+archive is sorted, winners are its first rows, losers the rest, the population its first P rows, and
+the experts of the next round its first n rows.
 """
 
 from typing import NamedTuple
@@ -10,7 +11,12 @@ import torch
 
 
 class Archive(NamedTuple):
-    """`points` (C, n) in the coordinates of the round's basis, `fitness` (C,) minimised, `count` () rows in use."""
+    """Evaluated points.
+
+    points: a `(C, n)` tensor over the axes of the round.
+    fitness: a `(C,)` tensor, minimised.
+    count: a `()` tensor, rows in use.
+    """
 
     points: torch.Tensor
     fitness: torch.Tensor
@@ -27,12 +33,15 @@ def empty(capacity: int, dim: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def failed_as_worst(fitness: torch.Tensor) -> torch.Tensor:
-    """NaN and infinite fitness become the largest finite number: worse than any score, better than an unused row."""
+    """NaN and infinite fitness as the largest finite number.
+
+    It is worse than any score and better than an unused row.
+    """
     return torch.where(torch.isfinite(fitness), fitness, torch.finfo(fitness.dtype).max)
 
 
 def append(archive: Archive, points: torch.Tensor, fitness: torch.Tensor) -> Archive:
-    """Add evaluated rows; the worst rows make room when the archive is full. Of equals, the older comes first.
+    """Add evaluated rows; a full archive drops its worst. Of equals, the older comes first.
 
     :param points: a `(P, n)` tensor.
     :param fitness: a `(P,)` tensor, minimised.
@@ -45,15 +54,18 @@ def append(archive: Archive, points: torch.Tensor, fitness: torch.Tensor) -> Arc
     return Archive(points, fitness[best], (archive.count + new_rows).clamp(max=capacity))
 
 
-def start_next_round(archive: Archive, known: int) -> Archive:
-    """The archive of the next round: the best `known` = n rows are its one-hots, with the fitness they have."""
-    capacity, dim = archive.points.shape
-    one_hots = torch.eye(known, dim, dtype=archive.points.dtype, device=archive.points.device)
-    fresh = empty(capacity, dim, archive.points.dtype, archive.points.device)
-    count = archive.count.clamp(max=known)
-    points = torch.cat([one_hots, fresh.points[known:]])
-    fitness = torch.cat([archive.fitness[:known], fresh.fitness[known:]])
-    return Archive(points, fitness, count)
+def start_next_round(archive: Archive, dim: int) -> Archive:
+    """The archive of the next round: the best n = `dim` rows are its one-hots.
+
+    They keep the fitness that they have.
+    """
+    capacity = len(archive.points)
+    dtype, device = archive.points.dtype, archive.points.device
+    one_hots = torch.eye(dim, dtype=dtype, device=device)
+    unused = empty(capacity, dim, dtype, device)
+    points = torch.cat([one_hots, unused.points[dim:]])
+    fitness = torch.cat([archive.fitness[:dim], unused.fitness[dim:]])
+    return Archive(points, fitness, archive.count.clamp(max=dim))
 
 
 def winner_count(count: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,8 @@ def check_box(pop_size: int, lb: torch.Tensor, ub: torch.Tensor, least: int = 1)
     """Refuse what is not a population size and a box.
 
     :param least: the smallest population that the algorithm can work with.
-    :raises ValueError: if `pop_size` is under `least`, or `lb` and `ub` are not two vectors with lb < ub.
+    :raises ValueError: if `pop_size` is under `least`, or `lb` and `ub` are not two vectors with lb
+        < ub.
     """
     check_whole_numbers(least, pop_size=pop_size)
     for name, value in {"lb": lb, "ub": ub}.items():

@@ -1,9 +1,9 @@
 """EvoGM: evolutionary generative optimisation, an EvoX `Algorithm`.
 
-T. Jiang et al., "EvoGM: Learning to Merge LLMs via Evolutionary Generative Optimization", ICML 2026,
-arXiv 2605.29295, Algorithm 1. Two small networks learn from all earlier tries of a round how to turn
-a losing point into a winning one, and make the next population. After each round its best points
-become the axes ("experts") of the next round.
+T. Jiang et al., "EvoGM: Learning to Merge LLMs via Evolutionary Generative Optimization", ICML
+2026, arXiv 2605.29295, Algorithm 1. Two small networks learn from all earlier tries of a round how
+to turn a losing point into a winning one, and make the next population. After each round its best
+points become the axes ("experts") of the next round.
 
 Where we differ from the published code: fitness that is known when a round starts is not evaluated
 again, and the change of experts is a matrix on the coefficients, so that `evaluate` always sees
@@ -34,15 +34,15 @@ class EvoGM(Algorithm):
     worst rows of the history are dropped once it is full.
 
     Initial points of the first round: the n one-hots, the average (1/n each), the rest uniform in
-    [-1, 1]^n. With `pop_size` of at most n: the average and the first one-hots. In a later round the
-    one-hots are the best n points of the round before, whose fitness is known. Evaluated are the
-    average of the new axes, and `pop_size - 1` points uniform in their [-1, 1]^n. (When a round saw
-    fewer than n points, the axes that it cannot replace stay.)
+    [-1, 1]^n. With `pop_size` of at most n: the average and the first one-hots. In a later round
+    the one-hots are the best n points of the round before, whose fitness is known. Evaluated are
+    the average of the new axes, and `pop_size - 1` points uniform in their [-1, 1]^n. (When a round
+    saw fewer than n points, the axes that it cannot replace stay.)
 
     The paper's ablations: `dual=False` (one generator), `n_rounds=1`, `cycle_weight=0`.
 
-    `SurrogateEvoGM` needs fewer evaluations; this class is there to reproduce the paper's method and
-    to compare with it.
+    `SurrogateEvoGM` needs fewer evaluations; this class is there to reproduce the paper's method
+    and to compare with it.
     """
 
     def __init__(
@@ -144,11 +144,11 @@ class EvoGM(Algorithm):
     def record_step(self) -> dict[str, torch.Tensor]:
         """The state after a step.
 
-        :return: `pop` (P, n), the best points of the round as they were evaluated; `fit` (P,), their
-            fitness, minimised; `round` and `iteration` (), both from 0, iteration 0 being the initial
-            points; `basis` (n, n), the axes of the round over the original ones; `losses` (2,),
-            cycle and optimisation loss of the last epoch, before weighting (0 where nothing was
-            trained).
+        :return: `pop` (P, n), the best points of the round as they were evaluated; `fit` (P,),
+            their fitness, minimised; `round` and `iteration` (), both from 0, iteration 0 being the
+            initial points; `basis` (n, n), the axes of the round over the original ones; `losses`
+            (2,), cycle and optimisation loss of the last epoch, before weighting (0 where nothing
+            was trained).
         """
         round_, iteration = self.round_and_iteration(self.steps - 1)
         return {

@@ -109,9 +109,9 @@ def negative_log_likelihood(
     """Negative log likelihood of outcomes, less a constant, and its gradient by hyper-parameters.
 
     Written out, because an operator such as `evogm::select_batch` has no autograd. With
-    G = (S K^-1 - A A^T) / 2 and A = K^-1 Z, the derivative by a parameter is the sum of the elements
-    of G times those of dK (C. Rasmussen and C. Williams, "Gaussian Processes for Machine Learning",
-    2006, eq. 5.9, for S outputs).
+    G = (S K^-1 - A A^T) / 2 and A = K^-1 Z, the derivative by a parameter is the sum of the
+    elements of G times those of dK (C. Rasmussen and C. Williams, "Gaussian Processes for Machine
+    Learning", 2006, eq. 5.9, for S outputs).
 
     :param log_parameters: an `(n + 2,)` tensor, logarithms of the length scales, the variance, and
         the noise above its floor.
@@ -146,8 +146,8 @@ def negative_log_likelihood(
 def prior_means(dim: int, prior: Prior = PRIOR) -> torch.Tensor:
     """The prior's means of the logarithms of hyper-parameters.
 
-    Distances grow with sqrt(n), and so do length scales. With the much longer ones that are usual in
-    Bayesian optimisation the process takes the first few evaluations for noise
+    Distances grow with sqrt(n), and so do length scales. With the much longer ones that are usual
+    in Bayesian optimisation the process takes the first few evaluations for noise
     (benchmarks/results/surrogate_design.md).
 
     :return: an `(n + 2,)` tensor: length scales, variance, and noise above its floor.
@@ -246,8 +246,8 @@ class GaussianProcess:
     def _fit(self, blocks: list[Block]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The most probable length scales (n,), variance and noise.
 
-        The best that the line searches have seen, not the last: where a Cholesky factor fails, a line
-        search may end in NaN.
+        The best that the line searches have seen, not the last: where a Cholesky factor fails, a
+        line search may end in NaN.
         """
         dim = self.points.shape[1]
         log_parameters = prior_means(dim, self.prior)

@@ -1,9 +1,9 @@
 """The generators of EvoGM: multilayer perceptrons n - hidden - n with ReLU, and tanh at the end.
 
-The weights of a generator are one flat vector, so that Adam is a few operations on one tensor, and M generators are the
-rows of an (M, N) tensor, so that a pair of them, or the pairs of many runs, go through one batched matrix product.
-The backward pass is written out: no autograd graph is built, and two passes through a generator share one product for the
-gradient of its weights.
+The weights of a generator are one flat vector, so that Adam is a few operations on one tensor. M
+generators are the rows of an (M, N) tensor, so that one batched matrix product serves all of them.
+The backward pass is written out. It builds no autograd graph, and two passes through a generator
+share one product for the gradient of its weights.
 
 Source: Jiang et al., "EvoGM", ICML 2026, arXiv 2605.29295, section 2.2 and appendix B.
 """
@@ -32,7 +32,7 @@ def initial_parameters(
     device: torch.device,
     seed: int | None = None,
 ) -> torch.Tensor:
-    """Fresh generators, every number uniform within 1/sqrt(inputs of its layer) as in `torch.nn.Linear`.
+    """Fresh generators, uniform within 1/sqrt(inputs of the layer) as in `torch.nn.Linear`.
 
     :param sizes: layer sizes (n, hidden..., n).
     :param count: M, how many generators.
@@ -40,15 +40,16 @@ def initial_parameters(
     :return: an `(M, N)` tensor.
     """
     source = None if seed is None else torch.Generator(device).manual_seed(seed)
-    bounds = torch.cat(
-        [torch.full(((d_in + 1) * d_out,), d_in**-0.5) for d_in, d_out in pairwise(sizes)]
-    )  # (N,)
-    uniform = torch.rand(count, len(bounds), dtype=dtype, device=device, generator=source)
-    return (2 * uniform - 1) * bounds.to(device, dtype)
+    bounds = []
+    for d_in, d_out in pairwise(sizes):
+        bounds.append(torch.full(((d_in + 1) * d_out,), d_in**-0.5))
+    bound = torch.cat(bounds).to(device, dtype)  # (N,)
+    uniform = torch.rand(count, len(bound), dtype=dtype, device=device, generator=source)
+    return (2 * uniform - 1) * bound
 
 
 def unpack(parameters: torch.Tensor, sizes: Sequence[int]) -> Layers:
-    """Views of (M, N) parameters: per layer the weight (M, d_in, d_out) and the bias (M, 1, d_out)."""
+    """Views of (M, N) parameters: per layer a weight (M, d_in, d_out) and a bias (M, 1, d_out)."""
     layers, start = [], 0
     for d_in, d_out in pairwise(sizes):
         middle, end = start + d_in * d_out, start + (d_in + 1) * d_out
@@ -59,27 +60,39 @@ def unpack(parameters: torch.Tensor, sizes: Sequence[int]) -> Layers:
 
 
 def layer_by_layer(parameters: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, Layers]:
-    """Copy (M, N) parameters so that every layer is one tensor without gaps: matrix products are fastest on these.
+    """Copy (M, N) parameters so that every layer is one tensor without gaps.
+
+    Matrix products are fastest on such tensors.
 
     :return: all numbers as one (M N,) vector, and the layers as views of it.
     """
-    layers = unpack(parameters, sizes)
-    vector = torch.cat([tensor.flatten() for layer in layers for tensor in layer])  # (M N,)
-    pieces = iter(vector.split([tensor.numel() for layer in layers for tensor in layer]))
-    return vector, [
-        (next(pieces).view(weight.shape), next(pieces).view(bias.shape)) for weight, bias in layers
-    ]
+    tensors = flat_list(unpack(parameters, sizes))
+    vector = torch.cat([tensor.flatten() for tensor in tensors])  # (M N,)
+    pieces = vector.split([tensor.numel() for tensor in tensors])
+    views = []
+    for piece, tensor in zip(pieces, tensors, strict=True):
+        views.append(piece.view(tensor.shape))
+    return vector, list(zip(views[::2], views[1::2], strict=True))
+
+
+def flat_list(layers: Layers) -> list[torch.Tensor]:
+    """Weights and biases of layers in one list."""
+    tensors = []
+    for weight, bias in layers:
+        tensors += [weight, bias]
+    return tensors
 
 
 def pack(layers: Layers) -> torch.Tensor:
     """The (M, N) parameters of layers: `unpack` undone."""
-    return torch.cat([tensor.flatten(1) for layer in layers for tensor in layer], 1)
+    return torch.cat([tensor.flatten(1) for tensor in flat_list(layers)], 1)
 
 
 def forward(layers: Layers, inputs: list[torch.Tensor]) -> torch.Tensor:
     """Send rows through M generators.
 
-    :param inputs: per layer an (M, B, d_in) tensor. The first holds the rows; the others are overwritten.
+    :param inputs: per layer an (M, B, d_in) tensor. The first holds the rows; the others are
+        overwritten.
     :return: the (M, B, n) output.
     """
     for index, (weight, bias) in enumerate(layers[:-1]):
@@ -103,7 +116,8 @@ def backward(
     :param inputs: what `forward` left.
     :param output: what `forward` returned.
     :param output_gradient: an (M, B, n) tensor.
-    :param deltas: per layer an (M, B, d_out) tensor, overwritten by the gradient with respect to what weight and bias give.
+    :param deltas: per layer an (M, B, d_out) tensor, overwritten by the gradient with respect to
+        what weight and bias give.
     """
     tanh_backward(output_gradient, output, grad_input=deltas[-1])
     for index in range(len(transposed) - 1, 0, -1):

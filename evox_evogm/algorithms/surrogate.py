@@ -79,7 +79,8 @@ class SurrogateSettings:
     squash: float = 2.0
     """Outcomes that count by sign are bent by tanh beyond this multiple of their median size."""
     noise_std: float = 0.3
-    """Added to what decides about a sign, in median sizes: other examples would decide otherwise."""
+    """Added to what decides about a sign, in median sizes: other examples would decide otherwise.
+    """
     recommend_noise_std: float = 0.6
     """The same for the perturbations of a point, by which points are recommended."""
 
@@ -218,8 +219,8 @@ class Surrogate:
     def predict_around(self, points: torch.Tensor) -> torch.Tensor:
         """Mean predicted fitness of perturbed copies of `(C, n)` points, a `(C,)` tensor.
 
-        Another set of examples is like another place nearby: what is good here by a hair is not good
-        there. Without outcomes it is the prediction for the points themselves.
+        Another set of examples is like another place nearby: what is good here by a hair is not
+        good there. Without outcomes it is the prediction for the points themselves.
         """
         if not self.has_outcomes:
             return self.predict(points)

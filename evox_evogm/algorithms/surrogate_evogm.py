@@ -23,10 +23,10 @@ POP_SIZE = 3  # a good start: the surrogate learns from every population (benchm
 class SurrogateEvoGM(Algorithm):
     """Surrogate-assisted EvoGM in a box, for problems where every evaluation is expensive.
 
-    `init_step` and every `step` evaluate `pop_size` points. The initial population is the average of
-    the axes (1/n each) and points around it. A step trains the two generators on the history, draws
-    thousands of candidates (from the generator, around the best points, and between points), and
-    evaluates the ones that the Gaussian process ranks highest.
+    `init_step` and every `step` evaluate `pop_size` points. The initial population is the average
+    of the axes (1/n each) and points around it. A step trains the two generators on the history,
+    draws thousands of candidates (from the generator, around the best points, and between points),
+    and evaluates the ones that the Gaussian process ranks highest.
 
     The process uses at most 256 evaluations, the best. A step costs a fraction of a second.
     """
@@ -54,7 +54,8 @@ class SurrogateEvoGM(Algorithm):
         :param pop_size: P, evaluations per step, at least 2. 3 is a good start.
         :param lb: an `(n,)` tensor, the point that -1 in every coordinate stands for.
         :param ub: an `(n,)` tensor, the point that +1 in every coordinate stands for.
-        :param outcomes: what the further columns of fitness mean, if the problem gives `(P, 1 + S)`.
+        :param outcomes: what the further columns of fitness mean, if the problem gives `(P, 1 +
+            S)`.
         :param epochs: full-batch training steps before each batch.
         :param lr: Adam's learning rate.
         :param winner_ratio: rho, the share of the history that counts as winners, in (0, 1].
@@ -62,11 +63,11 @@ class SurrogateEvoGM(Algorithm):
         :param opt_weight: a_o, weight of the distance of G(losers) from the mean of the winners.
         :param hidden_dims: widths of the generators' hidden layers.
         :param dual: train the backward generator too; without it there is no cycle loss.
-        :param initial_points: a `(K, n)` tensor in units of `lb` and `ub`, evaluated before all other
-            points, P per step.
+        :param initial_points: a `(K, n)` tensor in units of `lb` and `ub`, evaluated before all
+            other points, P per step.
         :param settings: of the surrogate and of the choice of points.
-        :param device: where the search runs. Defaults to torch's default device. The process runs on
-            the CPU in float64.
+        :param device: where the search runs. Defaults to torch's default device. The process runs
+            on the CPU in float64.
         :raises ValueError: if a setting is out of range.
         """
         super().__init__()
@@ -167,7 +168,8 @@ class SurrogateEvoGM(Algorithm):
         """The state after a step.
 
         :return: `pop` (P, n), the best points as they were evaluated; `fit` (P,), their fitness,
-            minimised; `losses` (2,), cycle and optimisation loss of the last epoch, before weighting.
+            minimised; `losses` (2,), cycle and optimisation loss of the last epoch, before
+            weighting.
         """
         return {
             "pop": self._to_box(self.points[: self.pop_size]),

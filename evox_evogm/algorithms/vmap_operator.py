@@ -38,8 +38,10 @@ def vmap_operator(name: str, *, own_dims: Sequence[int], shapes: Callable) -> Ca
 
     :param name: of the operator, `namespace::name`.
     :param own_dims: how many dimensions each tensor argument has in one run. Tensors come first.
-    :param shapes: a function of the same arguments that returns empty tensors of the results' shapes.
-    :return: a decorator. The operator takes the tensors of one run, without K, and returns the same.
+    :param shapes: a function of the same arguments that returns empty tensors of the results'
+        shapes.
+    :return: a decorator. The operator takes the tensors of one run, without K, and returns the
+        same.
     """
     count = len(own_dims)
 
@@ -60,7 +62,7 @@ def vmap_operator(name: str, *, own_dims: Sequence[int], shapes: Callable) -> Ca
 
         schema = torch.library.infer_schema(run_many, mutates_args=())
         results = schema.split("->")[1].count("Tensor")
-        return register_vmap_op(
+        operator = register_vmap_op(
             name=name,
             schema=schema,
             fake_fn=lambda *arguments: call_one(shapes, *arguments),
@@ -69,5 +71,7 @@ def vmap_operator(name: str, *, own_dims: Sequence[int], shapes: Callable) -> Ca
             vmap_out_dims=0 if results == 1 else (0,) * results,
             max_vmap_level=MAX_VMAP_LEVEL,
         )(wraps(run_many)(lambda *arguments: call_one(run_many, *arguments)))
+        operator.run_many = run_many
+        return operator
 
     return decorate

@@ -25,13 +25,15 @@ class Recorder(Problem):
 
 
 def start(problem, pop_size, dim, **settings):
-    settings = {"proposal": "paper", "epochs": 3, "hidden_dims": (6,), "clamp": False, **settings}
+    settings = {"epochs": 3, "hidden_dims": (6,), "clamp": False, **settings}
     bounds = torch.ones(dim, dtype=settings.pop("dtype", torch.float32))
     return StdWorkflow(EvoGM(pop_size, -bounds, bounds, **settings), problem, EvalMonitor())
 
 
 def distance(pop):
-    """Smallest at (0.1, 0.8): of (1, 0), (0, 1), (.5, .5) the second is the best and the first the worst."""
+    """Smallest at (0.1, 0.8): of (1, 0), (0, 1), (.5, .5) the second is the best and the first the
+    worst.
+    """
     return (pop - pop.new_tensor([0.1, 0.8])).norm(dim=1)
 
 
@@ -59,13 +61,14 @@ def test_three_points_go_through_a_round_and_into_the_next():
     first_population = algorithm.points[:3].clone()
 
     workflow.step()  # the generator, trained with one winner and two losers, moves all three
-    proposals = generate(algorithm.generators[0], algorithm.sizes, first_population)
-    assert torch.equal(problem.seen[1], proposals)
+    offspring = generate(algorithm.generators[0], algorithm.sizes, first_population)
+    assert torch.equal(problem.seen[1], offspring)
     together = torch.cat([*problem.seen])
     order = distance(together).argsort()
     assert torch.equal(algorithm.points[:6], together[order])
 
-    workflow.step()  # the best two are the axes of round 2; their scores are known, so three other points are evaluated
+    # The best two are the axes of round 2. Their scores are known, so three others are evaluated.
+    workflow.step()
     basis = together[order][:2]
     assert torch.equal(algorithm.basis, basis)
     torch.testing.assert_close(problem.seen[2][0], basis.mean(0))
@@ -123,9 +126,7 @@ def test_whole_runs_equal_the_plain_transcription(dual, n_rounds):
 def test_points_scale_to_the_box_and_clamp_keeps_them_inside():
     problem = Recorder(lambda pop: pop.sum(1))
     lb, ub = torch.tensor([0.0, -4.0]), torch.tensor([1.0, 4.0])
-    workflow = StdWorkflow(
-        EvoGM(5, lb, ub, proposal="paper", n_iters=1, epochs=2, hidden_dims=(6,)), problem
-    )
+    workflow = StdWorkflow(EvoGM(5, lb, ub, n_iters=1, epochs=2, hidden_dims=(6,)), problem)
     workflow.init_step()
     assert problem.seen[0][:3].tolist() == [[1.0, 0.0], [0.5, 4.0], [0.75, 2.0]]
     for _ in range(4):
@@ -217,7 +218,7 @@ def test_two_rounds_come_closer_to_the_optimum_of_sphere_than_the_first_points()
     torch.manual_seed(0)
     monitor = EvalMonitor()
     workflow = StdWorkflow(
-        EvoGM(20, torch.full((10,), -5.0), torch.full((10,), 5.0), proposal="paper"),
+        EvoGM(20, torch.full((10,), -5.0), torch.full((10,), 5.0)),
         Sphere(),
         monitor,
     )

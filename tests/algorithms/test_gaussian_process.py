@@ -2,14 +2,18 @@
 
 import math
 
+import pytest
 import torch
-from compare_methods import LONG_LENGTH_SCALES, matern_3_2, rbf, steepness_3_2
 
 from evox_evogm.algorithms import gaussian_process
 from evox_evogm.algorithms.gaussian_process import (
+    MATERN32,
+    MATERN52,
     NOISE_FLOOR,
+    RBF,
     Block,
     GaussianProcess,
+    Prior,
     negative_log_posterior,
 )
 
@@ -32,7 +36,9 @@ def plain_covariance(first, second, logarithms):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def test_the_improbability_of_hyper_parameters_is_that_of_a_normal_distribution_and_the_prior(data):
+def test_the_posterior_of_hyper_parameters_is_a_normal_distribution_times_the_prior(
+    data,
+):
     points, outcomes = data
     logarithms = torch.tensor([0.1, -0.4, 0.8, 0.2, -3.0], dtype=torch.float64)
     covariance = plain_covariance(points, points, logarithms)
@@ -70,11 +76,13 @@ def test_its_gradient_is_that_of_finite_differences(data):
 def test_hyper_parameters_are_the_best_that_were_seen_when_the_search_for_them_breaks_down(
     data, monkeypatch
 ):
-    """In a case of twenty experts a factor failed in a line search, and the process forgot what it had found."""
+    """In a case of twenty experts a factor failed in a line search, and the process forgot what it
+    had found.
+    """
     seen = []
 
-    def breaks_down(logarithms, blocks):
-        value, gradient = negative_log_posterior(logarithms, blocks)
+    def breaks_down(logarithms, *arguments):
+        value, gradient = negative_log_posterior(logarithms, *arguments)
         if len(seen) == 5:
             return value * torch.nan, gradient * torch.nan
         seen.append((float(value), logarithms.detach().clone()))
@@ -89,7 +97,7 @@ def test_hyper_parameters_are_the_best_that_were_seen_when_the_search_for_them_b
     )
 
 
-def test_ten_evaluations_are_not_taken_for_noise_as_with_long_length_scales(monkeypatch):
+def test_ten_evaluations_are_not_taken_for_noise_as_with_long_length_scales():
     """Of forty waves, about as long as margins of merges are, at ten points in ten dimensions."""
     generator = torch.Generator().manual_seed(0)
     points = 0.1 + 0.16 * torch.randn(10, 10, generator=generator, dtype=torch.float64)
@@ -98,21 +106,16 @@ def test_ten_evaluations_are_not_taken_for_noise_as_with_long_length_scales(monk
         + 6 * torch.rand(40, generator=generator)
     )
     assert GaussianProcess(points, waves).noise < 0.1
-    for name, value in LONG_LENGTH_SCALES.items():
-        monkeypatch.setattr(gaussian_process, name, value)
-    assert GaussianProcess(points, waves).noise > 0.5  # of a variance of 1
+    long = Prior(2 * math.exp(math.sqrt(2)), 3.0)  # of Hvarfner et al., in half widths
+    assert GaussianProcess(points, waves, prior=long).noise > 0.5  # of a variance of 1
 
 
-def test_other_kernels_have_the_steepness_of_their_correlation():
+@pytest.mark.parametrize("kernel", [MATERN52, MATERN32, RBF])
+def test_a_kernel_has_the_slope_of_its_correlation(kernel):
     distance = torch.linspace(0.01, 3, 50, dtype=torch.float64)
-    kernels = [
-        (gaussian_process.matern52, gaussian_process.matern52_slope),
-        (rbf, rbf),
-        (matern_3_2, steepness_3_2),
-    ]
-    for correlation, matern52_slope in kernels:
-        slope = (correlation(distance + 1e-6) - correlation(distance - 1e-6)) / 2e-6
-        assert torch.allclose(matern52_slope(distance), -slope / distance, atol=1e-6)
+    above, below = kernel.correlation(distance + 1e-6), kernel.correlation(distance - 1e-6)
+    derivative = (above - below) / 2e-6
+    torch.testing.assert_close(kernel.slope(distance), -derivative / distance, rtol=0, atol=1e-6)
 
 
 def test_the_posterior_is_the_textbooks(data):
@@ -138,7 +141,9 @@ def test_the_posterior_is_the_textbooks(data):
 
 
 def test_outcomes_that_were_not_observed_are_left_out(data):
-    """Two outcomes of all points, one of the first nine: it is predicted from those, the others as if it were not there."""
+    """Two outcomes of all points, one of the first nine: it is predicted from those, the others as
+    if it were not there.
+    """
     points, outcomes = data
     partial = outcomes.clone()
     partial[9:, 1] = torch.nan

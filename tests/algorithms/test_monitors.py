@@ -13,9 +13,7 @@ POP_SIZE, N, STEPS = 6, 3, 5
 def run(problem=None, monitor=None, **settings):
     torch.manual_seed(1)
     bounds = torch.full((N,), 4.0)
-    algorithm = EvoGM(
-        POP_SIZE, -bounds, bounds, proposal="paper", n_iters=1, epochs=5, hidden_dims=(8,)
-    )
+    algorithm = EvoGM(POP_SIZE, -bounds, bounds, n_iters=1, epochs=5, hidden_dims=(8,))
     workflow = StdWorkflow(
         algorithm, problem or Sphere(), monitor or EvalMonitor(full_sol_history=True), **settings
     )

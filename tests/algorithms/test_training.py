@@ -14,7 +14,7 @@ from evox_evogm.algorithms.generators import (
     parameter_count,
     unpack,
 )
-from evox_evogm.algorithms.training import train, train_runs
+from evox_evogm.algorithms.training import train
 
 SIZES = [3, 8, 5, 3]
 
@@ -81,7 +81,7 @@ def test_many_runs_at_once_equal_each_run_alone():
     runs = [a_run(seed=seed, count=count) for seed, count in ((0, 11), (1, 3), (2, 16))]
     runs[1]["settings"] = torch.tensor([1e-2, 0.5, 1.0, 2.0], dtype=torch.float64)
     stacked = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
-    together = train_runs(*stacked.values(), SIZES)
+    together = train.run_many(*stacked.values(), SIZES)
     under_vmap = torch.vmap(lambda *tensors: train(*tensors, SIZES))(*stacked.values())
     for index, run in enumerate(runs):
         for alone, joint, mapped in zip(
@@ -95,7 +95,7 @@ def test_a_run_whose_round_begins_gets_fresh_generators_beside_one_that_is_train
     runs = [a_run(seed=0), a_run(seed=1)]
     runs[0]["steps"], runs[0]["moments"] = torch.tensor(-1), torch.ones_like(runs[0]["moments"])
     stacked = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
-    parameters, moments, losses = train_runs(*stacked.values(), SIZES)
+    parameters, moments, losses = train.run_many(*stacked.values(), SIZES)
     fresh = initial_parameters(SIZES, 2, torch.float64, torch.device("cpu"), seed=100)
     assert torch.equal(parameters[0], fresh) and not torch.equal(fresh, runs[0]["parameters"])
     assert not moments[0].any() and not losses[0].any()
@@ -139,7 +139,8 @@ def test_initial_numbers_fill_the_bounds_of_torch_linear():
 
 
 def test_the_winners_that_train_are_those_of_the_archive():
-    # 7 rows give 2 winners: moving a loser changes the result only through the draws, moving a winner always.
+    # 7 rows give 2 winners: moving a loser changes the result only through the draws, moving a
+    # winner always.
     run = a_run(count=7, epochs=1)
     run["draws"] = torch.zeros(1, 16, dtype=torch.float64)  # only row 2, the first loser, is drawn
     assert int(winner_count(run["count"], run["settings"][1])) == 2

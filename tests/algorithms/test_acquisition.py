@@ -1,0 +1,148 @@
+"""Which points are chosen for evaluation, and which one is recommended."""
+
+import pytest
+import torch
+
+from evox_evogm import SurrogateSettings
+from evox_evogm.algorithms import acquisition
+from evox_evogm.algorithms.acquisition import (
+    choose_batch,
+    recommend,
+    remove_evaluated,
+    select_batch,
+    settings_number,
+    to_cpu,
+)
+from evox_evogm.algorithms.surrogate import Surrogate
+
+NO_OUTCOMES = torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+DEFAULT = SurrogateSettings()
+
+
+def forty_candidates():
+    generator = torch.Generator().manual_seed(3)
+    return 2 * torch.rand(40, 3, generator=generator, dtype=torch.float64) - 1
+
+
+def select(points, fitness, seed, pop_size, settings=DEFAULT):
+    count = torch.tensor(len(points))
+    number = settings_number(settings)
+    return select_batch(
+        points, fitness, count, points, *NO_OUTCOMES, torch.tensor(seed), pop_size, number
+    )
+
+
+def test_a_choice_is_entered_as_if_its_mean_had_been_observed(data, monkeypatch):
+    """The variance of the others after a choice is that of a process with one more point."""
+    points, outcomes = data
+    surrogate = Surrogate(points, outcomes[:, :1], *NO_OUTCOMES)
+    candidates, seen = forty_candidates(), []
+    believe_mean = acquisition.believe_mean
+
+    def listen(surrogate, shortlist, posterior, choice, explained):
+        believe_mean(surrogate, shortlist, posterior, choice, explained)
+        seen.append(posterior.variance[:, 0].clone())
+
+    monkeypatch.setattr(acquisition, "believe_mean", listen)
+    chosen = choose_batch(surrogate, candidates, 4, torch.Generator().manual_seed(4)).tolist()
+    assert len(set(chosen)) == 4
+    process = surrogate.process
+    for count in (1, 2, 3):
+        more = torch.cat([points, candidates[chosen[:count]]])
+        noise = process.noise * torch.eye(len(more), dtype=torch.float64)
+        inverse = torch.linalg.inv(process.covariance(more, more) + noise)
+        cross = process.covariance(candidates, more)
+        expected = process.variance - (cross @ inverse * cross).sum(1)
+        variance = seen[count - 1]  # of the shortlist, which has another order
+        assert torch.allclose(variance.sort().values, expected.sort().values, atol=1e-8)
+
+
+def test_every_fifth_choice_is_made_by_the_prediction_around_a_point(data):
+    points, outcomes = data
+    surrogate = Surrogate(points, outcomes[:, :1], *NO_OUTCOMES)
+    candidates = forty_candidates()
+    first, second = candidates[surrogate.predict(candidates).argsort(descending=True)[:2]].tolist()
+    around = {tuple(first): -2e6, tuple(second): -1e6}
+
+    def predict_around(rows):
+        return torch.tensor([around.get(tuple(row), 0.0) for row in rows.tolist()]).double()
+
+    surrogate.predict_around = predict_around
+    chosen = choose_batch(surrogate, candidates, 7, torch.Generator().manual_seed(4))
+    assert candidates[chosen[0]].tolist() == first and candidates[chosen[5]].tolist() == second
+
+
+def test_batches_repeat_with_their_seed_and_lie_in_the_box(data):
+    points, outcomes = data
+    first, again, other = (select(points, outcomes[:, :1], seed, 6) for seed in (5, 5, 6))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.shape == (6, 3) and float(first.abs().max()) <= 1
+    assert len(first.unique(dim=0)) == 6
+
+
+def test_runs_together_get_the_batches_that_they_get_alone(data):
+    points, outcomes = data
+    seeds = torch.tensor([5, 6])
+
+    def stack(tensor):
+        return tensor.expand(2, *tensor.shape)
+
+    together = select_batch.run_many(
+        stack(points),
+        stack(outcomes[:, :1]),
+        torch.tensor([15, 15]),
+        stack(points),
+        *map(stack, NO_OUTCOMES),
+        seeds,
+        6,
+        settings_number(DEFAULT),
+    )
+    for row, seed in enumerate(seeds.tolist()):
+        assert torch.equal(together[row], select(points, outcomes[:, :1], seed, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_failed_is_recognised_in_every_dtype(dtype):
+    fitness = torch.tensor([[torch.finfo(dtype).max], [2.0]], dtype=dtype)
+    assert to_cpu(torch.zeros(2, 3, dtype=dtype), fitness)[1].tolist() == [[torch.inf], [2.0]]
+
+
+def test_evaluated_points_and_equal_ones_are_no_candidates():
+    candidates = torch.tensor([[1.0, 1.0], [0.5, 0.25], [1.0, 1.0], [-1.0, 1.0]]).double()
+    evaluated = torch.tensor([[-1.0, 1.0], [0.0, 0.0]]).double()
+    assert remove_evaluated(candidates, evaluated).tolist() == [[0.5, 0.25], [1.0, 1.0]]
+
+
+def test_a_batch_at_a_corner_of_the_box_has_different_points(data):
+    """The best of a plane is the corner, to which noise is cut off again and again."""
+    points = torch.cat([data[0], torch.ones(1, 3).double()])
+    found = select(points, -points.sum(1, keepdim=True), 0, 6)
+    assert len(torch.cat([points, found]).unique(dim=0)) == 22
+
+
+def test_the_first_of_a_batch_is_better_by_its_own_measure_with_more_rounds(data):
+    points, outcomes = data
+    measure = Surrogate(points, outcomes[:, :1], *NO_OUTCOMES)
+    predicted = []
+    for rounds in (1, 2, 4):
+        # A long shortlist, so that more rounds are more to choose from.
+        settings = SurrogateSettings(score_beta=0.0, shortlist=10_000, candidate_rounds=rounds)
+        found = select(points, outcomes[:, :1], 0, 2, settings)
+        predicted.append(float(measure.predict(found)[0]))
+    assert predicted[2] < predicted[1] < predicted[0]
+
+
+def test_another_default_device_does_not_matter(data):
+    points, outcomes = data
+    fitness, seed, number = outcomes[:, :1], torch.tensor(5), settings_number(DEFAULT)
+    arguments = (points, fitness, torch.tensor(15), points, *NO_OUTCOMES, seed, 6, number)
+    batch, point = select_batch(*arguments), recommend(points, fitness, *NO_OUTCOMES, DEFAULT)
+    with torch.device("meta"):
+        assert torch.equal(select_batch(*arguments), batch)
+        assert torch.equal(recommend(points, fitness, *NO_OUTCOMES, DEFAULT), point)
+
+
+def test_equal_settings_have_one_number_and_others_another():
+    number = settings_number(SurrogateSettings(beta=0.123))
+    assert settings_number(SurrogateSettings(beta=0.123)) == number
+    assert settings_number(SurrogateSettings(beta=0.124)) != number
