@@ -1,6 +1,7 @@
 """EvoGM the way anybody would write it first: nn.Module, autograd, torch.optim.Adam, Python lists.
 
-The tests hold the package against this transcription of Algorithm 1 (arXiv 2605.29295), on the same random numbers.
+The tests hold the package against this transcription of Algorithm 1 (arXiv 2605.29295), on the
+same random numbers.
 """
 
 import torch

@@ -1,87 +1,104 @@
-"""The README's examples run as they stand."""
+"""The examples of the READMEs run as they stand, and what they name exists."""
 
 import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from evox_evogm.command import cli
+from evox_evogm.command.cli import app
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+MAIN, ALGORITHMS, COMMAND, PROBLEMS, BENCHMARKS = (
+    ROOT / folder / "README.md"
+    for folder in (".", "evox_evogm", "evox_evogm/command", "problems", "benchmarks")
+)
+EVERY = [
+    MAIN,
+    ALGORITHMS,
+    COMMAND,
+    PROBLEMS,
+    BENCHMARKS,
+    *(ROOT / "benchmarks/results").glob("*.md"),
+]
+EVERY += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 
-def run_block(text, capsys, monkeypatch):
-    monkeypatch.chdir(README.parent)
+def blocks(readme, language):
+    return re.findall(rf"```{language}\n(.*?)```", readme.read_text(), flags=re.DOTALL)
+
+
+def run(text, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     exec(compile(text, "README.md", "exec"), {})
     return capsys.readouterr().out
 
 
-def test_it_opens_with_the_two_commands():
-    first = re.search(r"```bash\n(.*?)```", README.read_text(), flags=re.DOTALL)[1]
-    assert [line.split("#")[0].strip() for line in first.strip().splitlines()] == [
-        "make demo",
-        "make test",
-    ]
+def best_of_81(shown):
+    return float(re.search(r"best of 81 evaluations: ([\d.]+)", shown)[1])
 
 
-def test_the_evox_example_has_15_lines_and_finds_a_better_point_than_the_first(capsys, monkeypatch):
-    (example,) = [block for block in BLOCKS if "Ackley" in block]
-    assert len(example.strip().splitlines()) <= 15
-    best = float(
-        re.search(r"best of 81 evaluations: ([\d.]+)", run_block(example, capsys, monkeypatch))[1]
-    )
-    assert best < 20  # Ackley is about 21 almost everywhere
+def test_the_main_readme_opens_with_the_two_commands():
+    first, *_ = blocks(MAIN, "bash")
+    commands = [line.split("#")[0].strip() for line in first.strip().splitlines()]
+    assert commands == ["make demo", "make test"]
 
 
-def test_a_problem_of_ones_own_takes_the_place_of_ackley(capsys, monkeypatch):
-    example, own = (
-        next(block for block in BLOCKS if word in block) for word in ("Ackley()", "class Mine")
-    )
-    run_own = example.replace(
-        "workflow = StdWorkflow(algorithm, Ackley()",
-        own + "workflow = StdWorkflow(algorithm, Mine()",
-    )
-    best = float(
-        re.search(r"best of 81 evaluations: ([\d.]+)", run_block(run_own, capsys, monkeypatch))[1]
-    )
-    assert (
-        best < 10
-    )  # 29 in the first point; of 81 points around it, like the first ones, the best has 23 in the mean
+def test_the_main_readme_fits_on_a_few_screens():
+    assert len(MAIN.read_text().splitlines()) <= 140
+    for example in blocks(MAIN, "python"):
+        lines = [line for line in example.splitlines() if line.strip()]
+        assert len(lines) <= 12, example
+
+
+def test_the_evox_example_finds_a_better_point_than_the_first(capsys, monkeypatch):
+    (example,) = [block for block in blocks(MAIN, "python") if "Ackley" in block]
+    assert best_of_81(run(example, capsys, monkeypatch)) < 20  # Ackley is 21 almost everywhere
+
+
+def test_the_algorithms_examples_run_one_after_another(capsys, monkeypatch, tmp_path):
+    examples = "\n".join(blocks(ALGORITHMS, "python")).replace("runs/mine", str(tmp_path))
+    shown = run(examples, capsys, monkeypatch)
+    # 29 at the first point; of 81 points around it, like the initial ones, the best has 23.
+    assert best_of_81(shown) < 10
+    assert (tmp_path / "history.jsonl").is_file()
 
 
 @pytest.mark.slow
-def test_the_merging_examples_score_a_merge_export_it_and_go_on_to_outcomes_and_regression(
-    capsys, monkeypatch, tmp_path
-):
-    first, *others = [block for block in BLOCKS if "LoRAMergeProblem(" in block]
-    ends = [
-        "workflow.init_step()\nassert algorithm.answer().shape == (2,)",
-        "assert problem.regressed",
-    ]
-    blocks = [
-        first.replace("runs/readme", str(tmp_path)),
-        *(a + b for a, b in zip(others, ends, strict=True)),
-    ]
-    shown = run_block("\n".join(blocks), capsys, monkeypatch)
+def test_the_merging_quick_start_exports_an_adapter(capsys, monkeypatch, tmp_path):
+    (example,) = [block for block in blocks(MAIN, "python") if "LoRAMergeProblem" in block]
+    run(example.replace("runs/readme", str(tmp_path)), capsys, monkeypatch)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_merging_examples_score_export_and_go_on(capsys, monkeypatch, tmp_path):
+    examples = "\n".join(blocks(PROBLEMS, "python")).replace("runs/readme", str(tmp_path))
+    checks = "\nassert problem.regressed and sums.metric == 'exact_match'"
+    shown = run(examples + checks, capsys, monkeypatch)
     dev, test = map(float, re.search(r"dev ([\d.]+), test ([\d.]+)", shown).groups())
     assert dev >= 0.5 and 0 <= test <= 1
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_the_files_it_names_exist():
-    root = README.parent
-    for name in re.findall(r"`((?:evox_evogm|problems|benchmarks)/[\w./]+)`", README.read_text()):
-        assert (root / name).exists(), name
+@pytest.mark.parametrize("readme", EVERY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_files_that_it_names_exist(readme):
+    text = readme.read_text()
+    for name in re.findall(r"`((?:evox_evogm|problems|benchmarks|tests)/[\w./]+)`", text):
+        assert (ROOT / name).exists(), name
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (readme.parent / link).exists(), link
 
 
-def test_the_options_it_shows_are_those_of_the_command():
-    text = README.read_text()
-    shown = {
-        name: re.search(rf"^evogm {name} .*$", text, flags=re.MULTILINE)[0]
-        for name in ("merge", "demo")
-    }
-    parser = cli.build_parser()
-    for name, line in shown.items():
-        words = re.sub(r"[\[\]]", "", line).replace("DIR", "d").replace("N", "1").split()[1:]
-        assert parser.parse_args(words).command == name
+def options_of(name):
+    options = set()
+    for parameter in get_command(app).commands[name].params:
+        options.update(parameter.opts)
+    return options
+
+
+def test_the_options_that_are_shown_are_those_of_the_command():
+    text = COMMAND.read_text()
+    for name in ("merge", "demo"):
+        (line,) = re.findall(rf"^evogm {name} .*$", text, flags=re.MULTILINE)
+        assert set(re.findall(r"--[\w-]+", line)) <= options_of(name), line

@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper: by hand on three points, and whole beside a plain transcription of it."""
+"""Algorithm 1 of the paper: by hand on three points, and beside a plain transcription of it."""
 
 import pytest
 import torch

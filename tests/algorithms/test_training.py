@@ -1,4 +1,4 @@
-"""The training loop beside the one that anybody would write: nn.Module, autograd, torch.optim.Adam."""
+"""The training loop beside a plain one: nn.Module, autograd, torch.optim.Adam."""
 
 import pytest
 import torch
