@@ -1,112 +1,154 @@
-"""Which mode evaluates the candidates of a task sooner: measured rates, times the passes that the task makes.
+"""Which evaluation mode scores the candidates of a task sooner: measured rates times the passes
+that the task makes.
 
-Unmerged, the candidates share batches of the one base, at the cost of the experts' channels in every token. Merged, every
-token costs what it costs in the base, but each candidate is put into the weights first and fills its batches alone. The passes
-are counted by scoring the task with a model that computes nothing; the rates of passes are measured on the real one.
+- Unmerged, the candidates share batches of the one base. Every token also pays for the channels of
+  the experts.
+- Merged, every token costs what it costs in the base. But each candidate is put into the weights
+  first, and fills its batches alone.
+
+The passes are counted by scoring the task with a forward pass that computes nothing. The rates are
+measured on the real model.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from evox_evogm.problems.adapters.merging import StackedModule, WeightMerger, merged
+from evox_evogm.problems.inference.forward import Forward
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.tasks.metrics import score_tasks
 from evox_evogm.problems.tasks.task import Task
 
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
 MODES = ("unmerged", "merged")
-PROMPTS = (4, 48)  # rows of WIDTH tokens that are timed as a prompt
-STEPS = (2, 32)  # rows that are timed as a step of decoding
-WIDTH = 32
+PROMPT_ROWS = (4, 48)  # rows of a pass over prompts that is timed
+STEP_ROWS = (2, 32)  # rows of a decoding step that is timed
+WIDTH = 32  # tokens of each row
 REPEATS = 2
 
 
 @dataclass(frozen=True)
 class Rate:
-    """The seconds of a forward pass: so many per pass, and so many per token in it."""
+    """The seconds of a forward pass.
+
+    :param per_pass: seconds of each pass, whatever its size.
+    :param per_token: seconds of each token in it.
+    """
 
     per_pass: float
     per_token: float
 
     def seconds(self, sizes: Sequence[float]) -> float:
-        """Of several passes with these numbers of tokens."""
+        """The seconds of several passes.
+
+        :param sizes: the number of tokens of each.
+        """
         return self.per_pass * len(sizes) + self.per_token * sum(sizes)
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What was measured: prompts and decoding by mode, and the seconds that putting a candidate into the weights takes."""
-
-    prompts: Mapping[str, Rate]
-    steps: Mapping[str, Rate]
-    load: float
-
-
-@dataclass(frozen=True)
 class Passes:
-    """The tokens of every pass over prompts, and of every step of decoding."""
+    """The sizes of forward passes, in tokens.
+
+    :param prompts: of each pass over prompts.
+    :param steps: of each step of decoding.
+    """
 
     prompts: tuple[float, ...]
     steps: tuple[float, ...]
 
 
-class CountingModel(LanguageModel):
-    """A language model that notes its passes instead of making them.
+@dataclass(frozen=True)
+class Rates:
+    """What was measured.
 
-    Every answer is wrong from its first token, a punctuation mark, and goes on to the last token allowed.
+    :param prompts: the rate of passes over prompts, by mode.
+    :param steps: the rate of decoding steps, by mode.
+    :param load: the seconds to put a candidate into the weights.
     """
 
-    def __init__(self, model: LanguageModel):
-        self.__dict__.update(model.__dict__)
+    prompts: Mapping[str, Rate]
+    steps: Mapping[str, Rate]
+    load: float
+
+    def seconds(self, mode: str, passes: Passes) -> float:
+        """The seconds of some passes in a mode."""
+        return self.prompts[mode].seconds(passes.prompts) + self.steps[mode].seconds(passes.steps)
+
+
+class CountingForward(Forward):
+    """A forward pass that notes its size and computes nothing.
+
+    Every token that it predicts is the same one.
+
+    :param model: the language model, for the number of its layers and the size of its vocabulary.
+    :param predicted_token: the token that it predicts.
+    :param shared_layers: how many of the first decoder layers run once for all candidates. Tokens
+        that agree between candidates count in part.
+    """
+
+    def __init__(self, model: "PreTrainedModel", predicted_token: int, shared_layers: int = 0):
+        super().__init__(model, shared_layers=shared_layers)
         self.prompts: list[float] = []
         self.steps: list[float] = []
-        self._logits = torch.zeros(1, model.model.get_output_embeddings().weight.shape[0])
-        self._logits[0, self._punctuation_mark()] = 1.0
-
-    def _punctuation_mark(self) -> int:
-        """A token that ends no text, and that no right answer is likely to begin with."""
-        tokens = (token for token in range(self._logits.shape[1]) if token != self.end_token)
-        return next(
-            (token for token in tokens if self.decode([token]).strip() in set("!#$%&*;@^|~")), 0
-        )
-
-    def _pad_left(self, rows):
-        tokens, mask = super()._pad_left(rows)
-        return tokens.cpu(), mask.cpu()
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        self.logits = torch.zeros(1, vocabulary)
+        self.logits[0, predicted_token] = 1.0
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def _forward(self, candidates, tokens, mask, scored, cache=None, back=0):
-        step = cache is not None and tokens.shape[1] == 1
-        size = float(tokens.numel())
-        if self._shared_layers and cache is None:
-            different = len({tuple(row) for row in tokens.tolist()})
+    def __call__(
+        self,
+        candidates: Sequence[int],
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        scored: Sequence[int],
+        cache: "Cache | None" = None,
+        target_offset: int = 0,
+    ) -> torch.Tensor:
+        rows, width = tokens.shape
+        size = float(rows * width)
+        if self.shared_layers and cache is None:
+            different = len(tokens.unique(dim=0))
             depth = self.model.config.num_hidden_layers
-            size -= (len(tokens) - different) * tokens.shape[1] * self._shared_layers / depth
-        (self.steps if step else self.prompts).append(size)
-        return self._logits.expand(sum(scored), -1)
+            size -= (rows - different) * width * self.shared_layers / depth
+        if cache is not None and width == 1:
+            self.steps.append(size)
+        else:
+            self.prompts.append(size)
+        return self.logits.expand(sum(scored), -1)
 
 
 def count_passes(
-    tasks: Sequence[Task],
-    model: LanguageModel,
-    candidates: int | None = None,
-    shared_layers: int = 0,
+    tasks: Sequence[Task], model: LanguageModel, candidates: int = 1, shared_layers: int = 0
 ) -> Passes:
-    """The passes that scoring some tasks makes, if no answer is cut short.
+    """The passes that scoring some tasks makes, if every answer is wrong and none is cut short.
 
-    :param candidates: how many share them; None for one that goes alone.
-    :param shared_layers: how many of the first decoder layers run once for the candidates; their tokens count in part.
+    :param candidates: P, how many share the passes: all in the unmerged mode, one in the merged.
+    :param shared_layers: how many of the first decoder layers run once for the candidates. Their
+        tokens count in part.
     """
-    counting, count = CountingModel(model), candidates or 1
-    margins = {task.name: torch.zeros(count, len(task.examples)) for task in tasks}
-    with counting.candidates(lambda *_: None, shared_layers):
-        score_tasks(tasks, counting, count, margins)
-    return Passes(tuple(counting.prompts), tuple(counting.steps))
+    forward = CountingForward(model.model, punctuation_mark(model), shared_layers)
+    margins = {task.name: torch.zeros(candidates, len(task.examples)) for task in tasks}
+    score_tasks(tasks, model.with_forward(forward), candidates, margins)
+    return Passes(tuple(forward.prompts), tuple(forward.steps))
+
+
+def punctuation_mark(model: LanguageModel) -> int:
+    """A token that ends no text, and that no right answer is likely to begin with."""
+    vocabulary = model.model.get_output_embeddings().weight.shape[0]
+    for token in range(vocabulary):
+        if token != model.end_token and model.decode([token]).strip() in set("!#$%&*;@^|~"):
+            return token
+    return 0
 
 
 def predict(
@@ -116,77 +158,92 @@ def predict(
     candidates: int,
     shared_layers: int = 0,
 ) -> dict[str, float]:
-    """Seconds that each mode takes to score some tasks for some candidates, once the weights are those of a candidate."""
-    together, alone = (
-        count_passes(tasks, model, candidates, shared_layers),
-        count_passes(tasks, model),
-    )
-    unmerged = rates.prompts["unmerged"].seconds(together.prompts) + rates.steps[
-        "unmerged"
-    ].seconds(together.steps)
-    merged_alone = rates.prompts["merged"].seconds(alone.prompts) + rates.steps["merged"].seconds(
-        alone.steps
-    )
-    return {"unmerged": unmerged, "merged": candidates * merged_alone}
+    """Seconds that scoring some tasks takes, by mode, without the time to load candidates.
+
+    :param candidates: P, how many are scored.
+    :param shared_layers: how many of the first decoder layers are the same for all candidates.
+    """
+    together = count_passes(tasks, model, candidates, shared_layers)
+    alone = count_passes(tasks, model)
+    return {
+        "unmerged": rates.seconds("unmerged", together),
+        "merged": candidates * rates.seconds("merged", alone),
+    }
 
 
 @torch.no_grad()
 def measure_rates(
     model: LanguageModel, modules: Mapping[str, StackedModule], merger: WeightMerger, n: int
 ) -> Rates:
-    """Time both paths on random tokens: some seconds for a small model.
+    """Time both modes on random tokens: some seconds for a small model.
 
+    :param modules: what `stack_experts` made of the experts.
+    :param merger: what puts candidates into the weights.
     :param n: the number of experts.
     """
     pop = torch.full((2, n), 0.5)
     try:
-        put = _least_seconds(lambda: merger.load(pop[0]), model.device)
-        in_weights = _mode_rates(model)
+        load = _least_seconds(lambda: merger.load(pop[0]), model.device)
+        merged_prompts = _prompt_rate(model)
+        merged_steps = _step_rate(model)
     finally:
         merger.restore()
     with merged(model.model, dict(modules), pop) as population, model.candidates(population.select):
-        unmerged = _mode_rates(model)
+        unmerged_prompts = _prompt_rate(model)
+        unmerged_steps = _step_rate(model)
     return Rates(
-        {"unmerged": unmerged[0], "merged": in_weights[0]},
-        {"unmerged": unmerged[1], "merged": in_weights[1]},
-        load=put,
+        prompts={"unmerged": unmerged_prompts, "merged": merged_prompts},
+        steps={"unmerged": unmerged_steps, "merged": merged_steps},
+        load=load,
     )
 
 
-def _mode_rates(model: LanguageModel) -> tuple[Rate, Rate]:
-    """The rates of prompts and of steps, with the model as it is."""
-    from transformers import DynamicCache
+def _prompt_rate(model: LanguageModel) -> Rate:
+    """The rate of passes over prompts, with the model as it is."""
+    most_rows = max(1, model.batch_tokens // WIDTH)
+    points = []
+    for rows in sorted({min(rows, most_rows) for rows in PROMPT_ROWS}):
+        candidates, tokens, mask = _random_batch(model, rows)
 
+        def run_prompts(candidates=candidates, tokens=tokens, mask=mask):
+            model.forward(candidates, tokens, mask, [1] * len(candidates))
+
+        points.append((tokens.numel(), _least_seconds(run_prompts, model.device)))
+    return _line_through(points)
+
+
+def _step_rate(model: LanguageModel) -> Rate:
+    """The rate of decoding steps, with the model as it is."""
+    points = []
+    for rows in STEP_ROWS:
+        candidates, tokens, mask = _random_batch(model, rows)
+        cache = model.forward.new_cache()
+        model.forward(candidates, tokens, mask, [0] * rows, cache)
+
+        def run_step(candidates=candidates, tokens=tokens[:, :1], cache=cache):
+            mask = tokens.new_ones(len(candidates), cache.get_seq_length() + 1)
+            model.forward(candidates, tokens, mask, [1] * len(candidates), cache)
+
+        points.append((rows, _least_seconds(run_step, model.device)))
+    return _line_through(points)
+
+
+def _random_batch(model: LanguageModel, rows: int) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+    """Rows of two candidates in turn: their candidates, random tokens and the mask of these."""
+    candidates = [row % 2 for row in range(rows)]
     generator = torch.Generator().manual_seed(0)
-    points: dict[str, list[tuple[int, float]]] = {"prompts": [], "steps": []}
-    for rows in sorted({max(1, min(rows, model.batch_tokens // WIDTH)) for rows in PROMPTS}):
-        tokens = torch.randint(model.tokenizer.vocab_size, (rows, WIDTH), generator=generator).to(
-            model.device
-        )
-        mask, asked = torch.ones_like(tokens), [row % 2 for row in range(rows)]
-
-        def prompt(asked=asked, tokens=tokens, mask=mask):
-            model._forward(asked, tokens, mask, [1] * len(asked))
-
-        points["prompts"].append((tokens.numel(), _least_seconds(prompt, model.device)))
-    for rows in STEPS:
-        tokens = torch.randint(model.tokenizer.vocab_size, (rows, WIDTH), generator=generator).to(
-            model.device
-        )
-        asked, cache = [row % 2 for row in range(rows)], DynamicCache(config=model.model.config)
-        model._forward(asked, tokens, torch.ones_like(tokens), [0] * rows, cache)
-
-        def step(asked=asked, tokens=tokens[:, :1], cache=cache):
-            mask = tokens.new_ones(len(asked), cache.get_seq_length() + 1)
-            model._forward(asked, tokens, mask, [1] * len(asked), cache)
-
-        points["steps"].append((rows, _least_seconds(step, model.device)))
-    return _line(points["prompts"]), _line(points["steps"])
+    tokens = torch.randint(model.tokenizer.vocab_size, (rows, WIDTH), generator=generator)
+    tokens = tokens.to(model.device)
+    return candidates, tokens, torch.ones_like(tokens)
 
 
-def _line(points: Sequence[tuple[int, float]]) -> Rate:
-    """The rate through two measured sizes, with neither part below 0."""
-    (few, less), (many, more) = points[0], points[-1]
+def _line_through(points: Sequence[tuple[int, float]]) -> Rate:
+    """The rate through the first and the last point, with neither part below 0.
+
+    :param points: pairs of a number of tokens and the seconds of a pass.
+    """
+    few, less = points[0]
+    many, more = points[-1]
     if few == many:
         return Rate(0.0, less / few)
     per_token = max(0.0, (more - less) / (many - few))
@@ -206,5 +263,6 @@ def _least_seconds(work: Callable[[], None], device: torch.device) -> float:
 
 
 def _wait(device: torch.device) -> None:
+    """Wait until the device has done its work, which it does on its own time."""
     if device.type != "cpu":
         torch.accelerator.synchronize()

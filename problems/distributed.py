@@ -1,51 +1,68 @@
 """A population evaluated by several processes, as an EvoX `Problem` around another one.
 
-EvoX 1.4.0's own way, `StdWorkflow(enable_distributed=True)`, needs a population that the number of ranks divides (otherwise
-"invalid tensor size": its gather wants equal shares), and trusts every rank to draw the same population. A problem around the
-problem has neither limit, and leaves the workflow as it is.
+EvoX 1.4.0 has a way of its own, `StdWorkflow(enable_distributed=True)`, with two limits:
+
+- The number of ranks has to divide the population. Otherwise its gather, which needs equal shares,
+  fails with "invalid tensor size".
+- Every rank is trusted to draw the same population.
+
+A problem around the problem has neither limit, and leaves the workflow as it is.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from evox.core import Problem
 
+Reply = torch.Tensor | str | None  # of a rank: fitness, its error as text, or None for no points
+
 
 class DistributedProblem(Problem):
     """Evaluate each population on all ranks of a process group, every rank its share.
 
-    Every rank runs the whole search with the same seed and its own copy of the problem. Per evaluation of a population, rank
-    0's (P, n) points go to all, and the (P,) or (P, M) fitness comes back to all; everything else stays where it is. Without
-    a process group, or with one rank, the problem is evaluated here.
+    Every rank runs the whole search, with the same seed and its own copy of the problem. For every
+    population the ranks exchange two things:
 
-    Use it in a workflow with `enable_distributed` left off. With several ranks it cannot be vmapped, and so not be tuned by
-    `HPOProblemWrapper`. `ResumableSearch` writes down the fitness of every point, not its scores by task: each rank knows
-    only those of its share. A problem that draws random numbers draws the same ones for every share, as with
-    `enable_distributed`.
+    - the `(P, n)` points of rank 0, which go to all ranks;
+    - the `(P,)` or `(P, M)` fitness, of which every rank makes a share and gets the whole.
+
+    Without a process group, or with one rank, the problem is evaluated here.
+
+    What to know:
+
+    - Leave `enable_distributed` of the workflow off.
+    - With several ranks the problem cannot be vmapped, so `HPOProblemWrapper` cannot tune it.
+    - `ResumableSearch` writes down the fitness of every point, not its scores by task: each rank
+      has only those of its share.
+    - A problem that draws random numbers draws the same ones for every share, as with
+      `enable_distributed`.
     """
 
     def __init__(self, problem: Problem, group: dist.ProcessGroup | None = None):
         """Wrap a problem.
 
-        :param problem: what evaluates a share; on every rank the same.
+        :param problem: evaluates a share; on every rank the same.
         :param group: the ranks. Defaults to all of `torch.distributed`.
         :raises ValueError: if the problem races merges.
         """
         super().__init__()
         if getattr(problem, "racing", None) is not None:
             raise ValueError(
-                "problem: expected one without racing, which needs the merges of other ranks, found one with it"
+                "problem: expected one without racing, which needs the merges of other ranks, "
+                "found one with it"
             )
         self.problem = problem
         self.group = group
 
     @property
     def box(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the problem, where it has one."""
+        """The problem's `lb` and `ub`, two `(n,)` tensors, where it has them."""
         return self.problem.box
 
     @property
     def outcomes(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the problem, where it has them."""
+        """The problem's outcomes, two `(S,)` tensors, where it has them."""
         return self.problem.outcomes
 
     @torch.compiler.disable
@@ -54,70 +71,94 @@ class DistributedProblem(Problem):
 
         :param pop: a `(P, n)` tensor, on all ranks the same.
         :return: on all ranks the fitness of all P points, as the problem gives it.
-        :raises RuntimeError: if a rank has died, if the evaluation of one has failed, or if the populations differ.
+        :raises RuntimeError: if a rank has died, if the evaluation of one has failed, or if the
+            populations differ.
         """
-        if not dist.is_initialized() or dist.get_world_size(self.group) == 1:
-            return self._evaluate_share(pop)
-        rank, ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
+        ranks = dist.get_world_size(self.group) if dist.is_initialized() else 1
+        if ranks == 1:
+            return self._evaluate_here(pop)
         points = self._points_of_rank_0(pop)
-        share, fitness, error = (
-            torch.arange(len(points), device="cpu").tensor_split(ranks)[rank],
-            None,
-            None,
-        )
+        fitness = error = None
         try:
-            self._check_same(pop, points)
-            if len(share):
-                fitness = self._evaluate_share(points[share].to(pop.device)).cpu()
+            check_same_points(pop, points, self._rank)
+            share = points[rows_of_rank(self._rank, ranks, len(points))]
+            if len(share) > 0:
+                fitness = self._evaluate_here(share.to(pop.device)).cpu()
         except Exception as exception:
-            # The others wait for this rank: they must hear of it before it ends.
             error = exception
-        outcomes = self._gather(
-            fitness if error is None else f"{type(error).__name__}: {error}", ranks
-        )
+        # The other ranks wait for this one, so an error goes to them before it is raised here.
+        reply = fitness if error is None else f"{type(error).__name__}: {error}"
+        replies = self._gather(reply, ranks)
         if error is not None:
             raise error
-        for other, outcome in enumerate(outcomes):
-            if isinstance(outcome, str):
-                raise RuntimeError(
-                    f"rank {other} of {ranks} could not evaluate its share of the population: {outcome}"
-                )
-        return torch.cat([outcome for outcome in outcomes if outcome is not None]).to(pop.device)
+        return join_replies(replies).to(pop.device)
 
-    def _evaluate_share(self, points: torch.Tensor) -> torch.Tensor:
-        # A problem that draws random numbers must not put the ranks out of step.
+    @property
+    def _rank(self) -> int:
+        return dist.get_rank(self.group)
+
+    def _evaluate_here(self, points: torch.Tensor) -> torch.Tensor:
+        # Shares of different sizes must leave all ranks with the same random state.
         with torch.random.fork_rng([points.device] if points.is_cuda else []):
             return self.problem.evaluate(points)
 
     def _points_of_rank_0(self, pop: torch.Tensor) -> torch.Tensor:
         points = [pop.detach().cpu()]
-        self._together(lambda: dist.broadcast_object_list(points, group=self.group, group_src=0))
+        self._exchange(lambda: dist.broadcast_object_list(points, group=self.group, group_src=0))
         return points[0]
 
-    def _check_same(self, pop: torch.Tensor, points: torch.Tensor) -> None:
-        # Rounding differs between processors; another seed differs by much more.
-        near = {
-            "rtol": 1e-2,
-            "atol": 1e-2 * float(points.nan_to_num().abs().max()),
-            "equal_nan": True,
-        }
-        if pop.shape != points.shape or not torch.allclose(pop.cpu(), points, **near):
-            raise RuntimeError(
-                f"rank {dist.get_rank(self.group)} has other points than rank 0: expected the same seed on every rank "
-                "(torch.manual_seed) and a workflow with enable_distributed left off"
-            )
+    def _gather(self, reply: Reply, ranks: int) -> list[Reply]:
+        """The replies of all ranks, in their order."""
+        replies: list[Reply] = [None] * ranks
+        self._exchange(lambda: dist.all_gather_object(replies, reply, group=self.group))
+        return replies
 
-    def _gather(
-        self, outcome: torch.Tensor | str | None, ranks: int
-    ) -> list[torch.Tensor | str | None]:
-        outcomes = [None] * ranks
-        self._together(lambda: dist.all_gather_object(outcomes, outcome, group=self.group))
-        return outcomes
-
-    def _together(self, exchange) -> None:
+    def _exchange(self, exchange: Callable[[], None]) -> None:
         try:
             exchange()
         except RuntimeError as error:
             raise RuntimeError(
-                f"rank {dist.get_rank(self.group)} lost the other ranks: one has died or cannot be reached ({error})"
+                f"rank {self._rank} lost the other ranks: one has died or cannot be reached "
+                f"({error})"
             ) from error
+
+
+def rows_of_rank(rank: int, ranks: int, count: int) -> torch.Tensor:
+    """The rows of a rank's share: the first ranks have one more where the ranks do not divide."""
+    return torch.arange(count, device="cpu").tensor_split(ranks)[rank]
+
+
+def check_same_points(pop: torch.Tensor, points: torch.Tensor, rank: int) -> None:
+    """Refuse a population that is not the one of rank 0.
+
+    :param pop: the `(P, n)` population of this rank.
+    :param points: the one of rank 0, on the CPU. Rounding differs between processors, so the two
+        may differ by a hundredth; another seed differs by much more.
+    :raises RuntimeError: if they differ.
+    """
+    tolerance = 1e-2 * float(points.nan_to_num().abs().max())
+    same = pop.shape == points.shape and torch.allclose(
+        pop.cpu(), points, rtol=1e-2, atol=tolerance, equal_nan=True
+    )
+    if not same:
+        raise RuntimeError(
+            f"rank {rank} has other points than rank 0: expected the same seed on every rank "
+            "(torch.manual_seed) and a workflow with enable_distributed left off"
+        )
+
+
+def join_replies(replies: Sequence[Reply]) -> torch.Tensor:
+    """The fitness of all points.
+
+    :raises RuntimeError: if the reply of a rank is an error.
+    """
+    shares = []
+    for rank, reply in enumerate(replies):
+        if isinstance(reply, str):
+            raise RuntimeError(
+                f"rank {rank} of {len(replies)} could not evaluate its share of the population: "
+                f"{reply}"
+            )
+        if reply is not None:
+            shares.append(reply)
+    return torch.cat(shares)

@@ -1,4 +1,4 @@
-"""What one evaluation of one merge yields: the unit of the budget, and of what a run writes down."""
+"""One evaluation of one merge: the unit of the budget, and of the records that a run keeps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +11,16 @@ import torch
 class Evaluation:
     """A merge and its scores.
 
-    `coefficients` are the n effective ones; `scores` hold per task a number per example, higher is better; `seconds` is its
-    share of the time, 0 where the result was known. An evaluation that failed has no scores, but a reason in `failure`.
-    `margins` are like `scores`, of problems whose objectives are outcomes. A merge that was given up has the scores of the
-    examples that it was asked, the `share` of all, and an `estimate` of its score.
+    :param coefficients: the n effective coefficients.
+    :param scores: by task a number per example, higher is better. A failed evaluation has none. A
+        pruned merge has those of the examples that were evaluated.
+    :param seconds: its part of the time that the merges scored together took; 0 where the result
+        was known.
+    :param failure: why there are no scores, or None.
+    :param margins: like `scores`, by how much each example is right; only where the objectives are
+        outcomes.
+    :param fraction_evaluated: of all examples; below 1 for a pruned merge.
+    :param estimate: of a pruned merge's score, or None.
     """
 
     coefficients: tuple[float, ...]
@@ -28,53 +34,62 @@ class Evaluation:
     @cached_property
     def by_task(self) -> dict[str, float]:
         """The mean score of each task; empty if the evaluation failed."""
-        return {
-            name: float(torch.tensor(values, device="cpu").mean())
-            for name, values in self.scores.items()
-        }
+        means = {}
+        for name, values in self.scores.items():
+            means[name] = float(torch.tensor(values, device="cpu").mean())
+        return means
+
+    @property
+    def score(self) -> float:
+        """The mean over tasks, or the estimate of a pruned merge; -inf if the evaluation failed."""
+        if self.estimate is not None:
+            return self.estimate
+        if not self.by_task:
+            return float("-inf")
+        return sum(self.by_task.values()) / len(self.by_task)
 
     def as_record(self) -> dict:
-        """What is written down: numbers, lists and texts."""
-        failure = {"failure": self.failure} if self.failure else {}
-        margins = (
-            {"margins": {name: list(values) for name, values in self.margins.items()}}
-            if self.margins
-            else {}
-        )
-        return {
+        """The evaluation as numbers, lists and texts, for a run's history."""
+        record = {
             "score": self.score if self.by_task else None,
             "tasks": self.by_task,
             "coefficients": list(self.coefficients),
             "examples": {name: list(values) for name, values in self.scores.items()},
             "seconds": round(self.seconds, 3),
-            **failure,
-            **margins,
-            **(
-                {"fraction_evaluated": self.fraction_evaluated, "estimate": self.estimate}
-                if self.estimate is not None
-                else {}
-            ),
         }
+        if self.failure:
+            record["failure"] = self.failure
+        if self.margins:
+            record["margins"] = {name: list(values) for name, values in self.margins.items()}
+        if self.estimate is not None:
+            record["fraction_evaluated"] = self.fraction_evaluated
+            record["estimate"] = self.estimate
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping) -> "Evaluation":
-        """What `as_record` has written down; entries that others have added do not matter."""
-        # What is not finite may have been written by its name.
-        scores = {name: tuple(map(float, values)) for name, values in record["examples"].items()}
-        margins = {
-            name: tuple(map(float, values)) for name, values in record.get("margins", {}).items()
-        }
-        given_up = (
-            {"fraction_evaluated": record["fraction_evaluated"], "estimate": record["estimate"]}
-            if "estimate" in record
-            else {}
-        )
-        point = tuple(map(float, record["coefficients"]))
-        return cls(point, scores, record["seconds"], record.get("failure"), margins, **given_up)
+        """The evaluation that `as_record` wrote.
 
-    @property
-    def score(self) -> float:
-        """The mean over tasks, or an estimate of it; -inf if the evaluation failed: nothing is worse."""
-        if self.estimate is not None:
-            return self.estimate
-        return sum(self.by_task.values()) / len(self.by_task) if self.by_task else float("-inf")
+        :param record: with further entries or without. A number that is not finite may be given by
+            its name.
+        """
+        pruned = {}
+        if "estimate" in record:
+            pruned["fraction_evaluated"] = record["fraction_evaluated"]
+            pruned["estimate"] = record["estimate"]
+        return cls(
+            coefficients=_numbers(record["coefficients"]),
+            scores=_numbers_by_task(record["examples"]),
+            seconds=record["seconds"],
+            failure=record.get("failure"),
+            margins=_numbers_by_task(record.get("margins", {})),
+            **pruned,
+        )
+
+
+def _numbers(values) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _numbers_by_task(values_by_task: Mapping) -> dict[str, tuple[float, ...]]:
+    return {name: _numbers(values) for name, values in values_by_task.items()}

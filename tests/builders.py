@@ -1,4 +1,4 @@
-"""Builders that tests share: tiny random language models, a byte-level tokenizer, and runs of the command."""
+"""Builders that tests share: tiny random language models, a tokenizer, and runs of the command."""
 
 import torch
 import yaml
@@ -42,15 +42,31 @@ def build_model(architecture: str = "llama", **changes):
     return getattr(hf, f"{names[architecture]}ForCausalLM")(config).eval()
 
 
+def record_passes(language_model):
+    """The sizes (rows, tokens of each) of the forward passes that are made from now on."""
+    from evox_evogm.problems.inference.forward import Forward
+
+    sizes = []
+
+    class RecordingForward(Forward):
+        def __call__(self, candidates, tokens, *rest, **named):
+            sizes.append(tuple(tokens.shape))
+            return super().__call__(candidates, tokens, *rest, **named)
+
+    language_model.forward = RecordingForward(language_model.model)
+    return sizes
+
+
 def change_settings(project, **changes):
+    """Change the settings file of a project; `...` takes a setting out."""
     path = project / "run.yaml"
     settings = {**yaml.safe_load(path.read_text()), **changes}
-    path.write_text(
-        yaml.safe_dump({name: value for name, value in settings.items() if value is not ...})
-    )
+    kept = {name: value for name, value in settings.items() if value is not ...}
+    path.write_text(yaml.safe_dump(kept))
 
 
 def merge(project, *options, out="out"):
+    """Run `evogm merge` on a project; its exit status."""
     from evox_evogm.command import cli
 
     return cli.main(["merge", str(project / "run.yaml"), "--out", str(project / out), *options])
@@ -60,5 +76,64 @@ def history(out):
     """The evaluations of a run without what depends on the clock."""
     from evox_evogm.resume.journal import read_blocks
 
-    rows = [record for block, _ in read_blocks(out / "history.jsonl") for record in block]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    records = []
+    for block in read_blocks(out / "history.jsonl"):
+        records += block.records
+    for record in records:
+        del record["seconds"]
+    return records
+
+
+# Two experts per architecture, in layers of different kinds.
+TARGETS = {
+    "llama": ["q_proj", "v_proj", "down_proj", "embed_tokens"],
+    "qwen2": ["k_proj", "o_proj", "gate_proj", "lm_head"],
+    "gemma": ["q_proj", "up_proj", "embed_tokens"],
+    "gpt2": ["c_attn", "c_proj"],
+}
+
+# Every way in which two adapters of one base may differ.
+MIXED = [
+    {"r": 2, "lora_alpha": 7, "target_modules": ["q_proj"]},
+    {
+        "r": 5,
+        "lora_alpha": 3,
+        "target_modules": ["q_proj", "down_proj", "lm_head"],
+        "use_rslora": True,
+    },
+    {
+        "r": 3,
+        "lora_alpha": 6,
+        "target_modules": ["q_proj", "v_proj", "o_proj"],
+        "rank_pattern": {"v_proj": 6, "layers.0.self_attn.q_proj": 1},
+        "alpha_pattern": {"v_proj": 5, "model.layers.1.self_attn.o_proj": 12},
+    },
+    {"r": 4, "lora_alpha": 8, "target_modules": ["up_proj", "embed_tokens"]},
+]
+
+
+def two_adapters(architecture, make_adapter):
+    """The folders of two adapters of `build_model(architecture)`, by the fixture `make_adapter`."""
+    folders = []
+    for index in range(2):
+        settings = {"r": 2 + index, "target_modules": TARGETS[architecture]}
+        name = f"{architecture}{index}"
+        folders.append(make_adapter(name, build_model(architecture), seed=index, **settings))
+    return folders
+
+
+def mixed_adapters(make_adapter):
+    """The folders of the `MIXED` adapters of `build_model()`, by the fixture `make_adapter`."""
+    folders = []
+    for index, settings in enumerate(MIXED):
+        folders.append(make_adapter(f"expert{index}", seed=index, **settings))
+    return folders
+
+
+def stack_folders(folders, dtype=torch.float32):
+    """The stacked factors of the adapters in these folders, on the CPU."""
+    from evox_evogm.problems.adapters.merging import stack_experts
+    from evox_evogm.problems.adapters.read_adapter import read_expert
+
+    experts = [read_expert(folder) for folder in folders]
+    return stack_experts(experts, dtype, torch.device("cpu"))

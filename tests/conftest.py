@@ -1,4 +1,4 @@
-"""Tiny random language models and adapters in the formats that users have, made in a moment; outcomes of a few points."""
+"""Tiny random language models and adapters, in the formats that users have."""
 
 import json
 import os
@@ -10,6 +10,15 @@ import torch
 import yaml
 from builders import build_model, build_tokenizer
 from safetensors.torch import save_file
+
+WITH_A_LANGUAGE_MODEL = {"model", "gpt2", "make_adapter", "project"}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests whose fixtures build a language model."""
+    for item in items:
+        if WITH_A_LANGUAGE_MODEL & set(item.fixturenames):
+            item.add_marker(pytest.mark.language_model)
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +38,7 @@ def gpt2():
 
 @pytest.fixture
 def make_adapter(tmp_path):
-    """A function that writes an adapter of random weights as peft saves it, and returns its folder."""
+    """A function that writes a random adapter as peft saves it, and returns its folder."""
 
     def make(name, model=None, *, seed=0, **settings):
         from peft import LoraConfig, get_peft_model
@@ -89,14 +98,11 @@ def project(tmp_path, model, tokenizer, make_adapter):
     for split, start in (("dev", 0), ("test", 10)):
         rows = [{"question": f"{i} + {i}", "answer": str(2 * i)} for i in range(start, start + 4)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    choices = {"A": "yes", "B": "no"}
-    sets = {
-        split: [
-            {"question": f"{split} {i}", "answer": "AB"[i % 2], "choices": choices}
-            for i in range(6)
-        ]
-        for split in ("dev", "test")
-    }
+    sets = {"dev": [], "test": []}
+    for split, rows in sets.items():
+        for i in range(6):
+            choices = {"A": "yes", "B": "no"}
+            rows.append({"question": f"{split} {i}", "answer": "AB"[i % 2], "choices": choices})
     (tmp_path / "quiz.json").write_text(json.dumps(sets))
     settings = {
         "base": "base",
@@ -107,7 +113,8 @@ def project(tmp_path, model, tokenizer, make_adapter):
         "device": "cpu",
         "dtype": "float32",
         "mode": "unmerged",  # what is chosen from measured rates may differ between two runs
-        "search": {"proposal": "paper", "n_iters": 1, "epochs": 4, "hidden_dims": [8]},
+        "algorithm": "EvoGM",
+        "search": {"n_iters": 1, "epochs": 4, "hidden_dims": [8]},
         "tasks": [
             {
                 "json_lines": "dev.jsonl",

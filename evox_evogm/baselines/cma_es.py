@@ -1,7 +1,8 @@
 """CMA-ES by the package `cmaes`, as an EvoX `Algorithm`.
 
-N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772; M. Nomura and M. Shibata, "cmaes: A Simple yet Practical
-Python Library for CMA-ES", arXiv 2402.01373. mergekit-evolve searches merges with the average as first mean and sigma 1/6.
+N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772; M. Nomura and M. Shibata,
+"cmaes: A Simple yet Practical Python Library for CMA-ES", arXiv 2402.01373. mergekit-evolve
+searches merges with the average as first mean and sigma 1/6.
 """
 
 import numpy as np
@@ -12,7 +13,10 @@ from evox_evogm.algorithms.archive import failed_as_worst
 
 
 class CMAES(Algorithm):
-    """CMA-ES in its own NumPy state: for expensive problems, not for `torch.compile`, `vmap` or `state_dict`."""
+    """CMA-ES for expensive problems.
+
+    Its state is the package's, in NumPy: not for `torch.compile`, `vmap` or `state_dict`.
+    """
 
     def __init__(
         self,
@@ -36,8 +40,8 @@ class CMAES(Algorithm):
         super().__init__()
         if mean.ndim != 1 or not mean.dtype.is_floating_point or not sigma > 0:
             raise ValueError(
-                f"mean and sigma: expected a floating-point vector and a positive number, found {tuple(mean.shape)} "
-                f"{mean.dtype} and {sigma}"
+                "mean and sigma: expected a floating-point vector and a positive number, "
+                f"found {tuple(mean.shape)} {mean.dtype} and {sigma}"
             )
         from cmaes import CMA
 
@@ -54,12 +58,11 @@ class CMAES(Algorithm):
 
     @torch.compiler.disable
     def step(self) -> None:
-        """Ask for `pop_size` candidates, evaluate them together, tell their fitness."""
+        """Sample `pop_size` candidates, evaluate them together, and update the distribution."""
         candidates = [self.cma.ask() for _ in range(self.pop_size)]
-        fitness = self.evaluate(
-            torch.tensor(np.stack(candidates), dtype=self.dtype, device=self.device)
-        )  # (P,)
-        self.cma.tell(list(zip(candidates, failed_as_worst(fitness).tolist(), strict=True)))
+        pop = torch.tensor(np.stack(candidates), dtype=self.dtype, device=self.device)  # (P, n)
+        fitness = failed_as_worst(self.evaluate(pop)).tolist()
+        self.cma.tell(list(zip(candidates, fitness, strict=True)))
 
     def record_step(self) -> dict[str, torch.Tensor]:
         """The `mean` (n,) of the search distribution."""

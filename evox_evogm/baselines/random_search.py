@@ -7,11 +7,12 @@ import torch
 from evox.core import Algorithm, Mutable
 
 from evox_evogm.algorithms.archive import failed_as_worst
-from evox_evogm.baselines.known_points import check_box, first_population, uniform
+from evox_evogm.algorithms.checks import check_box
+from evox_evogm.baselines.known_points import initial_population, uniform
 
 
 class RandomSearch(Algorithm):
-    """Points drawn uniformly from a box, after a first step on the points that EvoGM starts with (`first_population`)."""
+    """Points drawn uniformly from a box, after a first step on `initial_population`."""
 
     def __init__(
         self,
@@ -21,13 +22,14 @@ class RandomSearch(Algorithm):
         *,
         device: torch.device | None = None,
     ):
-        """Set up the search and draw its first points.
+        """Set up the search and draw its initial population.
 
         :param pop_size: P, evaluations per step.
         :param lb: an `(n,)` tensor of least coefficients.
         :param ub: an `(n,)` tensor of largest coefficients.
         :param device: where the search runs. Defaults to torch's default device.
-        :raises ValueError: if `pop_size` is under 1, or `lb` and `ub` are not two vectors with lb < ub.
+        :raises ValueError: if `pop_size` is under 1, or `lb` and `ub` are not two vectors with lb <
+            ub.
         """
         super().__init__()
         check_box(pop_size, lb, ub)
@@ -38,13 +40,12 @@ class RandomSearch(Algorithm):
 
         self.lb = Mutable(lb, device=device)  # (n,) never changed, but it moves with the state
         self.ub = Mutable(ub, device=device)  # (n,)
-        self.pop = Mutable(first_population(pop_size, lb, ub, device=device))  # (P, n)
-        self.fit = Mutable(
-            torch.full((pop_size,), torch.inf, dtype=lb.dtype, device=device)
-        )  # (P,)
+        self.pop = Mutable(initial_population(pop_size, lb, ub, device=device))  # (P, n)
+        unevaluated = torch.full((pop_size,), torch.inf, dtype=lb.dtype, device=device)
+        self.fit = Mutable(unevaluated)  # (P,)
 
     def init_step(self) -> None:
-        """Evaluate the first points."""
+        """Evaluate the initial population."""
         self._evaluate(self.pop)
 
     def step(self) -> None:

@@ -1,1 +1,1 @@
-"""LoRA adapters: read, merged, exported."""
+"""LoRA adapters: read, checked, merged, regressed and exported."""

@@ -1,25 +1,38 @@
-"""The exact merge: theta(lambda) = theta_pre + sum_k lambda_k s_k B_k A_k, without dense task vectors.
+"""The exact merge: theta(lambda) = theta_pre + sum_k lambda_k s_k B_k A_k, without dense deltas.
 
-Per module the factors of all experts are stacked once, A = [A_1; ...; A_n] and B = [B_1, ..., B_n]. A candidate only scales
-the middle channels: y = x W^T + ((x A^T) * c) B^T, with c = repeat(lambda_k s_k, r_k), and the rows of one batch may belong
-to different candidates. For many tokens per candidate the same factors can be put into the weights, and be taken out again.
+The factors of all experts are stacked once per module: A = [A_1; ...; A_n], B = [B_1, ..., B_n].
+A candidate only scales the channels between A and B: y = x W^T + ((x A^T) * c) B^T, with
+c = repeat(lambda_k s_k, r_k). There are two modes.
+
+- Unmerged (`merged`): hooks add the experts' part, and the rows of one batch may belong to
+  different candidates.
+- Merged (`WeightMerger`): one candidate goes into the weights, and every token then costs what it
+  costs in the base.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from evox_evogm.problems.adapters.read_adapter import CONFIG, WEIGHTS, Expert
+from evox_evogm.problems.adapters.read_adapter import Expert, Factors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class StackedModule:
-    """All experts of one module: A `(R, D_in)`, B `(D_out, R)`, and per channel its expert `(R,)` and scale `(R,)`;
-    R is the sum of the ranks of the experts that touch the module."""
+    """The factors of all experts of one module; R is the sum of their ranks.
+
+    :param a: A, an `(R, D_in)` tensor.
+    :param b: B, a `(D_out, R)` tensor.
+    :param expert: an `(R,)` tensor, the index of each channel's expert.
+    :param scale: an `(R,)` tensor, s of each channel's expert.
+    :param embedding: whether the module is an embedding.
+    """
 
     a: torch.Tensor
     b: torch.Tensor
@@ -28,7 +41,10 @@ class StackedModule:
     embedding: bool
 
     def only(self, used: torch.Tensor) -> "StackedModule":
-        """The module with the channels of the experts that `used`, an `(n,)` tensor of booleans, names."""
+        """The module with the channels of some experts.
+
+        :param used: an `(n,)` tensor of booleans.
+        """
         keep = used[self.expert]
         return replace(
             self,
@@ -49,105 +65,155 @@ def stack_experts(
     device: torch.device,
     model: torch.nn.Module | None = None,
 ) -> dict[str, StackedModule]:
-    """Stack the factors of n experts by module name; a module that an expert does not touch gets no channels from it.
+    """Stack the factors of n experts by module name.
 
-    :param model: if given, each module's factors go where its weight is, and into its dtype if that is floating-point.
+    An expert that does not touch a module gets no channels there.
+
+    :param dtype: of the factors.
+    :param device: of the factors.
+    :param model: if given, the factors of a module go where its weight is. They take its dtype too
+        if that is a floating-point type of at least 16 bits.
     """
-    default, stacked = (dtype, device), {}
-    for module in sorted({module for expert in experts for module in expert.modules}):
-        parts = [
-            (index, expert.modules[module])
-            for index, expert in enumerate(experts)
-            if module in expert.modules
-        ]
-        ranks = torch.tensor([len(factors.a) for _, factors in parts])
-        weight = None if model is None else model.get_submodule(module).weight
-        dtype, device = default if weight is None else (weight.dtype, weight.device)
-        dtype = dtype if dtype.is_floating_point and dtype.itemsize > 1 else default[0]
-        stacked[module] = StackedModule(
-            a=torch.cat([factors.a for _, factors in parts]).to(device, dtype),
-            b=torch.cat([factors.b for _, factors in parts], dim=1).to(device, dtype),
-            expert=torch.tensor([index for index, _ in parts]).repeat_interleave(ranks).to(device),
-            scale=torch.tensor([factors.scale for _, factors in parts])
-            .repeat_interleave(ranks)
-            .to(device),
-            embedding=parts[0][1].embedding,
-        )
+    parts: dict[str, dict[int, Factors]] = {}
+    for index, expert in enumerate(experts):
+        for name, factors in expert.modules.items():
+            parts.setdefault(name, {})[index] = factors
+    stacked = {}
+    for name in sorted(parts):
+        own_dtype, own_device = dtype, device
+        if model is not None:
+            weight = _weight_of(model, name)
+            own_device = weight.device
+            if weight.dtype.is_floating_point and weight.dtype.itemsize > 1:
+                own_dtype = weight.dtype
+        stacked[name] = _stack_module(parts[name], own_dtype, own_device)
     return stacked
 
 
+def _stack_module(
+    parts: Mapping[int, Factors], dtype: torch.dtype, device: torch.device
+) -> StackedModule:
+    """Stack the factors that experts have for one module.
+
+    :param parts: by the index of the expert, in ascending order.
+    """
+    factors = list(parts.values())
+    a = torch.cat([one.a for one in factors])
+    b = torch.cat([one.b for one in factors], dim=1)
+    ranks = torch.tensor([len(one.a) for one in factors])
+    experts = torch.tensor(list(parts))
+    scales = torch.tensor([one.scale for one in factors])
+    return StackedModule(
+        a=a.to(device, dtype),
+        b=b.to(device, dtype),
+        expert=experts.repeat_interleave(ranks).to(device),
+        scale=scales.repeat_interleave(ranks).to(device),
+        embedding=factors[0].embedding,
+    )
+
+
+def _weight_of(model: torch.nn.Module, name: str) -> torch.Tensor:
+    """The weight of a module that an expert touches."""
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, torch.Tensor), f"{name} has no weight"
+    return weight
+
+
+def _weights_in_dtype(module: StackedModule, coefficients: torch.Tensor) -> torch.Tensor:
+    """c `(..., R)` of candidates `(..., n)`: computed in float32, then in the module's dtype."""
+    coefficients = coefficients.to(module.a.device, torch.float32)
+    return module.channel_weights(coefficients).to(module.a.dtype)
+
+
 class Population:
-    """P candidates whose merges share the base and the stacked factors; each row of a batch belongs to one of them."""
+    """P candidates that share the base and the stacked factors.
 
-    def __init__(self, modules: dict[str, StackedModule], coefficients: torch.Tensor):
-        """Weigh the channels of every module; experts that no candidate uses are left out.
+    Each row of a batch belongs to one of them, as `select` says.
+    """
 
-        :param modules: what `stack_experts` made of the experts.
+    def __init__(self, modules: Mapping[str, StackedModule], coefficients: torch.Tensor):
+        """Compute the channel weights of every module.
+
+        Experts whose coefficient is 0 in every candidate are left out, and so are modules that no
+        other expert touches.
+
+        :param modules: the experts, as `stack_experts` returns them.
         :param coefficients: a `(P, n)` tensor of effective coefficients.
         """
-        used = (coefficients != 0).any(0)
-        if not used.all():
-            modules = {
-                name: module.only(used.to(module.expert.device)) for name, module in modules.items()
-            }
-        self.modules = {name: module for name, module in modules.items() if len(module.a)}
-        self.weights = {
-            name: module.channel_weights(coefficients.to(module.a.device, torch.float32)).to(
-                module.a.dtype
-            )
-            for name, module in self.modules.items()
-        }  # per module (P, R)
+        used = (coefficients != 0).any(0)  # (n,)
+        self.modules: dict[str, StackedModule] = {}
+        self.weights: dict[str, torch.Tensor] = {}  # per module (P, R)
+        for name, module in modules.items():
+            if not used.all():
+                module = module.only(used.to(module.expert.device))
+            if len(module.a):
+                self.modules[name] = module
+                self.weights[name] = _weights_in_dtype(module, coefficients)
         self.owners: int | torch.Tensor = 0
         self.output_rows: torch.Tensor | None = None
 
     def select(self, candidates: Sequence[int], output_rows: torch.Tensor | None = None) -> None:
         """Say which candidate each row of the next batch belongs to.
 
-        :param output_rows: the row of the batch for each row that the output layer sees, if these are not the same.
+        :param candidates: one index of a candidate per row.
+        :param output_rows: the row of the batch for each row of the output layer, if they differ.
         """
-        first, device = (
-            candidates[0],
-            next((weights.device for weights in self.weights.values()), None),
-        )
-        alone = all(candidate == first for candidate in candidates)
-        self.owners = first if alone else torch.tensor(candidates, device=device)
         self.output_rows = output_rows
+        first = candidates[0]
+        if all(candidate == first for candidate in candidates):
+            self.owners = first
+            return
+        device = None
+        if self.weights:
+            device = next(iter(self.weights.values())).device
+        self.owners = torch.tensor(candidates, device=device)
 
     def weights_of_rows(
         self, name: str, rows: int, dims: int, *, output: bool = False
     ) -> torch.Tensor:
-        """The channel weights of a module for a batch whose tensors have `rows` rows and `dims` dimensions.
+        """The channel weights of a module for the rows of its input.
 
+        :param rows: the number of rows of the input.
+        :param dims: the number of its dimensions.
         :param output: whether the module is the output layer.
+        :return: an `(R,)` tensor if all rows belong to one candidate, else `(rows, ..., R)` with
+            `dims` dimensions.
         """
-        weights = self.weights[name]
+        weights = self.weights[name]  # (P, R)
         if isinstance(self.owners, int):
-            return weights[self.owners]  # (R,)
+            return weights[self.owners]
         owners = self.owners.to(weights.device)
         if output and self.output_rows is not None:
             owners = owners[self.output_rows.to(owners.device)]
-        if rows > len(owners):  # a module may see the batch as (N C, D) instead of (N, C, D)
+        # A module's input may be (N C, D) where the batch is (N, C, D).
+        if rows > len(owners):
             assert rows % len(owners) == 0, f"{name} sees {rows} rows of a batch of {len(owners)}"
             owners = owners.repeat_interleave(rows // len(owners))
-        return weights[owners].view(-1, *[1] * (dims - 2), weights.shape[1])
+        middle = [1] * (dims - 2)
+        return weights[owners].view(-1, *middle, weights.shape[1])
 
 
 @contextmanager
 def merged(
-    model: torch.nn.Module, modules: dict[str, StackedModule], coefficients: torch.Tensor
+    model: "PreTrainedModel", modules: Mapping[str, StackedModule], coefficients: torch.Tensor
 ) -> Iterator[Population]:
     """Inside the block the model computes as if merged; afterwards it is as it was.
 
-    :param model: the base model, which is not changed: the experts are added to the outputs of their modules.
-    :param modules: what `stack_experts` made of the experts.
-    :param coefficients: an `(n,)` tensor of effective coefficients, or a `(P, n)` tensor of several candidates.
-    :return: the candidates, of which the first answers until `select` says otherwise.
+    The weights do not change: hooks add the experts' part to the outputs of their modules.
+
+    :param model: the base model.
+    :param modules: the experts, as `stack_experts` returns them.
+    :param coefficients: an `(n,)` tensor of effective coefficients, or a `(P, n)` tensor of several
+        candidates.
+    :return: the candidates. Every row belongs to the first one until `select` says otherwise.
     """
-    population, handles = Population(modules, torch.atleast_2d(coefficients)), []
+    population = Population(modules, torch.atleast_2d(coefficients))
+    handles = []
     try:
         for name in population.modules:
             layer = model.get_submodule(name)
-            hook = _expert_hook(population, name, output=layer is model.get_output_embeddings())
+            is_output = layer is model.get_output_embeddings()
+            hook = _expert_hook(population, name, output=is_output)
             handles.append(layer.register_forward_hook(hook))
         yield population
     finally:
@@ -155,21 +221,22 @@ def merged(
             handle.remove()
 
 
-def _expert_hook(population: Population, name: str, *, output: bool):
+def _expert_hook(population: Population, name: str, *, output: bool) -> Callable:
     module = population.modules[name]
 
     def add_experts(layer, inputs, result):
         if module.embedding:
             middle = torch.nn.functional.embedding(inputs[0], module.a.mT)  # (..., R)
-            middle = middle * getattr(layer, "embed_scale", 1.0)  # Gemma scales what it looks up
+            # Gemma scales what it looks up.
+            middle = middle * getattr(layer, "embed_scale", 1.0)
         else:
             middle = inputs[0] @ module.a.mT  # (..., R)
-        middle = middle * population.weights_of_rows(name, len(middle), middle.ndim, output=output)
+        weights = population.weights_of_rows(name, len(middle), middle.ndim, output=output)
+        middle = middle * weights
         if result.requires_grad or not result.is_contiguous():
             return result + middle @ module.b.mT
-        result.view(-1, result.shape[-1]).addmm_(
-            middle.flatten(0, -2), module.b.mT
-        )  # without a second pass over the result
+        # In place, so that the result is written once.
+        result.view(-1, result.shape[-1]).addmm_(middle.flatten(0, -2), module.b.mT)
         return result
 
     return add_experts
@@ -178,54 +245,56 @@ def _expert_hook(population: Population, name: str, *, output: bool):
 class WeightMerger:
     """Puts one merge after another into the weights of the base, for many tokens per candidate.
 
-    A merge costs one small product per module, and then tokens cost what they cost in the base. In half precision the merged
-    weights are rounded to their dtype, as those of any merged checkpoint are; the unmerged path (`merged`) keeps the factors
-    apart.
+    A merge costs one small product per module. Every token then costs what it costs in the base.
+    In half precision the merged weights are rounded to their dtype, as those of any merged
+    checkpoint are; the unmerged mode (`merged`) keeps the factors apart.
     """
 
-    def __init__(self, model: torch.nn.Module, modules: dict[str, StackedModule]):
+    def __init__(self, model: "PreTrainedModel", modules: Mapping[str, StackedModule]):
         """Keep a copy of the weights that merges change.
 
-        :param modules: what `stack_experts` made of the experts.
+        A weight that several layers share, or of another dtype than its factors, does not change.
+        `merged_in_place` adds the experts of such modules by hooks.
+
+        :param model: the base model.
+        :param modules: the experts, as `stack_experts` returns them.
         """
-        self.model, self.modules = model, modules
-        layers = {name: model.get_submodule(name) for name in modules}
-        users: dict[
-            int, int
-        ] = {}  # how many layers share a weight: an output layer may be tied to the embedding
-        for layer in model.modules():
-            for parameter in layer.parameters(recurse=False):
-                users[parameter.data_ptr()] = users.get(parameter.data_ptr(), 0) + 1
-        self.weights = {
-            name: layer.weight
-            for name, layer in layers.items()
-            if layer.weight.dtype == modules[name].a.dtype and users[layer.weight.data_ptr()] == 1
-        }
-        self.rest = {name: module for name, module in modules.items() if name not in self.weights}
-        # As (D_out, D_in); Conv1D and embeddings keep (D_in, D_out).
-        self.transposed = {
-            name for name in self.weights if not isinstance(layers[name], torch.nn.Linear)
-        }
-        self.originals = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.model = model
+        self.modules = modules
+        self.weights: dict[str, torch.Tensor] = {}
+        self.originals: dict[str, torch.Tensor] = {}
+        self.transposed: set[str] = set()  # Conv1D and embeddings keep (D_in, D_out)
+        self.unchanged: dict[str, StackedModule] = {}
+        layers_of_weights = _count_layers_of_weights(model)
+        for name, module in modules.items():
+            weight = _weight_of(model, name)
+            if weight.dtype != module.a.dtype or layers_of_weights[weight.data_ptr()] > 1:
+                self.unchanged[name] = module
+                continue
+            self.weights[name] = weight
+            self.originals[name] = weight.detach().clone()
+            if not isinstance(model.get_submodule(name), torch.nn.Linear):
+                self.transposed.add(name)
 
     @staticmethod
     def bytes_kept(model: torch.nn.Module, modules: Iterable[str]) -> int:
         """The size of the copy for these modules, at most."""
-        return sum(
-            weight.nbytes
-            for weight in {
-                id(w): w for w in (model.get_submodule(m).weight for m in modules)
-            }.values()
-        )
+        sizes = {}
+        for name in modules:
+            weight = _weight_of(model, name)
+            sizes[id(weight)] = weight.nbytes
+        return sum(sizes.values())
 
     @torch.no_grad()
     def load(self, coefficients: torch.Tensor) -> None:
-        """Make the weights those of the merge with these (n,) coefficients."""
+        """Make the weights those of the merge.
+
+        :param coefficients: an `(n,)` tensor of effective coefficients.
+        """
         for name, weight in self.weights.items():
-            module, original = self.modules[name], self.originals[name]
-            channels = module.channel_weights(coefficients.to(module.a.device, torch.float32)).to(
-                module.a.dtype
-            )
+            module = self.modules[name]
+            original = self.originals[name]
+            channels = _weights_in_dtype(module, coefficients)  # (R,)
             if name in self.transposed:
                 torch.addmm(original, module.a.mT * channels, module.b.mT, out=weight.data)
             else:
@@ -238,116 +307,36 @@ class WeightMerger:
             weight.copy_(self.originals[name])
 
 
+def _count_layers_of_weights(model: torch.nn.Module) -> dict[int, int]:
+    """How many layers use each parameter, by its address: an output layer may be the embedding."""
+    counts: dict[int, int] = {}
+    for layer in model.modules():
+        for parameter in layer.parameters(recurse=False):
+            address = parameter.data_ptr()
+            counts[address] = counts.get(address, 0) + 1
+    return counts
+
+
 @contextmanager
 def merged_in_place(merger: WeightMerger, pop: torch.Tensor) -> Iterator[Iterator[None]]:
-    """Inside the block, an iterator whose every step makes the model the merge of the next of (P, n) candidates.
+    """Inside the block, an iterator that makes the model one merge after another.
 
-    Weights that cannot be changed in place (of another dtype, or shared by several layers) get their experts as in `merged`.
-    Afterwards the model is as it was, bit for bit, also after an error.
+    Afterwards the model is as it was, bit for bit, also after an error. Weights that cannot be
+    changed in place get their experts as in `merged`.
+
+    :param pop: a `(P, n)` tensor of effective coefficients.
+    :return: an iterator of P steps, each of which makes the model the next candidate.
     """
 
-    def steps() -> Iterator[None]:
+    def load_each() -> Generator[None, None, None]:
         for coefficients in pop:
             merger.load(coefficients)
-            with merged(merger.model, merger.rest, coefficients):
+            with merged(merger.model, merger.unchanged, coefficients):
                 yield
 
-    candidates = steps()
+    candidates = load_each()
     try:
         yield candidates
     finally:
         candidates.close()
         merger.restore()
-
-
-def _stack_used(
-    experts: Sequence[Expert], coefficients: torch.Tensor
-) -> tuple[dict[str, StackedModule], torch.Tensor]:
-    """The experts whose coefficient is not 0, stacked in float32 on the CPU, with their coefficients."""
-    coefficients = coefficients.detach().to("cpu", torch.float32)
-    used = coefficients.nonzero().flatten()
-    return stack_experts(
-        [experts[index] for index in used], torch.float32, torch.device("cpu")
-    ), coefficients[used]
-
-
-def export_adapter(
-    experts: Sequence[Expert], coefficients: torch.Tensor, folder, *, base: str
-) -> None:
-    """Write the merge as one LoRA adapter in PEFT format, exact in float32.
-
-    The factors are concatenated, with lambda_k s_k inside B, so that the rank of a module is the sum of the ranks there and
-    its alpha equals its rank. Experts with coefficient 0 are left out.
-
-    :param coefficients: an `(n,)` tensor of effective coefficients.
-    :param folder: created if it is missing.
-    :param base: the name of the base model, written into the configuration.
-    :raises ValueError: if every coefficient is 0: the merge is the base itself.
-    """
-    from safetensors.torch import save
-
-    modules, coefficients = _stack_used(experts, coefficients)
-    if not modules:
-        raise ValueError(
-            "coefficients: expected at least one other than 0, found all 0; the merge is the base model itself"
-        )
-    tensors, ranks = {}, {}
-    for name, module in modules.items():
-        prefix = f"base_model.model.{name}.lora_{'embedding_' if module.embedding else ''}"
-        suffix = "" if module.embedding else ".weight"
-        tensors[f"{prefix}A{suffix}"] = module.a.contiguous()
-        tensors[f"{prefix}B{suffix}"] = (
-            module.b * module.channel_weights(coefficients)
-        ).contiguous()
-        ranks[name] = len(module.a)
-    rank = max(ranks.values())
-    patterns = {name: own for name, own in ranks.items() if own != rank}
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": rank,
-        "rank_pattern": patterns,
-        "alpha_pattern": patterns,
-        "use_rslora": False,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "lora_dropout": 0.0,
-        "target_modules": sorted(ranks),
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(
-        save(tensors, metadata={"format": "pt"})
-    )  # save_file has no OSError for a full disk
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def reload_difference(
-    model: torch.nn.Module, experts: Sequence[Expert], coefficients: torch.Tensor, folder
-) -> float:
-    """Load an exported adapter with plain peft, and compare its weights with sum_k lambda_k s_k B_k A_k.
-
-    :param model: the base model; peft wraps its layers during the comparison and gives them back.
-    :return: the largest ||difference|| / ||expected|| over all modules (Frobenius norms).
-    """
-    from peft import PeftModel
-
-    expected, coefficients = _stack_used(experts, coefficients)
-    reloaded = PeftModel.from_pretrained(model, folder)
-    try:
-        layers = dict(reloaded.base_model.model.named_modules())
-        worst = 0.0
-        for name, module in expected.items():
-            delta = (module.b * module.channel_weights(coefficients)) @ module.a  # (D_out, D_in)
-            found = layers[name].get_delta_weight("default").to("cpu", torch.float32)
-            if (
-                found.shape != delta.shape or module.embedding
-            ):  # Conv1D and embeddings keep (D_in, D_out)
-                found = found.mT
-            worst = max(worst, float((found - delta).norm() / delta.norm().clamp_min(1e-30)))
-    finally:
-        reloaded.unload()
-    return worst

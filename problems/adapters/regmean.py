@@ -1,14 +1,22 @@
-"""RegMean as a set of experts: their plain sum is the RegMean merge, and a search can go on from there.
+"""RegMean as a set of experts: their plain sum is the RegMean merge, from which a search can go on.
 
-RegMean (X. Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models", ICLR 2023, arXiv 2212.09849) asks,
-module by module, for the weights whose outputs are nearest to those of every model k on its own inputs X_k:
-W^T = (sum_k G_k)^-1 sum_k G_k W_k^T, with G_k = X_k^T X_k. For LoRA experts W_k = W_0 + s_k B_k A_k of one base,
-W = W_0 + sum_k s_k B_k A_k G_k (sum_j G_j)^-1: expert k keeps B_k and its rank, and A_k becomes A_k G_k (sum_j G_j)^-1. It
-then answers for the inputs that are its own, and leaves those of the others alone.
+RegMean: X. Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models", ICLR
+2023, arXiv 2212.09849. Module by module it finds the weights whose outputs are nearest to those of
+every model k on the inputs X_k of that model:
+
+    W^T = (sum_k G_k)^-1 sum_k G_k W_k^T, with the Gram matrix G_k = X_k^T X_k.
+
+For LoRA experts W_k = W_0 + s_k B_k A_k of one base this is
+
+    W = W_0 + sum_k s_k B_k A_k G_k (sum_j G_j)^-1.
+
+Expert k keeps B_k and its rank, and A_k becomes A_k G_k (sum_j G_j)^-1. It then acts on inputs like
+its own, and less on those of the other experts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,61 +26,85 @@ from evox_evogm.problems.inference.language_model import LanguageModel, Request
 from evox_evogm.problems.tasks.metrics import requests_of
 from evox_evogm.problems.tasks.task import Task
 
-KEEP = 0.9  # what elements off the diagonals of the G_k are multiplied by, as published
-RIDGE = 1e-6  # of the mean of a gram's diagonal: fewer tokens than inputs leave directions of which nothing is known
-UNSEEN = 1e-6  # tokens that every expert is taken to have seen of each kind, so that unknown ones are averaged
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# The paper multiplies the elements off the diagonals of the G_k by this number (its alpha).
+OFF_DIAGONAL = 0.9
+# Of the mean of a Gram matrix's diagonal. With fewer tokens than inputs the matrix is singular.
+RIDGE = 1e-6
+# Added to the count of each token for each expert, so that experts share unseen tokens equally.
+PSEUDO_COUNT = 1e-6
 
 
 class Grams:
-    """What regression needs of the inputs of one module: sums over the tokens of all experts' examples.
+    """What the regression needs of the inputs of one module: sums over the tokens of all experts.
 
-    :param factors: of the module, by the index of the experts that have it.
-    :param width: D, the number of inputs, or of tokens in the vocabulary.
-    :param count: n, the number of experts.
+    An embedding has one-hot inputs. Their Gram matrices are diagonal, so that token counts suffice.
     """
 
     def __init__(
         self, factors: Mapping[int, Factors], width: int, count: int, device: torch.device
     ):
+        """Start with no tokens.
+
+        :param factors: of the module, by the index of the experts that have it.
+        :param width: D, the number of inputs, or of tokens in the vocabulary.
+        :param count: n, the number of experts.
+        :param device: where the sums are kept.
+        """
         self.embedding = next(iter(factors.values())).embedding
-        self.a = {index: one.a.to(device) for index, one in factors.items()}  # per expert (r, D)
-        self.sizes = torch.zeros(count, width, device=device)  # (n, D), the diagonals of the G_k
-        if not self.embedding:  # of one-hot inputs nothing is off the diagonal
-            self.total = torch.zeros(width, width, device=device)  # (D, D), sum_k G_k
-            self.seen = {
-                index: torch.zeros_like(a) for index, a in self.a.items()
-            }  # per expert (r, D), A_k G_k
+        self.a: dict[int, torch.Tensor] = {}  # per expert A_k (r, D)
+        self.a_gram: dict[int, torch.Tensor] = {}  # per expert A_k G_k (r, D)
+        self.diagonals = torch.zeros(count, width, device=device)  # (n, D), those of the G_k
+        for index, module in factors.items():
+            self.a[index] = module.a.to(device)
+        if not self.embedding:
+            self.sum = torch.zeros(width, width, device=device)  # (D, D), sum_k G_k
+            for index, a in self.a.items():
+                self.a_gram[index] = torch.zeros_like(a)
 
     def add(self, index: int, inputs: torch.Tensor) -> None:
-        """Note inputs `(..., D)`, or tokens, of expert `index`."""
+        """Add inputs `(..., D)`, or tokens of any shape, of expert `index`."""
         if self.embedding:
-            self.sizes[index] += inputs.flatten().bincount(minlength=self.sizes.shape[1])
+            counts = inputs.flatten().bincount(minlength=self.diagonals.shape[1])
+            self.diagonals[index] += counts
             return
-        rows = inputs.flatten(0, -2).to(self.total)  # (N, D)
-        self.total += rows.mT @ rows
-        self.sizes[index] += rows.square().sum(0)
+        rows = inputs.flatten(0, -2).to(self.sum)  # (N, D)
+        self.sum += rows.mT @ rows
+        self.diagonals[index] += rows.square().sum(0)
         if index in self.a:
-            self.seen[index] += (self.a[index] @ rows.mT) @ rows
+            self.a_gram[index] += (self.a[index] @ rows.mT) @ rows
 
     def regressed(self) -> dict[int, torch.Tensor]:
-        """A_k G_k (sum_j G_j)^-1 `(r, D)` by expert, in float32 on the CPU, with what is off the diagonals times `KEEP`."""
-        a = {index: one.cpu().double() for index, one in self.a.items()}
-        sizes = self.sizes.cpu().double()
-        if self.embedding:
-            shares = (sizes + UNSEEN) / (sizes + UNSEEN).sum(0)
-            return {index: (one * shares[index]).float() for index, one in a.items()}
-        total = KEEP * self.total.cpu().double()
-        total.diagonal().add_((1 - KEEP) * sizes.sum(0))
-        total.diagonal().add_(RIDGE * sizes.sum(0).mean().clamp_min(1e-12))
+        """A_k G_k (sum_j G_j)^-1 `(r, D)` by expert, in float32 on the CPU.
+
+        What is off the diagonals of the G_k is multiplied by `OFF_DIAGONAL`.
+        """
+        return self._share_tokens() if self.embedding else self._solve()
+
+    def _share_tokens(self) -> dict[int, torch.Tensor]:
+        counts = self.diagonals.cpu().double() + PSEUDO_COUNT
+        shares = counts / counts.sum(0)  # (n, D)
+        regressed = {}
+        for index, a in self.a.items():
+            regressed[index] = (a.cpu().double() * shares[index]).float()
+        return regressed
+
+    def _solve(self) -> dict[int, torch.Tensor]:
+        diagonals = self.diagonals.cpu().double()
+        diagonal = diagonals.sum(0)  # (D,)
+        total = OFF_DIAGONAL * self.sum.cpu().double()
+        total.diagonal().add_((1 - OFF_DIAGONAL) * diagonal)
+        total.diagonal().add_(RIDGE * diagonal.mean().clamp_min(1e-12))
         factor = torch.linalg.cholesky(total)
-        shrunk = {
-            k: KEEP * self.seen[k].cpu().double() + (1 - KEEP) * one * sizes[k]
-            for k, one in a.items()
-        }
-        return {
-            k: torch.cholesky_solve(one.mT, factor).mT.float().contiguous()
-            for k, one in shrunk.items()
-        }
+        regressed = {}
+        for index, a in self.a.items():
+            a_gram = OFF_DIAGONAL * self.a_gram[index].cpu().double()
+            a_gram += (1 - OFF_DIAGONAL) * a.cpu().double() * diagonals[index]
+            solution = torch.cholesky_solve(a_gram.mT, factor).mT  # (r, D)
+            regressed[index] = solution.float().contiguous()
+        return regressed
 
 
 def regress_experts(
@@ -80,16 +112,49 @@ def regress_experts(
 ) -> list[Expert]:
     """Experts whose sum is the RegMean merge of the given ones.
 
-    The inputs of an expert are those that its modules see while the model, merged with this expert alone, reads examples and
-    their right answers. Takes a forward pass per example, or several if the inner products of all modules, D x D in float32,
-    would take more than `model.max_memory`.
+    The inputs of an expert come from the model merged with this expert alone: they are the inputs
+    of its modules while this model reads examples and their right answers. Every example takes one
+    forward pass. It takes several if the Gram matrices of all modules, D x D in float32, would
+    exceed `model.max_memory`.
 
     :param model: the base.
-    :param experts: n adapters that fit it (`experts.check_fit`).
+    :param experts: n adapters that fit it (`check_fit`).
     :param tasks: by the name of the expert, the tasks that it was made for.
     :return: the n experts with other A, of the same ranks and scales, in float32 on the CPU.
-    :raises ValueError: if an expert has no task or one of them twice, if a name is none of an expert, or if the model with an
-        expert gives numbers that are not finite.
+    :raises ValueError: if an expert has no task or one of them twice, if a name is none of an
+        expert, or if the model with an expert gives numbers that are not finite.
+    """
+    _check_tasks(experts, tasks)
+    requests = []
+    for expert in experts:
+        own = []
+        for task in tasks[expert.name]:
+            own += requests_of(task, model)
+        requests.append(own)
+    stacked = stack_experts(experts, model.model.dtype, model.device, model.model)
+    modules: list[dict[str, Factors]] = [{} for _ in experts]
+    for chunk in _chunks(experts, list(stacked), model.max_memory):
+        grams = {}
+        for name in chunk:
+            grams[name] = _empty_grams(experts, name, stacked[name].a.device)
+        for index, row in enumerate(torch.eye(len(experts))):
+            with merged(model.model, stacked, row):
+                _add_inputs(model.model, requests[index], grams, index)
+        for name in chunk:
+            gram = grams.pop(name)
+            _check_finite(gram, experts, name)
+            for index, a in gram.regressed().items():
+                modules[index][name] = replace(experts[index].modules[name], a=a)
+    regressed = []
+    for expert, own_modules in zip(experts, modules, strict=True):
+        regressed.append(replace(expert, modules=own_modules))
+    return regressed
+
+
+def _check_tasks(experts: Sequence[Expert], tasks: Mapping[str, Sequence[Task]]) -> None:
+    """Refuse what is not at least one task for every expert.
+
+    :raises ValueError: one sentence saying for which expert.
     """
     if not isinstance(tasks, Mapping):
         raise ValueError(
@@ -102,65 +167,76 @@ def regress_experts(
                 f"regmean: expected names of experts ({', '.join(names)}), found {name!r}"
             )
     for name in names:
-        if not tasks.get(name):
-            raise ValueError(
-                f"regmean: expected a task that expert {name!r} was made for, found none"
-            )
-        if not isinstance(tasks[name], Sequence) or not all(
-            isinstance(task, Task) for task in tasks[name]
-        ):
-            raise ValueError(
-                f"regmean: expected for expert {name!r} a list of tasks, found {type(tasks[name]).__name__}"
-            )
-        own = [task.name for task in tasks[name]]
-        if len(set(own)) < len(own):
-            raise ValueError(
-                f"regmean: expected for expert {name!r} every task once, found {', '.join(own)}"
-            )
-    requests = [
-        [request for task in tasks[name] for request in requests_of(task, model)] for name in names
-    ]
-    stacked = stack_experts(experts, model.model.dtype, model.device, model.model)
-    modules: list[dict[str, Factors]] = [{} for _ in experts]
-    for chunk in _chunks(experts, list(stacked), model.max_memory):
-        grams = {}
-        for name in chunk:
-            factors = {
-                k: expert.modules[name]
-                for k, expert in enumerate(experts)
-                if name in expert.modules
-            }
-            width = next(iter(factors.values())).a.shape[1]
-            grams[name] = Grams(factors, width, len(experts), stacked[name].a.device)
-        for index, row in enumerate(torch.eye(len(experts))):
-            with merged(model.model, stacked, row):
-                _note_inputs(model.model, requests[index], grams, index)
-        for name in chunk:
-            wild = [
-                names[k] for k, sizes in enumerate(grams[name].sizes) if not sizes.isfinite().all()
-            ]
-            if wild:
-                raise ValueError(
-                    f"regmean: expected finite inputs of {name}, found others with expert {wild[0]!r}"
-                )
-            for index, a in grams.pop(name).regressed().items():
-                modules[index][name] = replace(experts[index].modules[name], a=a)
-    return [replace(expert, modules=mine) for expert, mine in zip(experts, modules, strict=True)]
+        _check_tasks_of_expert(name, tasks.get(name))
+
+
+def _check_tasks_of_expert(expert: str, tasks: object) -> None:
+    if not tasks:
+        raise ValueError(
+            f"regmean: expected a task that expert {expert!r} was made for, found none"
+        )
+    if not isinstance(tasks, Sequence) or not all(isinstance(task, Task) for task in tasks):
+        raise ValueError(
+            f"regmean: expected for expert {expert!r} a list of tasks, found {type(tasks).__name__}"
+        )
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"regmean: expected for expert {expert!r} every task once, found {', '.join(names)}"
+        )
+
+
+def _chunks(
+    experts: Sequence[Expert], names: Sequence[str], max_memory: int
+) -> Iterator[list[str]]:
+    """Split modules into chunks whose Gram matrices take at most `max_memory` bytes together.
+
+    A module that takes more is a chunk of its own.
+    """
+    factors: dict[str, Factors] = {}
+    for expert in experts:
+        factors.update(expert.modules)
+    chunk: list[str] = []
+    taken = 0
+    for name in names:
+        width = factors[name].a.shape[1]
+        size = 0 if factors[name].embedding else 4 * width * width
+        if chunk and taken + size > max_memory:
+            yield chunk
+            chunk = []
+            taken = 0
+        chunk.append(name)
+        taken += size
+    if chunk:
+        yield chunk
+
+
+def _empty_grams(experts: Sequence[Expert], name: str, device: torch.device) -> Grams:
+    """Grams of a module before any token."""
+    factors = {}
+    for index, expert in enumerate(experts):
+        if name in expert.modules:
+            factors[index] = expert.modules[name]
+    width = next(iter(factors.values())).a.shape[1]
+    return Grams(factors, width, len(experts), device)
 
 
 @torch.no_grad()
-def _note_inputs(
-    model: torch.nn.Module, requests: Sequence[Request], grams: Mapping[str, Grams], index: int
+def _add_inputs(
+    model: "PreTrainedModel", requests: Sequence[Request], grams: Mapping[str, Grams], index: int
 ) -> None:
-    """Let the model read, and every module's grams note what it sees."""
+    """Run the model on requests, and add the inputs of every module to its Grams.
+
+    :param index: of the expert that the inputs belong to.
+    """
     handles = []
     try:
-        for name, module in grams.items():
+        for name, module_grams in grams.items():
 
-            def note(layer, inputs, module=module):
-                module.add(index, inputs[0])
+            def add(layer, inputs, module_grams=module_grams):
+                module_grams.add(index, inputs[0])
 
-            handles.append(model.get_submodule(name).register_forward_pre_hook(note))
+            handles.append(model.get_submodule(name).register_forward_pre_hook(add))
         for prompt, answer in requests:
             model(input_ids=torch.tensor([prompt + answer], device=model.device), use_cache=False)
     finally:
@@ -168,19 +244,10 @@ def _note_inputs(
             handle.remove()
 
 
-def _chunks(
-    experts: Sequence[Expert], names: Sequence[str], max_memory: int
-) -> Iterator[list[str]]:
-    """Names of modules whose grams take at most `max_memory` bytes together, or one module that takes more."""
-    factors = {name: module for expert in experts for name, module in expert.modules.items()}
-    chunk, taken = [], 0
-    for name in names:
-        width = factors[name].a.shape[1]
-        size = 0 if factors[name].embedding else 4 * width * width
-        if chunk and taken + size > max_memory:
-            yield chunk
-            chunk, taken = [], 0
-        chunk.append(name)
-        taken += size
-    if chunk:
-        yield chunk
+def _check_finite(grams: Grams, experts: Sequence[Expert], module: str) -> None:
+    for expert, diagonal in zip(experts, grams.diagonals, strict=True):
+        if not diagonal.isfinite().all():
+            raise ValueError(
+                f"regmean: expected finite inputs of {module}, "
+                f"found others with expert {expert.name!r}"
+            )

@@ -1,52 +1,274 @@
-"""Which first tokens of several requests are run once: few-shot examples, or a question with several continuations."""
+"""First tokens that several rows share run once: few-shot examples, or a question with several
+continuations.
+"""
 
+import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from evox_evogm.problems.inference.batching import Batching
+from evox_evogm.problems.inference.forward import Forward
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 LEAST_SAVING = 0.25  # of the tokens; a prefix costs a pass of its own and copies of its cache
+# Settings of models whose attention is limited to a window over the columns.
+WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """The number of tokens that all rows begin with."""
-    first, last = (
-        min(rows),
-        max(rows),
-    )  # in the order of the tokens, so everything between agrees where these two do
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
-        min(len(first), len(last)),
-    )
+class Row(NamedTuple):
+    """The tokens of one request.
 
-
-def shared_lengths(
-    rows: Sequence[tuple[int, ...]], limits: Sequence[int], candidates: Sequence[int]
-) -> list[int]:
-    """How many first tokens of each row are left to a pass that it shares with other rows of the same candidate.
-
-    Either the tokens that all rows begin with, or those up to a row's limit where another row has the same; whichever leaves
-    fewer tokens to run. Nothing is shared if that saves less than a quarter of them.
-
-    :param rows: N rows of tokens.
-    :param limits: for each row how many of its first tokens may be shared.
-    :param candidates: for each row the candidate it asks.
-    :return: N numbers of tokens.
+    :param tokens: all tokens that the model reads.
+    :param candidate: the candidate that they are for.
+    :param shareable: how many of the first tokens a pass of a prefix may run.
+    :param scored: at how many positions at the end logits are needed.
     """
+
+    tokens: tuple[int, ...]
+    candidate: int
+    shareable: int
+    scored: int = 1
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """First tokens that some rows of one candidate share.
+
+    :param candidate: the candidate. It is 0 where `tokens` is empty: such rows share nothing.
+    :param tokens: the shared tokens.
+    :param rows: the numbers of the rows.
+    """
+
+    candidate: int
+    tokens: tuple[int, ...]
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A batch of N rows before its forward pass.
+
+    :param rows: the numbers of the rows.
+    :param candidates: for each row its candidate.
+    :param tokens: an `(N, C)` tensor of the tokens that have not run yet.
+    :param mask: an `(N, cached + C)` tensor, 0 at the padding.
+    :param scored: for each row at how many positions logits are needed.
+    :param cache: of the tokens that have run; None if none have.
+    """
+
+    rows: list[int]
+    candidates: list[int]
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    scored: list[int]
+    cache: "Cache | None"
+
+
+@dataclass(frozen=True)
+class PrefixCache:
+    """The keys and values of K prefixes.
+
+    :param cache: a row per prefix.
+    :param mask: a `(K, W)` tensor, 0 at the padding.
+    """
+
+    cache: "Cache"
+    mask: torch.Tensor
+
+    @property
+    def width(self) -> int:
+        """W, the cached tokens of each prefix, padding included."""
+        return self.mask.shape[1]
+
+
+def prepare_batches(
+    rows: Sequence[Row],
+    forward: Forward,
+    batching: Batching,
+    *,
+    max_new_tokens: int = 0,
+    share_prefixes: bool = True,
+) -> Iterator[PreparedBatch]:
+    """Prepare batches of rows for a pass over the tokens that they do not share.
+
+    The passes over the prefixes are made on the way.
+
+    :param rows: the rows; the batches name them by their place here.
+    :param max_new_tokens: how many tokens will follow each row.
+    :param share_prefixes: whether rows may share first tokens.
+    """
+    longest = max((len(row.tokens) for row in rows), default=0)
+    if share_prefixes and may_share_prefixes(forward.model, longest, max_new_tokens):
+        lengths = shared_lengths(rows)
+    else:
+        lengths = [0] * len(rows)
+    prefixes = group_by_prefix(rows, lengths)
+    for prefix in prefixes:
+        if not prefix.tokens:
+            yield from _batches_of([prefix], None, rows, forward, batching, max_new_tokens)
+    prefixes = [prefix for prefix in prefixes if prefix.tokens]
+    prefix_tokens = [prefix.tokens for prefix in prefixes]
+    for numbers in batching.split(prefix_tokens, scored=[0] * len(prefixes), cached=0):
+        group = [prefixes[number] for number in numbers]
+        cached = run_prefixes(group, forward, batching)
+        yield from _batches_of(group, cached, rows, forward, batching, max_new_tokens)
+
+
+def _batches_of(
+    group: Sequence[SharedPrefix],
+    cached: PrefixCache | None,
+    rows: Sequence[Row],
+    forward: Forward,
+    batching: Batching,
+    max_new_tokens: int,
+) -> Iterator[PreparedBatch]:
+    """Batches of the rows that have the prefixes of a group, without these prefixes.
+
+    :param cached: the prefixes; None if they are empty.
+    """
+    members: list[int] = []  # numbers of rows
+    places: list[int] = []  # of the prefix of each member in the group
+    for place, prefix in enumerate(group):
+        members += prefix.rows
+        places += [place] * len(prefix.rows)
+    rests = []
+    for row, place in zip(members, places, strict=True):
+        rests.append(rows[row].tokens[len(group[place].tokens) :])
+    scored = [rows[row].scored for row in members]
+    other_tokens = None  # in the cache in the end
+    if cached is not None:
+        other_tokens = cached.width + max_new_tokens
+    elif max_new_tokens:
+        other_tokens = max_new_tokens
+    for batch in batching.split(rests, scored, other_tokens):
+        tokens, mask = batching.pad_left([rests[member] for member in batch], forward.device)
+        cache = None
+        if cached is not None:
+            prefix_rows = torch.tensor([places[member] for member in batch], device=forward.device)
+            cache = rows_of_cache(cached.cache, prefix_rows)
+            mask = torch.cat([cached.mask[prefix_rows], mask], 1)
+        numbers = [members[member] for member in batch]
+        yield PreparedBatch(
+            rows=numbers,
+            candidates=[rows[number].candidate for number in numbers],
+            tokens=tokens,
+            mask=mask,
+            scored=[scored[member] for member in batch],
+            cache=cache,
+        )
+
+
+def run_prefixes(
+    prefixes: Sequence[SharedPrefix], forward: Forward, batching: Batching
+) -> PrefixCache:
+    """Make the pass over some prefixes, and keep what later positions need of it."""
+    cache = forward.new_cache()
+    tokens, mask = batching.pad_left([prefix.tokens for prefix in prefixes], forward.device)
+    candidates = [prefix.candidate for prefix in prefixes]
+    forward(candidates, tokens, mask, [0] * len(prefixes), cache)
+    return PrefixCache(cache, mask)
+
+
+def rows_of_cache(cache: "Cache", rows: torch.Tensor) -> "Cache":
+    """A cache that holds some rows of another one, which stays as it is."""
+    part = copy.copy(cache)
+    part.layers = [copy.copy(layer) for layer in cache.layers]
+    part.batch_select_indices(rows)  # replaces the tensors of the copied layers
+    return part
+
+
+def may_share_prefixes(model: "PreTrainedModel", longest: int, max_new_tokens: int) -> bool:
+    """Whether a prefix and the rest of a row may run in two passes.
+
+    Padding stands between them. So the model has to take positions as they are given, and padding
+    must not push tokens out of a window over the columns.
+
+    :param longest: the number of tokens of the longest row.
+    :param max_new_tokens: how many tokens will follow.
+    """
+    if "position_ids" not in signature(type(model).forward).parameters:
+        return False
+    columns = 2 * longest + max_new_tokens
+    for name in WINDOWS:
+        window = getattr(model.config, name, None)
+        if window is not None and columns > window:
+            return False
+    return True
+
+
+def group_by_prefix(rows: Sequence[Row], lengths: Sequence[int]) -> list[SharedPrefix]:
+    """The rows by the first tokens that they share. Those that share none have an empty prefix.
+
+    :param lengths: how many first tokens each row shares.
+    """
+    prefixes: dict[tuple[int, tuple[int, ...]], SharedPrefix] = {}
+    for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        candidate = row.candidate if length else 0
+        tokens = row.tokens[:length]
+        key = (candidate, tokens)
+        if key not in prefixes:
+            prefixes[key] = SharedPrefix(candidate, tokens, rows=[])
+        prefixes[key].rows.append(number)
+    return list(prefixes.values())
+
+
+def shared_lengths(rows: Sequence[Row]) -> list[int]:
+    """How many first tokens of each row run in a pass of their own, once for all that share them.
+
+    There are two ways to share, and the one that leaves fewer tokens to run is taken:
+
+    - All rows share the tokens that all of them begin with.
+    - A row shares all its `shareable` tokens with the rows of its candidate that have the same.
+
+    Nothing is shared if that saves less than a quarter of the tokens.
+    """
+    nothing = [0] * len(rows)
     if len(rows) < 2:
-        return [0] * len(rows)
-    same_start = [min(common_prefix(rows), *limits)] * len(rows)
-    heads = [
-        (candidate, row[:limit])
-        for row, limit, candidate in zip(rows, limits, candidates, strict=True)
-    ]
-    counts = Counter(heads)
-    same_head = [len(head[1]) if counts[head] > 1 else 0 for head in heads]
+        return nothing
+    limit = min(row.shareable for row in rows)
+    common = common_prefix([row.tokens for row in rows])
+    by_all = [min(common, limit)] * len(rows)
+    by_some = repeated_lengths(rows)
+    best = min(by_all, by_some, key=lambda lengths: tokens_to_run(rows, lengths))
+    total = sum(len(row.tokens) for row in rows)
+    if tokens_to_run(rows, best) > (1 - LEAST_SAVING) * total:
+        return nothing
+    return best
 
-    def tokens(shared: list[int]) -> int:
-        passes = {
-            (candidate, row[:length])
-            for row, length, candidate in zip(rows, shared, candidates, strict=True)
-        }
-        return sum(len(head) for _, head in passes) + sum(map(len, rows)) - sum(shared)
 
-    best = min(same_start, same_head, key=tokens)
-    return best if tokens(best) <= (1 - LEAST_SAVING) * sum(map(len, rows)) else [0] * len(rows)
+def repeated_lengths(rows: Sequence[Row]) -> list[int]:
+    """The number of `shareable` tokens of each row if another row of its candidate has the same."""
+    prefixes = [(row.candidate, row.tokens[: row.shareable]) for row in rows]
+    counts = Counter(prefixes)
+    lengths = []
+    for candidate, tokens in prefixes:
+        shared = counts[candidate, tokens] > 1
+        lengths.append(len(tokens) if shared else 0)
+    return lengths
+
+
+def tokens_to_run(rows: Sequence[Row], lengths: Sequence[int]) -> int:
+    """The tokens of all passes, without padding, if each row shares so many first tokens."""
+    prefixes = set()
+    rest = 0
+    for row, length in zip(rows, lengths, strict=True):
+        prefixes.add((row.candidate, row.tokens[:length]))
+        rest += len(row.tokens) - length
+    return rest + sum(len(tokens) for _, tokens in prefixes)
+
+
+def common_prefix(rows: Sequence[tuple[int, ...]]) -> int:
+    """The number of tokens that all rows begin with."""
+    first = min(rows)
+    last = max(rows)  # in the order of the tokens, so all others agree where these two do
+    for place, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
+            return place
+    return min(len(first), len(last))

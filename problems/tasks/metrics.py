@@ -1,13 +1,20 @@
-"""The scoring rules: each turns a task and a language model into one number per example, better when higher.
+"""The metrics: each turns a task and a language model into one number per example, better when
+higher.
 
-`choice_likelihood`            1 if the right choice has the largest summed log-probability, else 0; one forward pass.
-`gold_log_probability`         mean log-probability in nats per token of the right answer; no ties, no parsing.
-`exact_match`                  1 if the greedy answer agrees with the target (`Task.match`), else 0.
-`multiple_choice_generation`   1 if the key parsed from ten greedy tokens is right: the rule of the EvoGM paper.
+| metric | score of an example |
+| --- | --- |
+| `choice_likelihood` | 1 if the right choice has the largest summed log-probability, else 0 |
+| `gold_log_probability` | mean log-probability in nats per token of the right answer |
+| `exact_match` | 1 if the greedy answer agrees with the target (`Task.match`), else 0 |
+| `multiple_choice_generation` | 1 if the key parsed from the greedy answer is right, else 0 |
+
+The first two need forward passes over prompts only. The third decodes where such a pass does not
+decide the score. The last is the EvoGM paper's (arXiv 2605.29295), with ten new tokens.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -15,29 +22,46 @@ from evox_evogm.problems.inference.language_model import LanguageModel, Request
 from evox_evogm.problems.inference.prefix_cache import LEAST_SAVING, common_prefix
 from evox_evogm.problems.tasks.task import METRIC_NAMES, Example, Task
 
-Case = tuple[int, Example]  # the candidate that is asked, and what
+Choices = list[tuple[int, ...]]  # the tokens of each choice of a question
 SHORT_OUTPUT = 100  # characters; ten new tokens stay below this
+HALF_CHARACTER = "\ufffd"  # what the tokenizer writes for bytes that are no whole character
+LEAST_MARGIN = 1e-6  # of a right answer, whose margin has to be above 0
+
+
+class Case(NamedTuple):
+    """An example for one candidate.
+
+    :param candidate: the candidate that answers.
+    :param example: the question.
+    """
+
+    candidate: int
+    example: Example
 
 
 def tokenize_task(task: Task, model: LanguageModel) -> int:
-    """Make the tokens of everything that the task will ask, which the model keeps.
+    """Make all tokens that scoring the task needs. The model keeps them.
 
-    :return: the tokens of all prompts.
-    :raises ValueError: if a prompt or an answer has none, or the tokenizer lacks the chat template that the task wants.
+    :return: the number of tokens of all prompts.
+    :raises ValueError: if a prompt or an answer has none, or if the task wants a chat template that
+        the tokenizer lacks.
     """
     for example in task.examples:
-        if task.metric == "choice_likelihood":
-            answers = [_continuation(task, *choice) for choice in example.choices]
-        else:
-            forward = task.metric == "gold_log_probability" or (
-                task.metric == "exact_match" and task.match == "equal"
-            )
-            answers = [gold_text(task, example)] if forward else []
-        for answer in answers:
+        for answer in scored_answers(task, example):
             model.continuation_tokens(answer, chat=task.chat)
-    return sum(
-        len(model.prompt_tokens(example.prompt, chat=task.chat)) for example in task.examples
-    )
+    prompts = [model.prompt_tokens(example.prompt, chat=task.chat) for example in task.examples]
+    return sum(len(prompt) for prompt in prompts)
+
+
+def scored_answers(task: Task, example: Example) -> list[str]:
+    """The texts whose likelihoods the metric needs."""
+    if task.metric == "choice_likelihood":
+        return [continuation_of(task, key, text) for key, text in example.choices]
+    if task.metric == "gold_log_probability":
+        return [gold_text(task, example)]
+    if task.metric == "exact_match" and task.match == "equal":
+        return [gold_text(task, example)]
+    return []
 
 
 def score_task(
@@ -45,9 +69,9 @@ def score_task(
 ) -> torch.Tensor:
     """Score every example of a task.
 
-    :param task: S examples and a rule.
+    :param task: S examples and a metric.
     :param model: the language model that answers.
-    :param margins: an `(S,)` tensor on the CPU to write to: what the rule compares, see `METRICS_BY_SIGN`.
+    :param margins: an `(S,)` tensor on the CPU to write the margins to, see `METRICS_BY_SIGN`.
     :return: an `(S,)` float32 tensor on the CPU, higher is better.
     """
     return METRICS[task.metric](task, model, margins=margins)
@@ -58,107 +82,166 @@ def score_tasks(
 ) -> dict[str, torch.Tensor]:
     """Score every example of some tasks for several candidates, whose requests share batches.
 
-    Tasks that are asked in the same way share them too: fewer and fuller passes, in which rows of one length find each other.
+    Tasks of the same form share them too. This makes fewer and fuller passes, with more rows of the
+    same length.
 
     :param model: the language model, inside `model.candidates(...)` if there are several.
     :param count: P, the number of candidates.
-    :param margins: by the name of every task a `(P, S)` tensor on the CPU to write to, as in `score_task`.
-    :return: by the name of every task a `(P, S)` float32 tensor on the CPU, higher is better.
+    :param margins: by task name a `(P, S)` tensor on the CPU to write to, as in `score_task`.
+    :return: by task name a `(P, S)` float32 tensor on the CPU, higher is better.
     """
     scores: dict[str, torch.Tensor] = {}
-    for group in asked_together(tasks, model):
-        cases = [
-            (candidate, example)
-            for candidate in range(count)
-            for task in group
-            for example in task.examples
-        ]
+    for group in group_tasks(tasks, model):
+        cases = []
+        for candidate in range(count):
+            for task in group:
+                cases += [Case(candidate, example) for example in task.examples]
         group_margins = torch.zeros(len(cases))
-        found = METRICS[group[0].metric](group[0], model, cases, margins=group_margins)
+        metric = METRICS[group[0].metric]
+        group_scores = metric(group[0], model, cases, margins=group_margins)
         sizes = [len(task.examples) for task in group]
-        by_task = (values.view(count, -1).split(sizes, 1) for values in (found, group_margins))
-        for task, task_scores, task_margins in zip(group, *by_task, strict=True):
-            scores[task.name] = task_scores
-            margins[task.name].copy_(task_margins)
+        scores_by_task = group_scores.view(count, -1).split(sizes, 1)  # (P, S) each
+        margins_by_task = group_margins.view(count, -1).split(sizes, 1)
+        for index, task in enumerate(group):
+            scores[task.name] = scores_by_task[index]
+            margins[task.name].copy_(margins_by_task[index])
     return scores
 
 
-def asked_together(tasks: Sequence[Task], model: LanguageModel) -> list[list[Task]]:
-    """The tasks in groups that share batches: their examples are asked in the same way.
+def group_tasks(tasks: Sequence[Task], model: LanguageModel) -> list[list[Task]]:
+    """Groups of tasks that share batches: they agree in all settings of the metric.
 
-    A task whose prompts begin alike is better off alone, where that beginning runs once.
+    A task whose prompts have a long common prefix stays alone, so that the prefix runs once.
     """
     groups: dict[tuple, list[Task]] = {}
     for task in tasks:
-        way = (
+        form = (
             task.metric,
             task.match,
             task.continuation,
             task.chat,
             task.max_new_tokens,
-            shared_start(task, model),
+            shared_prompt_prefix(task, model),
         )
-        groups.setdefault(way, []).append(task)
+        groups.setdefault(form, []).append(task)
     return list(groups.values())
 
 
-def shared_start(task: Task, model: LanguageModel) -> tuple[int, ...]:
-    """The tokens that all prompts of a task begin with; none if a pass of their own would save too little."""
+def shared_prompt_prefix(task: Task, model: LanguageModel) -> tuple[int, ...]:
+    """The tokens that all prompts of a task begin with.
+
+    Empty if a pass of their own would save less than `LEAST_SAVING` of the tokens.
+    """
     prompts = [model.prompt_tokens(example.prompt, chat=task.chat) for example in task.examples]
     length = common_prefix(prompts)
-    return (
-        prompts[0][:length]
-        if (len(prompts) - 1) * length > LEAST_SAVING * sum(map(len, prompts))
-        else ()
-    )
+    saved = (len(prompts) - 1) * length
+    total = sum(len(prompt) for prompt in prompts)
+    if saved > LEAST_SAVING * total:
+        return prompts[0][:length]
+    return ()
 
 
-def _cases(task: Task, cases: Sequence[Case] | None) -> Sequence[Case]:
-    return [(0, example) for example in task.examples] if cases is None else cases
+def cases_or_all(task: Task, cases: Sequence[Case] | None) -> Sequence[Case]:
+    """The given cases, or all examples of the task for the first candidate."""
+    if cases is not None:
+        return cases
+    return [Case(0, example) for example in task.examples]
 
 
-def _prompts(task: Task, model: LanguageModel, cases: Sequence[Case]) -> list[tuple[int, ...]]:
-    return [model.prompt_tokens(example.prompt, chat=task.chat) for _, example in cases]
+def prompts_of(task: Task, model: LanguageModel, cases: Sequence[Case]) -> list[tuple[int, ...]]:
+    """The prompt tokens of each case."""
+    return [model.prompt_tokens(case.example.prompt, chat=task.chat) for case in cases]
 
 
-def _candidates(cases: Sequence[Case]) -> list[int]:
-    return [candidate for candidate, _ in cases]
+def candidates_of(cases: Sequence[Case]) -> list[int]:
+    """The candidate of each case."""
+    return [case.candidate for case in cases]
 
 
-def _continuation(task: Task, key: str, text: str) -> str:
+def continuation_of(task: Task, key: str, text: str) -> str:
+    """What the task scores of a choice: its key or its text."""
     return key if task.continuation == "key" else text
+
+
+def gold_text(task: Task, example: Example) -> str:
+    """The text of a right answer: the target, or the key or text of the right choice."""
+    if not example.choices:
+        return example.target
+    return continuation_of(task, example.target, dict(example.choices)[example.target])
+
+
+def gold_request(task: Task, model: LanguageModel, example: Example) -> Request:
+    """The prompt of an example, and its right answer with the end of the text, in tokens."""
+    prompt = model.prompt_tokens(example.prompt, chat=task.chat)
+    answer = model.continuation_tokens(gold_text(task, example), chat=task.chat)
+    return prompt, (*answer, model.end_token)
+
+
+def requests_of(task: Task, model: LanguageModel) -> list[Request]:
+    """The questions of a task with their right answers and the end of the text, in tokens."""
+    return [gold_request(task, model, example) for example in task.examples]
+
+
+def choice_tokens(task: Task, model: LanguageModel, example: Example) -> Choices:
+    """The tokens that are scored of each choice."""
+    tokens = []
+    for key, text in example.choices:
+        continuation = continuation_of(task, key, text)
+        tokens.append(model.continuation_tokens(continuation, chat=task.chat))
+    return tokens
 
 
 def choice_log_probabilities(
     task: Task, model: LanguageModel, cases: Sequence[Case] | None = None
 ) -> list[torch.Tensor]:
     """Per case the summed log-probability in nats of each choice."""
-    cases = _cases(task, cases)
-    prompts, candidates = _prompts(task, model, cases), _candidates(cases)
-    choices = [
-        [
-            model.continuation_tokens(_continuation(task, *choice), chat=task.chat)
-            for choice in example.choices
-        ]
-        for _, example in cases
-    ]
-    results: dict[int, torch.Tensor] = {}
-    short = [index for index, row in enumerate(choices) if all(len(tokens) == 1 for tokens in row)]
-    if short:  # one pass over a prompt scores all its choices
-        tokens = [[choice[0] for choice in choices[index]] for index in short]
-        asked = [candidates[index] for index in short]
-        found = model.next_token_log_probabilities(
-            [prompts[index] for index in short], tokens, asked
-        )
-        results |= zip(short, found, strict=True)
-    if long := [index for index in range(len(cases)) if index not in results]:
-        requests = [(prompts[index], tokens) for index in long for tokens in choices[index]]
-        asked = [candidates[index] for index in long for _ in choices[index]]
-        found = model.likelihoods(requests, asked).log_probability.split(
-            [len(choices[index]) for index in long]
-        )
-        results |= zip(long, found, strict=True)
-    return [results[index] for index in range(len(cases))]
+    cases = cases_or_all(task, cases)
+    choices = [choice_tokens(task, model, case.example) for case in cases]
+    short: list[int] = []  # cases whose choices are one token each
+    long: list[int] = []
+    for index, tokens in enumerate(choices):
+        is_short = all(len(choice) == 1 for choice in tokens)
+        (short if is_short else long).append(index)
+    results = [torch.empty(0)] * len(cases)
+    for indices, score in ((short, score_single_tokens), (long, score_long_choices)):
+        if indices:
+            some_cases = [cases[index] for index in indices]
+            some_choices = [choices[index] for index in indices]
+            found = score(task, model, some_cases, some_choices)
+            for index, scores in zip(indices, found, strict=True):
+                results[index] = scores
+    return results
+
+
+def score_single_tokens(
+    task: Task, model: LanguageModel, cases: Sequence[Case], choices: Sequence[Choices]
+) -> Sequence[torch.Tensor]:
+    """Log-probabilities of choices of one token: a pass over a prompt scores all its choices.
+
+    :param choices: per case the tokens of each choice.
+    """
+    prompts = prompts_of(task, model, cases)
+    first_tokens = []
+    for tokens in choices:
+        first_tokens.append([choice[0] for choice in tokens])
+    return model.next_token_log_probabilities(prompts, first_tokens, candidates_of(cases))
+
+
+def score_long_choices(
+    task: Task, model: LanguageModel, cases: Sequence[Case], choices: Sequence[Choices]
+) -> Sequence[torch.Tensor]:
+    """Log-probabilities of choices of any length: a request for each choice.
+
+    :param choices: per case the tokens of each choice.
+    """
+    requests = []
+    candidates = []
+    sizes = []
+    for prompt, case, tokens in zip(prompts_of(task, model, cases), cases, choices, strict=True):
+        requests += [(prompt, choice) for choice in tokens]
+        candidates += [case.candidate] * len(tokens)
+        sizes.append(len(tokens))
+    return model.likelihoods(requests, candidates).log_probability.split(sizes)
 
 
 def choice_likelihood(
@@ -168,40 +251,29 @@ def choice_likelihood(
     *,
     margins: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    cases = _cases(task, cases)
+    """1 if the right choice has the largest log-probability. The margin is its lead in nats."""
+    cases = cases_or_all(task, cases)
     right = torch.zeros(len(cases))
-    for row, (scores, (_, example)) in enumerate(
-        zip(choice_log_probabilities(task, model, cases), cases, strict=True)
-    ):
+    for row, scores in enumerate(choice_log_probabilities(task, model, cases)):
+        example = cases[row].example
         keys = [key for key, _ in example.choices]
         right[row] = keys[int(scores.argmax())] == example.target
         if margins is not None:
-            gold = torch.tensor([key == example.target for key in keys])
-            others = scores[~gold].max() if len(keys) > 1 else torch.tensor(0.0)
-            margins[row] = signed(scores[gold].max() - others, right[row])
+            is_gold = torch.tensor([key == example.target for key in keys])
+            others = scores[~is_gold].max() if len(keys) > 1 else torch.tensor(0.0)
+            margins[row] = signed(scores[is_gold].max() - others, right[row])
     return right
 
 
 def signed(size: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """A margin with the sign that its score has: ties and other ways to be right are decided elsewhere."""
-    return torch.where(right > 0.5, size.abs().clamp_min(1e-6), -size.abs())
+    """Margins with the sign that their scores have.
 
+    Ties, and texts that are right in other tokens than the target's, are decided elsewhere.
 
-def gold_text(task: Task, example: Example) -> str:
-    """What a right answer reads: the target, or the key or text of the right choice."""
-    texts = dict(example.choices)
-    return _continuation(task, example.target, texts[example.target]) if texts else example.target
-
-
-def requests_of(task: Task, model: LanguageModel) -> list[Request]:
-    """The questions of a task with their right answers and the end of the text, in tokens."""
-    return [
-        (
-            model.prompt_tokens(example.prompt, chat=task.chat),
-            (*model.continuation_tokens(gold_text(task, example), chat=task.chat), model.end_token),
-        )
-        for example in task.examples
-    ]
+    :param size: margins whose sign may differ.
+    :param right: scores of 0 or 1, of the same shape.
+    """
+    return torch.where(right > 0.5, size.abs().clamp_min(LEAST_MARGIN), -size.abs())
 
 
 def gold_log_probability(
@@ -211,13 +283,14 @@ def gold_log_probability(
     *,
     margins: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    cases = _cases(task, cases)
-    requests = [
-        (prompt, model.continuation_tokens(gold_text(task, example), chat=task.chat))
-        for prompt, (_, example) in zip(_prompts(task, model, cases), cases, strict=True)
-    ]
-    lengths = torch.tensor([len(continuation) for _, continuation in requests])
-    scores = model.likelihoods(requests, _candidates(cases)).log_probability / lengths
+    """Mean log-probability in nats per token of the right answer, which is also the margin."""
+    cases = cases_or_all(task, cases)
+    requests = []
+    for prompt, case in zip(prompts_of(task, model, cases), cases, strict=True):
+        answer = model.continuation_tokens(gold_text(task, case.example), chat=task.chat)
+        requests.append((prompt, answer))
+    lengths = torch.tensor([len(answer) for _, answer in requests])
+    scores = model.likelihoods(requests, candidates_of(cases)).log_probability / lengths
     if margins is not None:
         margins.copy_(scores)
     return scores
@@ -227,45 +300,55 @@ def agrees(output: str, target: str, match: str) -> bool:
     """Whether a generated text counts as the target under `Task.match`."""
     if match == "equal":
         return output.strip() == target.strip()
-    return target in (output if match == "contains" else " ".join(output.split(" ")[-10:]))
+    if match == "contains":
+        return target in output
+    return target in " ".join(output.split(" ")[-10:])
 
 
-def decided(text: str, target: str, match: str) -> bool:
-    """Whether a text that goes on is sure to agree with the target, or sure not to, whatever follows."""
+def is_decided(text: str, target: str, match: str) -> bool:
+    """Whether nothing that may follow a text can change its score."""
     if match == "contains":
         return target in text
-    if match == "equal" and not text.endswith("\ufffd"):  # half a letter may become another one
-        text, target = text.lstrip(), target.strip()
-        return not target.startswith(text) and bool(
-            text.removeprefix(target).strip() or not text.startswith(target)
-        )
-    return False
+    if match == "last_10_words" or text.endswith(HALF_CHARACTER):
+        return False
+    text = text.lstrip()
+    target = target.strip()
+    if target.startswith(text):
+        return False
+    goes_beyond = bool(text.removeprefix(target).strip())
+    return goes_beyond or not text.startswith(target)
 
 
 def generated_match(
     task: Task,
     model: LanguageModel,
     cases: Sequence[Case] | None = None,
-    begun: Sequence[Sequence[int]] | None = None,
+    forced_tokens: Sequence[Sequence[int]] | None = None,
     *,
-    to_the_end: bool = True,
+    stop_early: bool = False,
     margins: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`exact_match` the plain way: decode every answer and compare the texts.
 
-    :param begun: for each case the first tokens of its answer, where they are known.
-    :param to_the_end: decode answers to their end even if the score is decided before.
+    :param forced_tokens: for each case the first tokens of its answer, where they are known.
+    :param stop_early: stop decoding an answer once its score is decided.
     """
-    cases = _cases(task, cases)
-    targets = [gold_text(task, example) for _, example in cases]
-    enough = None if to_the_end else lambda row, text: decided(text, targets[row], task.match)
+    cases = cases_or_all(task, cases)
+    targets = [gold_text(task, case.example) for case in cases]
+
+    def should_stop(row: int, text: str) -> bool:
+        return is_decided(text, targets[row], task.match)
+
     outputs = model.generate(
-        _prompts(task, model, cases), task.max_new_tokens, _candidates(cases), enough, begun
+        prompts_of(task, model, cases),
+        task.max_new_tokens,
+        candidates_of(cases),
+        should_stop if stop_early else None,
+        forced_tokens,
     )
-    found = zip(outputs, targets, strict=True)
-    right = torch.tensor(
-        [agrees(output, target, task.match) for output, target in found], dtype=torch.float32
-    )
+    right = torch.zeros(len(cases))
+    for row, (output, target) in enumerate(zip(outputs, targets, strict=True)):
+        right[row] = agrees(output, target, task.match)
     if margins is not None:
         margins.copy_(2 * right - 1)  # a text has no margin
     return right
@@ -278,74 +361,88 @@ def exact_match(
     *,
     margins: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`exact_match` with one forward pass where that decides it.
+    """1 if the greedy answer agrees with the target, by one forward pass where that decides it.
 
-    Greedy decoding yields the target's tokens and then stops if and only if each of them is the arg-max after the
-    prompt and the ones before it. Where a different token comes first, the answer can still read the same only if the
-    text so far is a beginning of the target (another way to cut it into tokens); those few are decoded, as far as needed.
+    Greedy decoding yields the target's tokens and then stops if and only if each of them is the
+    arg-max after the ones before it. Where another token comes first, the answer can still read the
+    same: the text so far is a beginning of the target, cut into other tokens. Those few answers are
+    decoded, as far as needed.
+
+    The margin is the least lead of a token of the target, in logits.
     """
-    cases = _cases(task, cases)
+    cases = cases_or_all(task, cases)
     if task.match != "equal":
-        return generated_match(task, model, cases, to_the_end=False, margins=margins)
-    requests = [
-        (
-            prompt,
-            (*model.continuation_tokens(gold_text(task, example), chat=task.chat), model.end_token),
-        )
-        for prompt, (_, example) in zip(_prompts(task, model, cases), cases, strict=True)
-    ]
-    result = model.likelihoods(requests, _candidates(cases))
-    right = torch.zeros(len(requests))
-    begun: dict[
-        int, tuple[int, ...]
-    ] = {}  # the rows that are still open, and the tokens that their answers begin with
-    for row, ((_, gold), (_, example)) in enumerate(zip(requests, cases, strict=True)):
-        miss = int(result.first_miss[row])
-        if len(gold) > task.max_new_tokens:
-            begun[row] = ()  # the forward pass looks further than the decoding may go
-        elif miss == len(gold):
+        return generated_match(task, model, cases, stop_early=True, margins=margins)
+    requests = [gold_request(task, model, case.example) for case in cases]
+    likelihoods = model.likelihoods(requests, candidates_of(cases))
+    end_tokens = model.end_tokens
+    right = torch.zeros(len(cases))
+    undecided: list[int] = []
+    forced_tokens: list[tuple[int, ...]] = []  # the first tokens of the undecided answers
+    for row, (_, gold) in enumerate(requests):
+        first_miss = int(likelihoods.first_miss[row])
+        missed_token = int(likelihoods.missed_token[row])
+        target = gold_text(task, cases[row].example)
+        if len(gold) > task.max_new_tokens:  # decoding stops before the end of the target
+            undecided.append(row)
+            forced_tokens.append(())
+        elif first_miss == len(gold):
             right[row] = 1.0
-        elif (missed := int(result.missed_token[row])) in model.end_tokens:
-            right[row] = float(
-                agrees(model.decode_and_keep(gold[:miss]), gold_text(task, example), task.match)
-            )
+        elif missed_token in end_tokens:
+            text = model.decode_and_keep(gold[:first_miss])
+            right[row] = agrees(text, target, task.match)
         else:
-            text = model.decode_and_keep((*gold[:miss], missed)).strip()
-            if "\ufffd" in text or gold_text(task, example).strip().startswith(text):
-                begun[row] = (*gold[:miss], missed)
-    if begun:
-        rows = list(begun)
-        right[rows] = generated_match(
-            task, model, [cases[row] for row in rows], list(begun.values()), to_the_end=False
+            answer = (*gold[:first_miss], missed_token)
+            text = model.decode_and_keep(answer).strip()
+            if HALF_CHARACTER in text or target.strip().startswith(text):
+                undecided.append(row)
+                forced_tokens.append(answer)
+    if undecided:
+        undecided_cases = [cases[row] for row in undecided]
+        right[undecided] = generated_match(
+            task, model, undecided_cases, forced_tokens, stop_early=True
         )
     if margins is not None:
-        margins.copy_(signed(result.margin, right))
+        margins.copy_(signed(likelihoods.margin, right))
     return right
 
 
 def parse_choice(output: str, choices: Mapping[str, str]) -> str | None:
-    """The key that a generated answer names, by the paper's order of attempts, or None.
+    """The key that a generated answer names, or None. The attempts, in the paper's order:
 
-    An explicit "answer is X"; a key in the first five characters; a key in the last five; in a short output, the text
-    of a choice. A key counts only where it stands alone: the A of "An apple" is no answer.
+    1. An explicit "answer is X".
+    2. A key in the first five characters.
+    3. A key in the last five characters.
+    4. In a short output, the text of a choice.
+
+    A key counts only where it stands alone: the A of "An apple" is no answer.
     """
-    alone = rf"(?<!\w)({'|'.join(re.escape(key) for key in choices)})(?!\w)"
-    if explicit := re.search(rf"(?i:answer is):?\W{{0,4}}{alone}", output):
+    keys = "|".join(re.escape(key) for key in choices)
+    alone = rf"(?<!\w)({keys})(?!\w)"
+    explicit = re.search(rf"(?i:answer is):?\W{{0,4}}{alone}", output)
+    if explicit:
         return explicit[1]
     found = list(re.finditer(alone, output))
     if found and found[0].end() <= 5:
         return found[0][1]
     if found and found[-1].start() >= len(output) - 5:
         return found[-1][1]
-    if len(output) <= SHORT_OUTPUT:
-        named = [
-            key
-            for key, text in choices.items()
-            if text.strip() and text.strip().lower() in output.lower()
-        ]
-        if named:
-            return max(named, key=lambda key: len(choices[key]))  # "not a bird" contains "a bird"
-    return None
+    if len(output) > SHORT_OUTPUT:
+        return None
+    return longest_choice_in(output, choices)
+
+
+def longest_choice_in(output: str, choices: Mapping[str, str]) -> str | None:
+    """The key of the longest choice whose text stands in the output, in whatever case, or None.
+
+    The longest, because "not a bird" contains "a bird".
+    """
+    named = []
+    for key, text in choices.items():
+        wanted = text.strip().lower()
+        if wanted and wanted in output.lower():
+            named.append(key)
+    return max(named, key=lambda key: len(choices[key]), default=None)
 
 
 def multiple_choice_generation(
@@ -355,13 +452,14 @@ def multiple_choice_generation(
     *,
     margins: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    cases = _cases(task, cases)
-    outputs = model.generate(_prompts(task, model, cases), task.max_new_tokens, _candidates(cases))
-    found = zip(outputs, cases, strict=True)
-    right = torch.tensor(
-        [parse_choice(output, dict(e.choices)) == e.target for output, (_, e) in found],
-        dtype=torch.float32,
-    )
+    """1 if the key parsed from the greedy answer is right. The margin is 1 or -1."""
+    cases = cases_or_all(task, cases)
+    prompts = prompts_of(task, model, cases)
+    outputs = model.generate(prompts, task.max_new_tokens, candidates_of(cases))
+    right = torch.zeros(len(cases))
+    for row, output in enumerate(outputs):
+        example = cases[row].example
+        right[row] = parse_choice(output, dict(example.choices)) == example.target
     if margins is not None:
         margins.copy_(2 * right - 1)  # a text has no margin
     return right
@@ -375,16 +473,20 @@ METRICS: dict[str, Callable[..., torch.Tensor]] = {
 }
 assert set(METRICS) == set(METRIC_NAMES)
 
-# The margin of a score of 0 or 1 is above 0 if and only if it is 1: how far the right answer is ahead of the others, in
-# logits or nats. Elsewhere it is the score.
+# Metrics of 0 or 1. Their margin is above 0 if and only if the score is 1: how far the right answer
+# is ahead of the others, in logits or nats. The margin of the other metric is its score.
 METRICS_BY_SIGN = frozenset(METRIC_NAMES) - {"gold_log_probability"}
 
 
 def outcomes_of(tasks: Sequence[Task]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the margins of all examples, one task after another, contribute to the mean over tasks.
+    """How the margins of all examples, one task after another, count in the mean over tasks.
 
-    :return: two `(S,)` tensors: the weight of each, and whether it counts by being above 0.
+    :return: two `(S,)` tensors: the weight of each margin, and whether it counts by being above 0.
     """
-    weights = [1 / (len(tasks) * len(task.examples)) for task in tasks for _ in task.examples]
-    by_sign = [task.metric in METRICS_BY_SIGN for task in tasks for _ in task.examples]
+    weights = []
+    by_sign = []
+    for task in tasks:
+        size = len(task.examples)
+        weights += [1 / (len(tasks) * size)] * size
+        by_sign += [task.metric in METRICS_BY_SIGN] * size
     return torch.tensor(weights), torch.tensor(by_sign)

@@ -1,4 +1,4 @@
-"""Read tasks: the JSON form of Model Swarms' evaluation sets, JSON lines, and procedurally made reasoning-gym tasks.
+"""Read tasks from the evaluation sets of Model Swarms, from JSON lines, or from reasoning-gym.
 
 Every reader returns a dev and a test `Task` whose questions are disjoint.
 """
@@ -23,11 +23,10 @@ from evox_evogm.problems.tasks.task import (
 
 # How the paper scores the sets that have no choices: (match, new tokens).
 FREE_ANSWER_SETS = {"gsm8k": ("last_10_words", 200), "nlgraph": ("contains", 10)}
-SPLITS = {
-    "dev": range(0, 20),
-    "test": range(20, 50),
-    "train": range(50, 100),
-}  # percent of all questions
+# In percent of all questions.
+SPLITS = {"dev": range(0, 20), "test": range(20, 50), "train": range(50, 100)}
+BLOCK = 500  # reasoning-gym questions that are made at a time
+FRUITLESS_BLOCKS = 5  # in a row without a new question, after which no more are expected
 
 
 def _read_text(path: Path, what: str) -> str:
@@ -45,87 +44,119 @@ def _parse_json(text: str, where: str):
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: expected JSON, found {error.msg} (line {error.lineno}, column {error.colno})"
-        ) from error
-    except (ValueError, RecursionError) as error:  # numbers and nesting beyond all measure
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{where}: expected JSON, found {error.msg} ({place})") from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting that is too large
         raise ValueError(f"{where}: expected JSON, found {error}") from error
 
 
 def make_example(
     row: Mapping, where: str, index: int, *, instruction: str = BEST_OPTION, icl: str = ""
 ) -> Example:
-    """An `Example` from a row with `question`, `answer` and perhaps `choices` (key -> text) and `id`.
+    """An `Example` from a row with `question`, `answer` and perhaps `choices` and `id`.
 
+    :param row: `choices` are a mapping of keys to texts, or a list of texts with keys A, B, ...
     :param where: names the row in an error message.
     :param index: of the row, its id where it has none of its own.
+    :param instruction: goes before a question with choices.
+    :param icl: worked examples, which go before the instruction.
     :raises ValueError: if a field is missing or has the wrong type.
     """
     if not isinstance(row, Mapping):
         raise ValueError(
             f"{where}: expected an object with question and answer, found {type(row).__name__}"
         )
-    for field in ("question", "answer"):
-        if not isinstance(row.get(field), (str, int, float)) or isinstance(row.get(field), bool):
-            raise ValueError(f"{where}: expected a text under {field!r}, found {row.get(field)!r}")
-    question, answer, choices = str(row["question"]), str(row["answer"]), row.get("choices") or {}
+    question = _text_field(row, "question", where)
+    answer = _text_field(row, "answer", where)
+    choices = _choices_field(row, where)
+    id = str(row.get("id", index))
+    _check_characters([question, answer, id, instruction, icl, choices], where)
+    if choices:
+        prompt = choice_prompt(question, choices, instruction=instruction, icl=icl)
+    else:
+        prompt = answer_prompt(question)
+    return Example(id, prompt, answer, tuple(choices.items()))
+
+
+def _text_field(row: Mapping, field: str, where: str) -> str:
+    """The text, or the number as text, under a name."""
+    value = row.get(field)
+    if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+        raise ValueError(f"{where}: expected a text under {field!r}, found {value!r}")
+    return str(value)
+
+
+def _choices_field(row: Mapping, where: str) -> dict[str, str]:
+    """The choices of a row by their keys; empty where it has none."""
+    choices = row.get("choices") or {}
     if isinstance(choices, list):
         choices = {chr(ord("A") + index): text for index, text in enumerate(choices)}
-    if not isinstance(choices, Mapping) or not all(
-        isinstance(text, str) for text in choices.values()
-    ):
+    is_mapping = isinstance(choices, Mapping)
+    if not is_mapping or not all(isinstance(text, str) for text in choices.values()):
         raise ValueError(
             f"{where}: expected choices as key -> text or a list of texts, found {choices!r}"
         )
-    texts = json.dumps(
-        [question, answer, str(row.get("id", index)), instruction, icl, choices], ensure_ascii=False
-    )
+    return dict(choices)
+
+
+def _check_characters(content: list, where: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can hold and no file can.
+
+    :param content: whatever json can write.
+    """
+    text = json.dumps(content, ensure_ascii=False)
     try:
-        texts.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{where}: expected text, found half of a character, {texts[error.start]!r}"
+            f"{where}: expected text, found half of a character, {text[error.start]!r}"
         ) from error
-    prompt = (
-        choice_prompt(question, choices, instruction=instruction, icl=icl)
-        if choices
-        else answer_prompt(question)
-    )
-    return Example(str(row.get("id", index)), prompt, answer, tuple(choices.items()))
 
 
-def _different_ids(examples: list[Example]) -> list[Example]:
-    """The published sets give one id to several questions; these get their number behind it."""
+def _with_different_ids(examples: list[Example]) -> list[Example]:
+    """The examples, with their number behind each id that several have.
+
+    The published sets give one id to several questions.
+    """
     counts = Counter(example.id for example in examples)
-    return [
-        replace(example, id=f"{example.id} ({index})") if counts[example.id] > 1 else example
-        for index, example in enumerate(examples)
-    ]
+    renamed = []
+    for index, example in enumerate(examples):
+        if counts[example.id] > 1:
+            example = replace(example, id=f"{example.id} ({index})")
+        renamed.append(example)
+    return renamed
 
 
-def content_version(*examples: Example) -> str:
+def content_version(examples: list[Example]) -> str:
     """Twelve hexadecimal digits that change when a prompt, target or choice does."""
-    return hashlib.sha256(repr(examples).encode()).hexdigest()[:12]
+    content = repr(tuple(examples))
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def _pair(
-    name: str, dev: list[Example], test: list[Example], label: str, **settings
+def _dev_and_test(
+    name: str, dev: list[Example], test: list[Example], settings: Mapping, label: str = ""
 ) -> tuple[Task, Task]:
+    """The two tasks.
+
+    :param settings: of `Task`. Without a metric, the first example decides between multiple choice
+        and exact match.
+    :param label: goes before the version.
+    """
     check_disjoint(name, dev, test)
-    if "metric" not in settings:
-        settings["metric"] = (
-            "multiple_choice_generation" if dev and dev[0].choices else "exact_match"
-        )
-    tag = f"{label}{content_version(*dev, *test)}"
-    return Task(name, tag, examples=tuple(dev), **settings), Task(
-        name, tag, examples=tuple(test), **settings
-    )
+    has_choices = bool(dev and dev[0].choices)
+    metric = "multiple_choice_generation" if has_choices else "exact_match"
+    settings = {"metric": metric, **settings}
+    tag = f"{label}{content_version(dev + test)}"
+    dev_task = Task(name, tag, examples=tuple(dev), **settings)
+    test_task = Task(name, tag, examples=tuple(test), **settings)
+    return dev_task, test_task
 
 
 def read_swarm_eval(path, *, name: str | None = None, **settings) -> tuple[Task, Task]:
-    """Read one file of the form `{"dev": [...], "test": [...]}` with the prompts and rules of the paper.
+    """Read one file of the form `{"dev": [...], "test": [...]}`, with the paper's prompts and
+    metrics.
 
-    :param path: the file; its stem names the set unless `name` is given.
+    :param path: the file. Its stem names the set unless `name` is given.
     :param settings: of `Task`; they replace the paper's.
     :return: the dev and the test task.
     :raises ValueError: if the file is not of that form, or test questions stand in dev.
@@ -133,55 +164,72 @@ def read_swarm_eval(path, *, name: str | None = None, **settings) -> tuple[Task,
     path = Path(path)
     name = name or path.stem
     data = _parse_json(_read_text(path, f"task {name!r}"), str(path))
-    if not isinstance(data, dict) or not all(
-        isinstance(data.get(split), list) for split in ("dev", "test")
-    ):
+    is_object = isinstance(data, dict)
+    if not is_object or not all(isinstance(data.get(split), list) for split in ("dev", "test")):
         raise ValueError(f"{path}: expected an object with the lists dev and test")
-    if not any("choices" in row for row in data["dev"] if isinstance(row, Mapping)):
-        match, tokens = FREE_ANSWER_SETS.get(path.stem, ("equal", 16))
-        settings = {"metric": "exact_match", "match": match, "max_new_tokens": tokens, **settings}
-    else:
-        settings = {"metric": "multiple_choice_generation", "max_new_tokens": 10, **settings}
-    prompts = {
-        "instruction": INSTRUCTIONS.get(path.stem, BEST_OPTION),
-        "icl": str(data.get("icl_prompt", "")),
-    }
-    dev, test = (
-        _different_ids(
-            [
-                make_example(row, f"{path}, {split} {index}", index, **prompts)
-                for index, row in enumerate(data[split])
-            ]
-        )
-        for split in ("dev", "test")
-    )
-    return _pair(name, dev, test, "", **settings)
+    examples = {}
+    for split in ("dev", "test"):
+        examples[split] = _swarm_examples(data[split], path, split, str(data.get("icl_prompt", "")))
+    settings = {**_swarm_settings(data["dev"], path.stem), **settings}
+    return _dev_and_test(name, examples["dev"], examples["test"], settings)
+
+
+def _swarm_examples(rows: list, path: Path, split: str, icl: str) -> list[Example]:
+    """The examples of one split of a file of Model Swarms."""
+    instruction = INSTRUCTIONS.get(path.stem, BEST_OPTION)
+    examples = []
+    for index, row in enumerate(rows):
+        where = f"{path}, {split} {index}"
+        examples.append(make_example(row, where, index, instruction=instruction, icl=icl))
+    return _with_different_ids(examples)
+
+
+def _swarm_settings(rows: list, set_name: str) -> dict:
+    """The settings of `Task` with which the paper scores a set."""
+    if any("choices" in row for row in rows if isinstance(row, Mapping)):
+        return {"metric": "multiple_choice_generation", "max_new_tokens": 10}
+    match, max_new_tokens = FREE_ANSWER_SETS.get(set_name, ("equal", 16))
+    return {"metric": "exact_match", "match": match, "max_new_tokens": max_new_tokens}
 
 
 def read_json_lines(dev, test, *, name: str | None = None, **settings) -> tuple[Task, Task]:
-    """Read two files of JSON lines, each line an object with question, answer and perhaps choices and id.
+    """Read two files of JSON lines. Each line is an object as `make_example` takes it.
 
-    :param dev: the file of dev examples; its stem names the task unless `name` is given.
+    :param dev: the file of dev examples. Its stem names the task unless `name` is given.
     :param test: the file of test examples.
+    :param settings: of `Task`.
     :return: the dev and the test task.
     :raises ValueError: if a line is not such an object, or test questions stand in dev.
     """
     name = name or Path(dev).stem
-    splits = []
-    for path in (Path(dev), Path(test)):
-        examples = []
-        for number, text in enumerate(_read_text(path, f"task {name!r}").split("\n"), start=1):
-            if text.strip():
-                where = f"{path}, line {number}"
-                examples.append(make_example(_parse_json(text, where), where, number))
-        splits.append(examples)
-    return _pair(name, *splits, "", **settings)
+    dev_examples = _read_lines(Path(dev), name)
+    test_examples = _read_lines(Path(test), name)
+    return _dev_and_test(name, dev_examples, test_examples, settings)
+
+
+def _read_lines(path: Path, name: str) -> list[Example]:
+    """The examples of one file of JSON lines."""
+    examples = []
+    text = _read_text(path, f"task {name!r}")
+    # str.splitlines would also cut at characters that JSON allows within a text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            examples.append(make_example(_parse_json(line, where), where, number))
+    return examples
 
 
 def split_of(question: str) -> str:
-    """The split a question belongs to, by a hash of its text: the same whatever seed or size was asked for."""
-    percent = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % 100
-    return next(split for split, percents in SPLITS.items() if percent in percents)
+    """The split a question belongs to, by a hash of its text.
+
+    It is the same for every seed and for every size of a task.
+    """
+    digest = hashlib.sha256(question.encode()).digest()
+    percent = int.from_bytes(digest[:8], "big") % 100
+    for split, percents in SPLITS.items():
+        if percent in percents:
+            return split
+    raise AssertionError(f"no split has {percent} percent")
 
 
 def reasoning_gym_rows(
@@ -190,9 +238,34 @@ def reasoning_gym_rows(
     """An endless stream of different questions of one split of a reasoning-gym task.
 
     :param task: the name of a reasoning-gym data set, such as `"syllogism"`.
-    :param split: `"dev"`, `"test"` or `"train"`; no question is ever in two of them (`split_of`).
+    :param split: `"dev"`, `"test"` or `"train"`. No question is in two of them (`split_of`).
     :param options: settings of that data set.
     :raises ValueError: if the task or an option is unknown, or it has too few questions.
+    """
+    seen: set[str] = set()
+    block = 0
+    fruitless = 0
+    while fruitless < FRUITLESS_BLOCKS:
+        before = len(seen)
+        for row in _reasoning_gym_block(task, seed, block, options or {}):
+            question = row["question"].strip()
+            if split_of(question) == split and question not in seen:
+                number = len(seen)
+                seen.add(question)
+                answer = str(row["answer"])
+                yield {"question": question, "answer": answer, "id": f"{task}-{seed}-{number}"}
+        block += 1
+        fruitless = fruitless + 1 if len(seen) == before else 0
+    raise ValueError(
+        f"reasoning-gym task {task!r}: found only {len(seen)} different questions "
+        f"in split {split!r}"
+    )
+
+
+def _reasoning_gym_block(task: str, seed: int, block: int, options: Mapping):
+    """`BLOCK` questions of a reasoning-gym data set.
+
+    A data set seeds question i with seed + i, so the first seeds of blocks are that far apart.
     """
     try:
         import reasoning_gym
@@ -200,30 +273,13 @@ def reasoning_gym_rows(
         raise ModuleNotFoundError(
             "reasoning-gym tasks need the package: pip install reasoning-gym"
         ) from error
-    seen, fruitless, block = set(), 0, 0
-    while fruitless < 5:
-        try:  # 500 questions at a time; blocks are far apart because a data set seeds question i with seed + i
-            questions = reasoning_gym.create_dataset(
-                task, size=500, seed=seed * 1_000_003 + block * 500, **(options or {})
-            )
-        except Exception as error:  # of any of its hundred tasks
-            raise ValueError(
-                f"reasoning-gym task {task!r} with options {dict(options or {})}: {error}"
-            ) from error
-        before = len(seen)
-        for row in questions:
-            question = row["question"].strip()
-            if split_of(question) == split and question not in seen:
-                seen.add(question)
-                yield {
-                    "question": question,
-                    "answer": str(row["answer"]),
-                    "id": f"{task}-{seed}-{len(seen) - 1}",
-                }
-        block, fruitless = block + 1, 0 if len(seen) > before else fruitless + 1
-    raise ValueError(
-        f"reasoning-gym task {task!r}: found only {len(seen)} different questions in split {split!r}"
-    )
+    first_seed = seed * 1_000_003 + block * BLOCK
+    try:
+        return reasoning_gym.create_dataset(task, size=BLOCK, seed=first_seed, **options)
+    except Exception as error:  # each of its hundred tasks raises its own
+        raise ValueError(
+            f"reasoning-gym task {task!r} with options {dict(options)}: {error}"
+        ) from error
 
 
 def read_reasoning_gym(
@@ -236,12 +292,19 @@ def read_reasoning_gym(
     name: str | None = None,
     **settings,
 ) -> tuple[Task, Task]:
-    """Make a task of `dev` and `test` questions of a reasoning-gym data set, scored by exact match.
+    """Make a task of questions of a reasoning-gym data set, scored by exact match.
 
-    :param seed: of the questions; the same seed gives the same questions under one version of reasoning-gym.
+    :param task: the name of the data set.
+    :param dev: the number of dev questions.
+    :param test: the number of test questions.
+    :param seed: of the questions. The same seed gives the same questions under one version of
+        reasoning-gym.
+    :param options: settings of the data set.
+    :param name: of the task; by default that of the data set.
+    :param settings: of `Task`.
     :return: the dev and the test task.
+    :raises ValueError: if the data set, an option or the seed cannot be used.
     """
-    name = name or task
     if not isinstance(options or {}, Mapping):
         raise ValueError(
             f"reasoning-gym task {task!r}: expected options to be a table, found {options!r}"
@@ -250,11 +313,13 @@ def read_reasoning_gym(
         raise ValueError(
             f"reasoning-gym task {task!r}: expected seed to be a whole number, found {seed!r}"
         )
-    splits = []
+    examples: dict[str, list[Example]] = {}
     for split, size in (("dev", dev), ("test", test)):
         rows = reasoning_gym_rows(task, split, seed=seed, options=options)
-        splits.append(
-            [make_example(next(rows), f"{task}, {split} {index}", index) for index in range(size)]
-        )
+        examples[split] = []
+        for index in range(size):
+            where = f"{task}, {split} {index}"
+            examples[split].append(make_example(next(rows), where, index))
     settings = {"metric": "exact_match", **settings}
-    return _pair(name, *splits, f"reasoning-gym {version('reasoning-gym')}, ", **settings)
+    label = f"reasoning-gym {version('reasoning-gym')}, "
+    return _dev_and_test(name or task, examples["dev"], examples["test"], settings, label)

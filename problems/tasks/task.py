@@ -1,7 +1,8 @@
-"""A scored task is data: prompts, targets, a scoring rule, a name and a version. `scoring.py` turns it into scores.
+"""A scored task is data: prompts, targets, a metric, a name and a version. `metrics.py` turns it
+into scores.
 
-Prompts of multiple-choice questions are those of the EvoGM paper (arXiv 2605.29295), whose evaluation sets and prompts
-come from Model Swarms (Feng et al. 2024, arXiv 2410.11163).
+The prompts of multiple-choice questions are those of the EvoGM paper (arXiv 2605.29295). Its
+evaluation sets and prompts come from Model Swarms (Feng et al. 2024, arXiv 2410.11163).
 """
 
 from collections import Counter
@@ -14,6 +15,7 @@ METRIC_NAMES = (
     "exact_match",
     "multiple_choice_generation",
 )
+METRICS_OF_CHOICES = ("choice_likelihood", "multiple_choice_generation")
 MATCHES = ("equal", "contains", "last_10_words")
 CONTINUATIONS = ("key", "text")
 
@@ -28,8 +30,10 @@ INSTRUCTIONS = {  # by set; every other set gets BEST_OPTION
 class Example:
     """One question.
 
-    `target` is the text that a right answer equals, or for multiple choice the key of the right choice;
-    `choices` are (key, text) pairs, empty where there are none.
+    :param id: unique within a task.
+    :param prompt: the text that the model continues.
+    :param target: the text of a right answer, or for multiple choice the key of the right choice.
+    :param choices: (key, text) pairs, empty where there are none.
     """
 
     id: str
@@ -40,18 +44,20 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """Examples that one rule scores. See `scoring.METRIC_NAMES` for what each rule does.
+    """Examples that one metric scores. `metrics.py` says what each metric does.
 
     :param name: shown in reports; unique within a problem.
     :param version: of the data, so that scores are only compared when they mean the same.
-    :param rule: one of `METRIC_NAMES`.
-    :param examples: at least one.
-    :param max_new_tokens: length of generated answers, in tokens.
-    :param match: for `exact_match`, how the text has to agree: `"equal"`, `"contains"` (the target stands in the
-        output) or `"last_10_words"` (it stands in the last ten space-separated words).
-    :param continuation: for the likelihood rules, what is scored of a choice: its `"key"` or its `"text"`.
+    :param metric: one of `METRIC_NAMES`.
+    :param examples: at least one, with different ids.
+    :param max_new_tokens: the length of generated answers, in tokens.
+    :param match: for `exact_match`, how the answer has to agree with the target: `"equal"`,
+        `"contains"` (the target stands in the answer) or `"last_10_words"` (the target stands in
+        its last ten space-separated words).
+    :param continuation: what is scored of a choice: its `"key"` or its `"text"`.
     :param chat: put the prompt through the tokenizer's chat template.
-    :raises ValueError: if a setting is unknown, no example is given, or a rule that needs choices has none.
+    :raises ValueError: if a setting is unknown, no example is given, or a metric needs choices that
+        an example lacks.
     """
 
     name: str
@@ -64,57 +70,64 @@ class Task:
     chat: bool = False
 
     def __post_init__(self):
-        kinds = {
-            "name": str,
-            "metric": str,
-            "match": str,
-            "continuation": str,
-            "max_new_tokens": int,
-            "chat": bool,
-        }
-        for setting, kind in kinds.items():
-            value = getattr(self, setting)
-            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-                names = {str: "a text", int: "a whole number", bool: "true or false"}
-                raise ValueError(
-                    f"task {self.name!r}: expected {setting} to be {names[kind]}, found {value!r}"
-                )
-        for setting, allowed in (
-            ("metric", METRIC_NAMES),
-            ("match", MATCHES),
-            ("continuation", CONTINUATIONS),
-        ):
-            if getattr(self, setting) not in allowed:
-                raise ValueError(
-                    f"task {self.name!r}: {setting} is one of {', '.join(allowed)}, found {getattr(self, setting)!r}"
-                )
+        self._check_types()
+        self._check_names()
         if not self.examples:
             raise ValueError(f"task {self.name!r}: expected at least one example, found none")
-        twice = [
-            name
-            for name, count in Counter(example.id for example in self.examples).items()
-            if count > 1
-        ]
-        if twice:
-            raise ValueError(
-                f"task {self.name!r}: expected different ids, found {twice[0]!r} more than once"
-            )
+        self._check_ids()
         if self.max_new_tokens < 1:
             raise ValueError(
-                f"task {self.name!r}: max_new_tokens must be at least 1, found {self.max_new_tokens}"
+                f"task {self.name!r}: max_new_tokens must be at least 1, "
+                f"found {self.max_new_tokens}"
             )
-        needs_choices = self.metric in ("choice_likelihood", "multiple_choice_generation")
         for example in self.examples:
-            if not example.target.strip():
+            self._check_example(example)
+
+    def _check_types(self) -> None:
+        texts = ("name", "metric", "match", "continuation")
+        for setting in texts:
+            value = getattr(self, setting)
+            if not isinstance(value, str):
+                self._refuse(setting, "a text", value)
+        count = self.max_new_tokens
+        if not isinstance(count, int) or isinstance(count, bool):
+            self._refuse("max_new_tokens", "a whole number", count)
+        if not isinstance(self.chat, bool):
+            self._refuse("chat", "true or false", self.chat)
+
+    def _refuse(self, setting: str, expected: str, value) -> None:
+        raise ValueError(
+            f"task {self.name!r}: expected {setting} to be {expected}, found {value!r}"
+        )
+
+    def _check_names(self) -> None:
+        allowed = {"metric": METRIC_NAMES, "match": MATCHES, "continuation": CONTINUATIONS}
+        for setting, names in allowed.items():
+            value = getattr(self, setting)
+            if value not in names:
                 raise ValueError(
-                    f"task {self.name!r}, example {example.id!r}: expected an answer, found an empty text"
+                    f"task {self.name!r}: {setting} is one of {', '.join(names)}, found {value!r}"
                 )
-            keys = [key for key, _ in example.choices]
-            if (needs_choices or keys) and example.target not in keys:
+
+    def _check_ids(self) -> None:
+        counts = Counter(example.id for example in self.examples)
+        for id, count in counts.items():
+            if count > 1:
                 raise ValueError(
-                    f"task {self.name!r}, example {example.id!r}: expected the answer to be one of "
-                    f"{', '.join(keys) or 'its choices (it has none)'}, found {example.target!r}"
+                    f"task {self.name!r}: expected different ids, found {id!r} more than once"
                 )
+
+    def _check_example(self, example: Example) -> None:
+        where = f"task {self.name!r}, example {example.id!r}"
+        if not example.target.strip():
+            raise ValueError(f"{where}: expected an answer, found an empty text")
+        keys = [key for key, _ in example.choices]
+        needs_choices = self.metric in METRICS_OF_CHOICES
+        if (needs_choices or keys) and example.target not in keys:
+            known = ", ".join(keys) or "its choices (it has none)"
+            raise ValueError(
+                f"{where}: expected the answer to be one of {known}, found {example.target!r}"
+            )
 
     def take(self, count: int) -> "Task":
         """The same task with its first `count` examples."""
@@ -129,20 +142,21 @@ def answer_prompt(question: str) -> str:
 def choice_prompt(
     question: str, choices: Mapping[str, str], *, instruction: str = BEST_OPTION, icl: str = ""
 ) -> str:
-    """The paper's prompt of a multiple-choice question; `icl` holds worked examples and goes first."""
-    lines = [
-        icl,
-        instruction,
-        f"Question: {question}",
-        *(f"{key}: {text}" for key, text in choices.items()),
-    ]
-    return "\n".join([line for line in lines if line] + ["The answer is"])
+    """The paper's prompt of a multiple-choice question.
+
+    :param choices: the text of each choice by its key.
+    :param icl: worked examples, which go first.
+    """
+    lines = [icl, instruction, f"Question: {question}"]
+    lines += [f"{key}: {text}" for key, text in choices.items()]
+    lines.append("The answer is")
+    return "\n".join(line for line in lines if line)
 
 
 def check_disjoint(name: str, dev: Sequence[Example], test: Sequence[Example]) -> None:
-    """Refuse a task whose test questions were already seen in dev.
+    """Refuse a task whose test questions also stand in dev.
 
-    :raises ValueError: naming how many prompts stand in both.
+    :raises ValueError: with the number of prompts that stand in both.
     """
     shared = {example.prompt for example in dev} & {example.prompt for example in test}
     if shared:

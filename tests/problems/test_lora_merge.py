@@ -38,6 +38,30 @@ def problem(model, tokenizer, folders):
     return LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer)
 
 
+class Scorer:
+    """Scores as another scorer does, except that the first calls may raise.
+
+    :param errors: per call what it raises, or None.
+    :param change: a function that changes the scores by task in place.
+    """
+
+    def __init__(self, scorer, *errors, change=lambda scores: None):
+        self.scorer, self.errors, self.change = scorer, list(errors), change
+        self.sizes = []  # the number of merges of each call
+
+    def score(self, pop, tasks):
+        self.sizes.append(len(pop))
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+        found = self.scorer.score(pop, tasks)
+        self.change(found.scores)
+        return found
+
+    def __getattr__(self, name):
+        return getattr(self.scorer, name)
+
+
 def test_scores_are_the_mean_over_tasks_of_a_model_that_peft_merged(problem, folders, tokenizer):
     from peft import PeftModel
 
@@ -77,13 +101,13 @@ def test_scores_do_not_depend_on_the_rest_of_the_population(
 
 
 @pytest.mark.parametrize("mode", ["merged", {"add": "merged", "pick": "unmerged"}])
-def test_either_path_gives_the_same_scores(model, tokenizer, folders, mode):
+def test_either_mode_gives_the_same_scores(model, tokenizer, folders, mode):
     unmerged = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, mode="unmerged")
     other = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, mode=mode)
     pop = torch.randn(4, 2)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     torch.testing.assert_close(other.evaluate(pop), unmerged.evaluate(pop), rtol=1e-5, atol=1e-5)
-    assert other.rates is None  # nothing to choose, nothing to measure
+    assert other.scorer.rates is None  # nothing to choose, nothing to measure
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
@@ -95,7 +119,7 @@ def test_either_path_gives_the_same_scores(model, tokenizer, folders, mode):
         ({"sum": "merged"}, r"mode: expected names of tasks \(add\), found 'sum'"),
     ],
 )
-def test_an_unknown_path_is_refused(model, tokenizer, folders, mode, message):
+def test_an_unknown_mode_is_refused(model, tokenizer, folders, mode, message):
     with pytest.raises(ValueError, match=message):
         LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, mode=mode)
 
@@ -104,15 +128,13 @@ def test_merges_that_are_the_same_in_the_models_dtype_are_scored_once(tokenizer,
     problem = LoRAMergeProblem(
         build_model().to(torch.bfloat16), folders, [ADD], tokenizer=tokenizer
     )
-    scored, reported, score_together = [], [], problem.score_together
-    problem.score_together = lambda pop, *rest, **more: (
-        scored.extend(pop.tolist()) or score_together(pop, *rest, **more)
-    )
+    reported = []
+    problem.scorer = Scorer(problem.scorer)
     problem.on_evaluations = reported.extend
     pop = torch.tensor([[0.5, 1.0], [0.5, 1.0], [0.5001, 1.0], [0.6, 1.0]])
     scores = problem.evaluate(pop)
     again = problem.evaluate(pop[[3, 0]])
-    assert len(scored) == 2 and len(reported) == 6
+    assert problem.scorer.sizes == [2] and len(reported) == 6
     assert scores[0] == scores[1] == scores[2] == again[1] and scores[3] == again[0]
 
 
@@ -174,9 +196,9 @@ def test_outcomes_are_known_again_with_the_evaluation_and_unknown_where_it_faile
     expected = problem.evaluate(pop)
     again = LoRAMergeProblem(model, folders, [ADD, PICK], **settings)
     again.load_history([evaluation.as_record() for evaluation in kept])
-    again.score_together = None
+    again.scorer.score = None
     torch.testing.assert_close(again.evaluate(pop), expected)
-    problem.score_together = Breaking(problem, *[RuntimeError("broken")] * 3)
+    problem.scorer = Scorer(problem.scorer, *[RuntimeError("broken")] * 3)
     fitness = problem.evaluate(torch.tensor([[0.1, 0.1], [0.2, 0.2]]))
     assert (
         fitness[0, 0] == -torch.inf and fitness[0, 1:].isnan().all() and fitness[1].isfinite().all()
@@ -223,31 +245,18 @@ def test_evaluations_of_an_earlier_process_are_not_made_again(model, tokenizer, 
     scores = problem.evaluate(pop)
     later = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, mode=problem.modes)
     later.load_history(evaluation.as_record() for evaluation in seen)
-    later.score_together = None  # nothing is left to do
+    later.scorer.score = None  # nothing is left to do
     assert torch.equal(later.evaluate(pop), scores)
 
 
 def test_failures_of_an_earlier_process_are_tried_again(problem):
     pop = torch.randn(2, 2)
     expected = problem.evaluate(pop)
-    problem._known.clear()
+    problem.cache.clear()
     problem.load_history(
         [Evaluation(tuple(pop[0].tolist()), {}, 0.1, "RuntimeError: broken").as_record()]
     )
     torch.testing.assert_close(problem.evaluate(pop), expected)
-
-
-class Breaking:
-    """Stands in for `score_together`: raises on call after call, until nothing is left to raise."""
-
-    def __init__(self, problem, *errors):
-        self.score_together, self.errors, self.sizes = problem.score_together, list(errors), []
-
-    def __call__(self, pop, *rest, **more):
-        self.sizes.append(len(pop))
-        if self.errors and (error := self.errors.pop(0)) is not None:
-            raise error
-        return self.score_together(pop, *rest, **more)
 
 
 def test_merges_that_fail_together_are_tried_alone_and_one_that_fails_twice_counts_as_worst(
@@ -255,14 +264,13 @@ def test_merges_that_fail_together_are_tried_alone_and_one_that_fails_twice_coun
 ):
     pop = torch.randn(3, 2)
     expected = problem.evaluate(pop)
-    problem._known.clear()
+    problem.cache.clear()
     seen = []
     problem.on_evaluations = seen.extend
-    problem.score_together = Breaking(
-        problem, RuntimeError("broken"), None, RuntimeError("once\nmore"), RuntimeError("twice")
-    )
+    errors = [RuntimeError("broken"), None, RuntimeError("once\nmore"), RuntimeError("twice")]
+    problem.scorer = Scorer(problem.scorer, *errors)
     scores = problem.evaluate(pop)
-    assert problem.score_together.sizes == [3, 1, 1, 1, 1]
+    assert problem.scorer.sizes == [3, 1, 1, 1, 1]
     torch.testing.assert_close(scores[[0, 2]], expected[[0, 2]])
     assert scores[1] == -torch.inf
     assert [evaluation.failure for evaluation in seen] == [None, "RuntimeError: twice", None]
@@ -274,30 +282,26 @@ def test_merges_that_fail_together_are_tried_alone_and_one_that_fails_twice_coun
 def test_when_memory_runs_out_the_batches_are_halved(problem):
     pop = torch.randn(2, 2)
     expected = problem.evaluate(pop)
-    problem._known.clear()
-    problem.score_together = Breaking(
-        problem, torch.OutOfMemoryError("CUDA out of memory"), MemoryError()
-    )
+    problem.cache.clear()
+    errors = [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()]
+    problem.scorer = Scorer(problem.scorer, *errors)
     torch.testing.assert_close(problem.evaluate(pop), expected)
-    assert problem.score_together.sizes == [2, 2, 2] and problem.language_model.batch_tokens == 512
+    assert problem.scorer.sizes == [2, 2, 2] and problem.language_model.batch_tokens == 512
 
 
 def test_a_merge_whose_scores_are_not_finite_has_failed_and_the_others_have_not(problem):
-    score_together, calls = problem.score_together, []
+    def second_is_nan(scores):
+        scores["add"][1 if len(scores["add"]) == 3 else 0] = torch.nan
 
-    def scored(pop, *rest, **more):
-        calls.append(len(pop))
-        scores = score_together(pop, *rest, **more)
-        scores["add"][1 if len(pop) == 3 else 0] = torch.nan
-        return scores
+    def all_are_nan(scores):
+        scores["add"].fill_(torch.nan)
 
-    problem.score_together = scored
+    plain = problem.scorer
+    problem.scorer = Scorer(plain, change=second_is_nan)
     scores = problem.evaluate(torch.randn(3, 2))
-    assert calls == [3, 1] and scores[1] == -torch.inf and scores[[0, 2]].isfinite().all()
-    problem.score_together = lambda pop, *rest: {
-        **score_together(pop, *rest),
-        "add": torch.full((len(pop), 2), torch.nan),
-    }
+    assert problem.scorer.sizes == [3, 1]
+    assert scores[1] == -torch.inf and scores[[0, 2]].isfinite().all()
+    problem.scorer = Scorer(plain, change=all_are_nan)
     with pytest.raises(
         RuntimeError, match="all 2 merges .* failed: task add: expected finite scores"
     ):
@@ -307,43 +311,40 @@ def test_a_merge_whose_scores_are_not_finite_has_failed_and_the_others_have_not(
 @pytest.mark.parametrize("metric", METRIC_NAMES)
 @pytest.mark.parametrize("match", ["equal", "contains"])
 @pytest.mark.parametrize("mode", ["unmerged", "merged"])
-def test_a_merge_that_computes_nan_has_failed_under_every_rule(
-    model, tokenizer, folders, rule, match, mode
+def test_a_merge_that_computes_nan_has_failed_under_every_metric(
+    model, tokenizer, folders, metric, match, mode
 ):
-    choices = (("A", "1"), ("B", "2")) if rule.startswith(("choice", "multiple")) else ()
+    choices = (("A", "1"), ("B", "2")) if metric.startswith(("choice", "multiple")) else ()
     examples = tuple(
         Example(str(i), f"{i}+1=", "A" if choices else str(i + 1), choices) for i in range(2)
     )
-    task = Task("add", "1", rule, examples, max_new_tokens=2, match=match)
+    task = Task("add", "1", metric, examples, max_new_tokens=2, match=match)
     problem = LoRAMergeProblem(model, folders, [task], tokenizer=tokenizer, mode=mode)
     scores = problem.evaluate(torch.tensor([[0.1, 0.1], [3e38, -3e38]]))
     assert scores[0].isfinite() and scores[1] == -torch.inf
 
 
 def test_scores_that_are_not_finite_once_are_tried_again(problem):
+    def second_of_three_is_infinite(scores):
+        scores["add"][1:2] = torch.inf  # the second time there is one
+
     pop = torch.randn(3, 2)
     expected = problem.evaluate(pop)
-    problem._known.clear()
-    score_together = problem.score_together
-
-    def scored(pop, *rest, **more):
-        scores = score_together(pop, *rest, **more)
-        scores["add"][1:2] = torch.inf  # of three; the second time there is one
-        return scores
-
-    problem.score_together = scored
+    problem.cache.clear()
+    problem.scorer = Scorer(problem.scorer, change=second_of_three_is_infinite)
     torch.testing.assert_close(problem.evaluate(pop), expected)
+    assert problem.scorer.sizes == [3, 1]
 
 
 def test_failures_are_the_worst_of_every_objective(model, tokenizer, folders):
     problem = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, objectives="tasks")
-    problem.score_together = Breaking(problem, *[RuntimeError("broken")] * 3)
+    problem.scorer = Scorer(problem.scorer, *[RuntimeError("broken")] * 3)
     scores = problem.evaluate(torch.randn(2, 2))
     assert (scores[0] == -torch.inf).all() and scores[1].isfinite().all()
 
 
 def test_input_that_cannot_be_used_is_no_failure_of_a_merge(problem):
-    problem.score_together = Breaking(problem, ValueError("base: no chat template"))
+    problem.scorer = Scorer(problem.scorer, ValueError("base: no chat template"))
     with pytest.raises(ValueError, match="no chat template"):
         problem.evaluate(torch.randn(2, 2))
 

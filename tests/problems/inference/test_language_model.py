@@ -1,23 +1,36 @@
 """Batched scoring and decoding beside one unpadded forward pass, or one `generate`, per example."""
 
+from copy import deepcopy
+
 import pytest
 import torch
-from builders import build_model
+from builders import build_model, record_passes
 
 from evox_evogm.problems.inference.language_model import LanguageModel
+
+pytestmark = pytest.mark.language_model
 
 PROMPTS = ["a", "What is it?", "Question: 12\nAnswer:", "zz top"]
 ANSWERS = ["b c", "yes", " 12 ", "no"]
 
 
 @torch.no_grad()
-def plain_likelihood(model, prompt, continuation):
-    logits = (
-        model(torch.tensor([[*prompt, *continuation]]))
-        .logits[0, len(prompt) - 1 : -1]
-        .log_softmax(-1)
-    )
-    return logits[range(len(continuation)), list(continuation)].sum(), logits.argmax(-1)
+def plain_logits(model, prompt, continuation):
+    """The logits at the tokens of a continuation, by one unpadded pass."""
+    logits = model(torch.tensor([[*prompt, *continuation]])).logits
+    return logits[0, len(prompt) - 1 : -1]
+
+
+def plain_log_probability(model, prompt, continuation):
+    scores = plain_logits(model, prompt, continuation).log_softmax(-1)
+    return sum(scores[place, token] for place, token in enumerate(continuation))
+
+
+def plain_reply(model, prompt, max_new_tokens, end=None):
+    """The tokens of a greedy reply, by transformers' own `generate`."""
+    tokens = torch.tensor([prompt])
+    reply = model.generate(tokens, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end)
+    return tuple(reply[0, len(prompt) :].tolist())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -25,29 +38,29 @@ def plain_likelihood(model, prompt, continuation):
 def test_likelihoods_equal_one_forward_pass_per_request(architecture, batch_tokens, tokenizer):
     model = build_model(architecture)
     scorer = LanguageModel(model, tokenizer, batch_tokens=batch_tokens)
-    requests = [
-        (scorer.prompt_tokens(p), (*scorer.continuation_tokens(a), scorer.end_token))
-        for p, a in zip(PROMPTS, ANSWERS, strict=True)
-    ]
+    requests = []
+    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
+        continuation = (*scorer.continuation_tokens(answer), scorer.end_token)
+        requests.append((scorer.prompt_tokens(prompt), continuation))
     # A continuation that greedy decoding would choose in whole, so that both outcomes occur.
     prompt = scorer.prompt_tokens("hello")
-    reply = model.generate(
-        torch.tensor([prompt]), max_new_tokens=3, do_sample=False, eos_token_id=None
-    )[0, len(prompt) :]
-    requests.append((prompt, tuple(reply.tolist())))
+    requests.append((prompt, plain_reply(model, prompt, 3)))
     result = scorer.likelihoods(requests)
     for row, (prompt, continuation) in enumerate(requests):
-        expected, choices = plain_likelihood(model, prompt, continuation)
-        assert result.log_probability[row] == pytest.approx(float(expected), abs=1e-4)
-        misses = [
-            i for i, (a, b) in enumerate(zip(choices.tolist(), continuation, strict=True)) if a != b
-        ]
-        assert result.first_miss[row] == (misses[0] if misses else len(continuation))
-        assert result.missed_token[row] == (choices[misses[0]] if misses else -1)
-        logits = model(torch.tensor([[*prompt, *continuation]])).logits[0, len(prompt) - 1 : -1]
-        others = logits.scatter(1, torch.tensor(continuation)[:, None], -torch.inf).amax(1)
-        ahead = logits[range(len(continuation)), list(continuation)] - others
-        assert result.margin[row] == pytest.approx(float(ahead.min()), abs=1e-4)
+        expected = float(plain_log_probability(model, prompt, continuation))
+        assert result.log_probability[row] == pytest.approx(expected, abs=1e-4)
+        leads = []
+        misses = []
+        for place, logits in enumerate(plain_logits(model, prompt, continuation)):
+            token = continuation[place]
+            others = torch.cat([logits[:token], logits[token + 1 :]])
+            leads.append(float(logits[token] - others.max()))
+            if logits.argmax() != token:
+                misses.append((place, int(logits.argmax())))
+        first_miss, missed_token = misses[0] if misses else (len(continuation), -1)
+        assert result.first_miss[row] == first_miss
+        assert result.missed_token[row] == missed_token
+        assert result.margin[row] == pytest.approx(min(leads), abs=1e-4)
     assert result.first_miss[-1] == 3 and result.margin[-1] > 0
 
 
@@ -56,45 +69,72 @@ def test_likelihoods_equal_one_forward_pass_per_request(architecture, batch_toke
 def test_generated_texts_equal_generate_one_prompt_at_a_time(architecture, batch_tokens, tokenizer):
     model = build_model(architecture)
     scorer = LanguageModel(model, tokenizer, batch_tokens=batch_tokens)
-    prompts = [scorer.prompt_tokens(p) for p in PROMPTS]
+    prompts = [scorer.prompt_tokens(prompt) for prompt in PROMPTS]
     expected = []
     for prompt in prompts:
-        reply = model.generate(
-            torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=scorer.end_token
-        )
-        expected.append(tokenizer.decode(reply[0, len(prompt) :], skip_special_tokens=True))
+        reply = plain_reply(model, prompt, 6, end=scorer.end_token)
+        expected.append(tokenizer.decode(reply, skip_special_tokens=True))
     assert scorer.generate(prompts, 6) == expected
     assert any(expected)
 
 
-def test_rows_that_have_ended_leave_the_batch_and_nothing_is_read_after_the_end(
-    tokenizer, monkeypatch
-):
+def test_rows_that_have_ended_leave_the_batch_and_nothing_is_read_after_the_end(tokenizer):
+    model = build_model()
+    prompts = [LanguageModel(model, tokenizer).prompt_tokens(prompt) for prompt in PROMPTS]
+    endless = [plain_reply(model, prompt, 6) for prompt in prompts]
+    end = endless[0][2]
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    scorer = LanguageModel(model, tokenizer)
+    passes = record_passes(scorer)
+    texts = scorer.generate(prompts, 6)
+    steps = []  # of each row: a token and perhaps the end
+    for reply, text in zip(endless, texts, strict=True):
+        length = reply.index(end) if end in reply else 6
+        assert text == tokenizer.decode(reply[:length], skip_special_tokens=True)
+        steps.append(min(length + 1, 6))
+    running = []
+    for step in range(max(steps)):
+        running.append(sum(count > step for count in steps))
+    assert [rows for rows, _ in passes] == running
+    assert min(steps) < max(steps)
+
+
+def test_forced_tokens_begin_a_text_and_count_as_new(tokenizer):
     model = build_model()
     scorer = LanguageModel(model, tokenizer)
-    prompts = [scorer.prompt_tokens(p) for p in PROMPTS]
-    endless = [
-        model.generate(
-            torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None
-        )[0, len(prompt) :].tolist()
-        for prompt in prompts
-    ]
-    end = endless[0][2]
-    monkeypatch.setattr(LanguageModel, "end_token", property(lambda self: end))
-    forward, rows = scorer._forward, []
-    scorer._forward = lambda asked, *rest: rows.append(len(asked)) or forward(asked, *rest)
-    expected = [reply[: reply.index(end)] if end in reply else reply for reply in endless]
-    assert scorer.generate(prompts, 6) == [
-        tokenizer.decode(reply, skip_special_tokens=True) for reply in expected
-    ]
-    lengths = [len(reply) + (len(reply) < 6) for reply in expected]
-    assert rows == [sum(length > step for length in lengths) for step in range(max(lengths))]
-    assert min(lengths) < max(lengths)
+    prompts = [scorer.prompt_tokens(prompt) for prompt in PROMPTS]
+    forced = [(), (66,), (66, 67), (66, 67, 68, 69)]
+    expected = []
+    for prompt, tokens in zip(prompts, forced, strict=True):
+        room = 4 - len(tokens)
+        reply = plain_reply(model, prompt + tokens, room, scorer.end_token) if room else ()
+        expected.append(tokenizer.decode(tokens + reply, skip_special_tokens=True))
+    assert scorer.generate(prompts, 4, forced_tokens=forced) == expected
+
+
+def test_a_text_ends_where_it_should_stop(tokenizer):
+    scorer = LanguageModel(build_model(), tokenizer)
+    prompts = [scorer.prompt_tokens(prompt) for prompt in PROMPTS]
+    whole = scorer.generate(prompts, 6)
+    limits = [1, 2, 3, 100]
+    texts = scorer.generate(prompts, 6, should_stop=lambda row, text: len(text) >= limits[row])
+    for text, longer, limit in zip(texts, whole, limits, strict=True):
+        assert longer.startswith(text)
+        assert len(text) >= min(limit, len(longer))
+    assert texts[0] != whole[0] and texts[3] == whole[3]
+
+
+def test_nan_is_refused_while_decoding(tokenizer):
+    model = build_model()
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    scorer = LanguageModel(model, tokenizer)
+    with pytest.raises(ArithmeticError, match="expected logits, found NaN"):
+        scorer.generate([scorer.prompt_tokens("a")], 3)
 
 
 def test_chat_prompts_go_through_the_template_and_answers_start_the_reply(tokenizer):
-    from copy import deepcopy
-
     tokenizer = deepcopy(tokenizer)
     tokenizer.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
@@ -110,41 +150,17 @@ def test_a_chat_prompt_without_a_template_is_refused(tokenizer):
         LanguageModel(build_model(), tokenizer).prompt_tokens("hi", chat=True)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
 def test_single_tokens_of_one_prompt_are_scored_as_separate_requests_would_be(
     batch_tokens, tokenizer
 ):
     scorer = LanguageModel(build_model(), tokenizer, batch_tokens=batch_tokens)
-    prompts = [scorer.prompt_tokens(p) for p in PROMPTS]
+    prompts = [scorer.prompt_tokens(prompt) for prompt in PROMPTS]
     tokens = [[5, 9], [7], [1, 2, 3], [250, 11]]
     result = scorer.next_token_log_probabilities(prompts, tokens)
     for prompt, row, found in zip(prompts, tokens, result, strict=True):
-        expected = torch.stack(
-            [plain_likelihood(scorer.model, prompt, (token,))[0] for token in row]
-        )
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("room", [0, 40])
-def test_batches_stay_within_the_memory(tokenizer, room):
-    scorer = LanguageModel(build_model(), tokenizer, batch_tokens=10**6)
-    parts = [tuple(range(length)) for length in (30, 29, 29, 12, 12, 11, 3)]
-    assert len(list(scorer._batches(parts, 2, kept=room))) < len(parts)
-    memory = scorer.memory
-    for limit in (1, 10**5, 10**6):
-        scorer.max_memory = limit
-        batches = list(scorer._batches(parts, 2, kept=room))
-        assert sorted(sum(batches, [])) == list(range(7))
-        for batch in batches:
-            width = max(len(parts[row]) for row in batch)
-            need = len(batch) * (
-                width * memory.token + (width + room) * memory.cached + 2 * memory.logits
-            )
-            assert need <= limit or len(batch) == 1
-    assert (
-        memory.token == 8 * 32 * 4 and memory.cached == 4 * 2 * 16 * 4 and memory.logits == 12 * 257
-    )
+        expected = [plain_log_probability(scorer.model, prompt, (token,)) for token in row]
+        torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-4)
 
 
 def test_prompts_and_answers_without_a_token_are_refused(tokenizer):
@@ -155,15 +171,42 @@ def test_prompts_and_answers_without_a_token_are_refused(tokenizer):
         scorer.continuation_tokens("", chat=True)
 
 
+def test_a_tokenizer_without_an_end_of_text_is_refused(tokenizer):
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="expected a tokenizer with an end-of-text token"):
+        LanguageModel(build_model(), tokenizer)
+
+
 def test_every_end_token_of_the_models_generation_settings_ends_a_text(tokenizer):
     model = build_model()
     scorer = LanguageModel(model, tokenizer)
     prompt = scorer.prompt_tokens("What is it?")
-    (endless,) = model.generate(
-        torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None
-    )[:, len(prompt) :]
-    other = int(endless[2])
+    endless = plain_reply(model, prompt, 6)
+    other = endless[2]
     model.generation_config.eos_token_id = [0, other]
     assert scorer.end_tokens == {0, other}
-    reply = endless[: endless.tolist().index(other)]
+    reply = endless[: endless.index(other)]
     assert scorer.generate([prompt], 6) == [tokenizer.decode(reply, skip_special_tokens=True)]
+
+
+def test_candidates_are_selected_inside_the_block_only(tokenizer):
+    scorer = LanguageModel(build_model(), tokenizer)
+    requests = [(scorer.prompt_tokens(prompt), (66, 67)) for prompt in PROMPTS]
+    selected = []
+    with scorer.candidates(lambda candidates, output_rows: selected.append(candidates)):
+        scorer.likelihoods(requests, [3, 1, 0, 2])
+    assert sorted(sum(selected, [])) == [0, 1, 2, 3]
+    selected.clear()
+    scorer.likelihoods(requests)
+    assert selected == []
+
+
+def test_another_forward_pass_leaves_the_first_model_as_it_is(tokenizer):
+    scorer = LanguageModel(build_model(), tokenizer, batch_tokens=77)
+    passes = record_passes(scorer)
+    other = scorer.with_forward(LanguageModel(build_model(), tokenizer).forward)
+    other.next_token_log_probabilities([(5, 6)], [[7]])
+    assert passes == [] and other.batch_tokens == 77
+    scorer.next_token_log_probabilities([(5, 6)], [[7]])
+    assert passes == [(1, 2)]

@@ -1,4 +1,4 @@
-"""The scoring rules beside slow twins that score one unpadded example at a time, and beside counts made by hand."""
+"""The metrics beside slow twins that score one unpadded example at a time, and counts by hand."""
 
 import math
 from copy import deepcopy
@@ -6,94 +6,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import build_model
+from builders import build_model, record_passes
 
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.tasks.metrics import (
     agrees,
     choice_log_probabilities,
-    decided,
     exact_match,
     generated_match,
-    parse_choice,
+    outcomes_of,
     score_task,
 )
-from evox_evogm.problems.tasks.task import Example, Task
+from evox_evogm.problems.tasks.task import METRIC_NAMES, Example, Task
 
-BIRDS = {"A": "a bird", "B": "not a bird", "C": "Paris", "D": ""}
-EVERY_BATCHING = pytest.mark.parametrize(
-    "batch_tokens", [1, 70, 100_000]
-)  # one row, some rows, all rows a batch
+pytestmark = pytest.mark.language_model
 
-
-@pytest.mark.parametrize(
-    ("output", "key"),
-    [
-        # First: an explicit answer, wherever it stands and whatever else is named.
-        (" The answer is B because it has no wings", "B"),
-        ("so the ANSWER IS: C for all of these reasons", "C"),
-        ("the answer is (B) for all of these reasons", "B"),
-        ("A or B? The answer is C, although some would say D", "C"),
-        ("the answer is unclear at first, then the answer is B, and not C", "B"),
-        # Second: a key in the first five characters, before one in the last five.
-        ("B", "B"),
-        (" B. wren", "B"),
-        ("A dog, so B", "A"),
-        ("    B is what I would take", "B"),
-        ("     B is what I would take", None),
-        # Third: a key in the last five characters, the last one if there are more.
-        ("It has to be B", "B"),
-        ("It has to be B) so", "B"),
-        ("It has to be B) now", None),
-        ("Of all I take C or A", "A"),
-        ("I rule out A, so it is C", "C"),
-        # A key stands alone.
-        ("An apple", None),
-        ("Could be", None),
-        ("The answer is Able", None),
-        ("BA", None),
-        ("B2", None),
-        ("the answer is b", None),
-        # Fourth: the text of a choice, in whatever case; the longest, for one may stand within another.
-        ("it should be paris", "C"),
-        (" surely not a bird", "B"),
-        (" surely a bird", "A"),
-        ("Paris? Yes: B", "B"),
-        ("it is " + "." * 89 + "Paris", "C"),
-        ("it is " + "." * 90 + "Paris", None),
-        # Otherwise there is no answer; an empty choice is in no text.
-        ("no idea", None),
-        ("", None),
-    ],
-)
-def test_a_choice_is_parsed_in_the_papers_order_of_attempts(output, key):
-    assert parse_choice(output, BIRDS) == key
-
-
-def test_a_key_may_begin_another_or_hold_signs():
-    assert parse_choice(" 10 ", {"1": "one", "10": "ten"}) == "10"
-    assert parse_choice("it is a+", {"a": "x", "a+": "y"}) == "a"
-    assert parse_choice("abc", {".": "x", "b.": "y"}) is None
-
-
-@pytest.mark.parametrize(
-    ("output", "target", "match", "expected"),
-    [
-        ("12", "12", "equal", True),
-        (" 12\n", "12 ", "equal", True),
-        ("12.", "12", "equal", False),
-        ("Twelve", "twelve", "equal", False),
-        ("", "12", "equal", False),
-        ("it is 12.", "12", "contains", True),
-        ("it is 2", "12", "contains", False),
-        ("12 b c d e f g h i j", "12", "last_10_words", True),
-        ("12 b c d e f g h i j k", "12", "last_10_words", False),
-        ("a b c so it is $12.", "12", "last_10_words", True),
-        ("it is one hundred", "one hundred", "last_10_words", True),
-    ],
-)
-def test_a_text_agrees_with_a_target_as_the_match_says(output, target, match, expected):
-    assert agrees(output, target, match) is expected
+# One row, some rows, all rows a batch.
+EVERY_BATCHING = pytest.mark.parametrize("batch_tokens", [1, 70, 100_000])
+QUESTIONS = ["Which?", "What is the longest river of all?", "Is it\nhere?", "zz"]
+CHOICES = (("A", "no"), ("B", "a longer answer"), ("C", "yes it is"), ("D", "x"))
 
 
 def chatty(tokenizer):
@@ -105,16 +36,22 @@ def chatty(tokenizer):
 
 
 def plain_tokens(tokenizer, prompt, text, chat):
-    prompt, text = (f"<user>{prompt}<reply>", text) if chat else (prompt, f" {text}")
+    if chat:
+        prompt = f"<user>{prompt}<reply>"
+    else:
+        text = f" {text}"
     return tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
 
 
 @torch.no_grad()
-def plain_log_probability(model, tokenizer, prompt, text, chat=False):
-    """Summed log-probability of a continuation, and its number of tokens, by one unpadded forward pass."""
+def plain_log_probabilities(model, tokenizer, prompt, text, chat=False):
+    """The log-probability of each token of a continuation, by one unpadded forward pass."""
     prompt, text = plain_tokens(tokenizer, prompt, text, chat)
     scores = model(torch.tensor([prompt + text])).logits[0].log_softmax(-1)
-    return sum(float(scores[len(prompt) - 1 + i, token]) for i, token in enumerate(text)), len(text)
+    found = []
+    for place, token in enumerate(text, len(prompt) - 1):
+        found.append(float(scores[place, token]))
+    return found
 
 
 @torch.no_grad()
@@ -126,8 +63,21 @@ def plain_answer(model, tokenizer, prompt, max_new_tokens):
     return tokenizer.decode(reply[0, tokens.shape[1] :], skip_special_tokens=True)
 
 
-QUESTIONS = ["Which?", "What is the longest river of all?", "Is it\nhere?", "zz"]
-CHOICES = (("A", "no"), ("B", "a longer answer"), ("C", "yes it is"), ("D", "x"))
+def free_answers(prompts, targets):
+    """Examples of these prompts, numbered."""
+    examples = []
+    for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+        examples.append(Example(str(index), prompt, target))
+    return tuple(examples)
+
+
+def every_key_as_the_right_one(choices_of_questions):
+    """Each question once with every one of its keys as the right one."""
+    examples = []
+    for question, choices in zip(QUESTIONS, choices_of_questions, strict=True):
+        for key, _ in choices:
+            examples.append(Example(f"{question} {key}", question, key, choices))
+    return tuple(examples)
 
 
 @EVERY_BATCHING
@@ -138,45 +88,40 @@ def test_the_chosen_answer_is_the_likeliest_of_separate_passes(
     tokenizer, architecture, continuation, chat, batch_tokens
 ):
     model, tokenizer = build_model(architecture), chatty(tokenizer)
-    examples = tuple(
-        Example(f"{q} {key}", q, key, CHOICES) for q in QUESTIONS for key, _ in CHOICES
-    )
+    examples = every_key_as_the_right_one([CHOICES] * len(QUESTIONS))
     task = Task("pick", "1", "choice_likelihood", examples, continuation=continuation, chat=chat)
     found = score_task(task, LanguageModel(model, tokenizer, batch_tokens=batch_tokens))
     expected = []
     for question in QUESTIONS:
-        scores = [
-            plain_log_probability(
-                model, tokenizer, question, key if continuation == "key" else text, chat
-            )[0]
-            for key, text in CHOICES
-        ]
+        scores = []
+        for key, text in CHOICES:
+            scored = key if continuation == "key" else text
+            scores.append(sum(plain_log_probabilities(model, tokenizer, question, scored, chat)))
         expected += [float(score == max(scores)) for score in scores]
     assert found.tolist() == expected
     assert found.dtype == torch.float32
-    assert sum(expected) == len(
-        QUESTIONS
-    )  # each question was asked once with every key as the right one
+    assert sum(expected) == len(QUESTIONS)
 
 
 @EVERY_BATCHING
 def test_choices_of_one_token_and_of_more_may_stand_beside_each_other(tokenizer, batch_tokens):
-    """A byte is a token here: "x" after a chat prompt is one, so one pass over the prompt scores two of the questions."""
+    """A byte is a token here. After a chat prompt "x" is one token, so one pass over the prompt
+    scores two of the questions.
+    """
     model, tokenizer = build_model(), chatty(tokenizer)
     short = (("A", "x"), ("B", "y"))
-    choices = [CHOICES, short, CHOICES, short]
-    examples = tuple(
-        Example(question, question, "A", mine)
-        for question, mine in zip(QUESTIONS, choices, strict=True)
-    )
-    task = Task("pick", "1", "choice_likelihood", examples, continuation="text", chat=True)
-    found = choice_log_probabilities(
-        task, LanguageModel(model, tokenizer, batch_tokens=batch_tokens)
-    )
-    for question, mine, scores in zip(QUESTIONS, choices, found, strict=True):
-        expected = [
-            plain_log_probability(model, tokenizer, question, text, True)[0] for _, text in mine
-        ]
+    examples = []
+    for question, choices in zip(QUESTIONS, [CHOICES, short, CHOICES, short], strict=True):
+        examples.append(Example(question, question, "A", choices))
+    settings = {"continuation": "text", "chat": True}
+    task = Task("pick", "1", "choice_likelihood", tuple(examples), **settings)
+    scorer = LanguageModel(model, tokenizer, batch_tokens=batch_tokens)
+    found = choice_log_probabilities(task, scorer)
+    for example, scores in zip(examples, found, strict=True):
+        expected = []
+        for _, text in example.choices:
+            tokens = plain_log_probabilities(model, tokenizer, example.prompt, text, chat=True)
+            expected.append(sum(tokens))
         assert scores.tolist() == pytest.approx(expected, abs=1e-4)
 
 
@@ -187,42 +132,39 @@ def test_the_gold_log_probability_is_the_mean_over_the_answers_tokens(
     tokenizer, architecture, chat, batch_tokens
 ):
     model, tokenizer = build_model(architecture), chatty(tokenizer)
-    answers = ["yes", "a much longer answer", "12", "é"]
-    examples = tuple(Example(q, q, a) for q, a in zip(QUESTIONS, answers, strict=True))
+    examples = free_answers(QUESTIONS, ["yes", "a much longer answer", "12", "é"])
     scorer = LanguageModel(model, tokenizer, batch_tokens=batch_tokens)
-    found = score_task(Task("gold", "1", "gold_log_probability", examples, chat=chat), scorer)
-    pairs = [
-        plain_log_probability(model, tokenizer, q, a, chat)
-        for q, a in zip(QUESTIONS, answers, strict=True)
-    ]
-    torch.testing.assert_close(
-        found, torch.tensor([total / count for total, count in pairs]), rtol=0, atol=1e-5
-    )
+    task = Task("gold", "1", "gold_log_probability", examples, chat=chat)
+    margins = torch.zeros(4)
+    found = score_task(task, scorer, margins)
+    expected = []
+    for example in examples:
+        tokens = plain_log_probabilities(model, tokenizer, example.prompt, example.target, chat)
+        expected.append(sum(tokens) / len(tokens))
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)
+    assert torch.equal(margins, found)
 
 
-@pytest.mark.parametrize("continuation", ["key", "text"])
+@pytest.mark.parametrize(("continuation", "text"), [("key", "B"), ("text", "a longer answer")])
 def test_the_gold_of_a_multiple_choice_question_is_its_right_key_or_text(
-    model, tokenizer, continuation
+    model, tokenizer, continuation, text
 ):
     example = Example("0", "Which?", "B", CHOICES)
     task = Task("gold", "1", "gold_log_probability", (example,), continuation=continuation)
-    total, count = plain_log_probability(
-        model, tokenizer, "Which?", "B" if continuation == "key" else "a longer answer"
-    )
-    assert float(score_task(task, LanguageModel(model, tokenizer))) == pytest.approx(
-        total / count, abs=1e-5
-    )
+    tokens = plain_log_probabilities(model, tokenizer, "Which?", text)
+    found = float(score_task(task, LanguageModel(model, tokenizer)))
+    assert found == pytest.approx(sum(tokens) / len(tokens), abs=1e-5)
 
 
-def sanitize(architecture, tokenizer):
+def build_printable_model(architecture, tokenizer):
     """A random model that only writes printable ASCII, so that what it writes can be a target."""
     model = build_model(architecture)
     head = model.get_output_embeddings()
     weight = head.weight.detach().clone()  # GPT-2's is also its embedding, which stays
-    texts = [tokenizer.decode([token]) for token in range(257)]
-    weight[
-        [token for token, text in enumerate(texts) if not (text.isascii() and text.isprintable())]
-    ] = 0
+    for token in range(257):
+        text = tokenizer.decode([token])
+        if not (text.isascii() and text.isprintable()):
+            weight[token] = 0
     head.weight = torch.nn.Parameter(weight)
     return model
 
@@ -233,36 +175,36 @@ def sanitize(architecture, tokenizer):
 def test_exact_match_equals_decoding_one_example_at_a_time(
     tokenizer, architecture, match, batch_tokens
 ):
-    model = sanitize(architecture, tokenizer)
+    model = build_printable_model(architecture, tokenizer)
     answers = [plain_answer(model, tokenizer, question, 6) for question in QUESTIONS]
     assert all(answer.isascii() and answer.strip() for answer in answers)
     targets = [
-        answers[0],
-        answers[1],
-        answers[2][:-1],
-        "no",
-        answers[0] + "x",
-        answers[1][:3],
-        answers[3],
+        (0, answers[0]),
+        (1, answers[1]),
+        (2, answers[2][:-1]),
+        (3, "no"),
+        (0, answers[0] + "x"),
+        (1, answers[1][:3]),
+        (3, answers[3]),
     ]
-    prompts = [QUESTIONS[i] for i in (0, 1, 2, 3, 0, 1, 3)]
-    examples = tuple(
-        Example(str(i), p, t) for i, (p, t) in enumerate(zip(prompts, targets, strict=True))
-    )
+    prompts = [QUESTIONS[question] for question, _ in targets]
+    examples = free_answers(prompts, [target for _, target in targets])
     task = Task("match", "1", "exact_match", examples, match=match, max_new_tokens=6)
     scorer = LanguageModel(model, tokenizer, batch_tokens=batch_tokens)
     found = score_task(task, scorer)
     assert torch.equal(found, generated_match(task, scorer))
-    expected = [
-        float(agrees(plain_answer(model, tokenizer, p, 6), t, match))
-        for p, t in zip(prompts, targets, strict=True)
-    ]
+    expected = []
+    for question, target in targets:
+        expected.append(float(agrees(answers[question], target, match)))
     assert found.tolist() == expected
     assert {0.0, 1.0} == set(expected)
 
 
-# A model whose next token follows from the last one alone: after ":" it writes " yes" and ends, after "!" the same without
-# the blank, after "?" with a line end more, after "@" a letter of two bytes, after ">" the key B; otherwise it ends.
+# A model whose next token follows from the last one alone:
+# - after ":" it writes " yes" and ends, after "!" the same without the blank, after "?" the same
+#   after a line end,
+# - after "@" it writes a letter of two bytes, after ">" the key B,
+# - after anything else it ends.
 FOLLOWS = {
     ":": " ",
     "!": "y",
@@ -281,23 +223,22 @@ FOLLOWS = {
 def scripted(tokenizer):
     model = build_model()
     vocabulary = tokenizer.get_vocab()
-    token = {
-        letter: vocabulary[{" ": "Ġ", "\n": "Ċ"}.get(letter, letter)]
-        for pair in FOLLOWS.items()
-        for letter in pair
-    }
+
+    def token_of(letter):
+        return vocabulary[{" ": "Ġ", "\n": "Ċ"}.get(letter, letter)]
+
     with torch.no_grad():
-        for (
-            layer
-        ) in model.model.layers:  # nothing but the embedding of the last token reaches the output
+        # Nothing but the embedding of the last token reaches the output.
+        for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-        embedding, head = model.model.embed_tokens.weight.zero_(), model.lm_head.weight.zero_()
+        embedding = model.model.embed_tokens.weight.zero_()
+        head = model.lm_head.weight.zero_()
         embedding[:, 15] = 1.0
         head[tokenizer.eos_token_id, 15] = 1.0
         for column, (letter, following) in enumerate(FOLLOWS.items()):
-            embedding[token[letter]] = torch.eye(16)[column]
-            head[token[following], column] = 1.0
+            embedding[token_of(letter)] = torch.eye(16)[column]
+            head[token_of(following), column] = 1.0
     return LanguageModel(model, tokenizer)
 
 
@@ -329,98 +270,78 @@ def scripted(tokenizer):
 def test_exact_match_is_what_a_reader_of_the_answer_would_say(
     scripted, prompt, target, max_new_tokens, right
 ):
-    task = Task(
-        "match", "1", "exact_match", (Example("0", prompt, target),), max_new_tokens=max_new_tokens
-    )
+    examples = (Example("0", prompt, target),)
+    task = Task("match", "1", "exact_match", examples, max_new_tokens=max_new_tokens)
     answer = plain_answer(scripted.model, scripted.tokenizer, prompt, max_new_tokens)
     assert (answer.strip() == target.strip()) == right
     assert exact_match(task, scripted).tolist() == [right]
     assert generated_match(task, scripted).tolist() == [right]
 
 
+class RecordingModel(LanguageModel):
+    """Notes the first prompt of everything that is decoded."""
+
+    def generate(self, prompts, *settings):
+        self.__dict__.setdefault("decoded", []).append(self.decode(prompts[0]))
+        return super().generate(prompts, *settings)
+
+
 def test_exact_match_decodes_only_what_a_forward_pass_leaves_open(scripted):
-    generate, decoded = scripted.generate, []
-    scripted.generate = lambda prompts, *rest: (
-        decoded.append(scripted.decode(prompts[0])) or generate(prompts, *rest)
-    )
+    scorer = RecordingModel(scripted.model, scripted.tokenizer)
     targets = {"1:": "yes", "2:": "no", "3:": "ye", "4!": "yes", "5:": "maybe", "6>": "yes"}
-    examples = tuple(Example(prompt, prompt, target) for prompt, target in targets.items())
+    examples = free_answers(list(targets), list(targets.values()))
     task = Task("match", "1", "exact_match", examples)
-    assert score_task(task, scripted).tolist() == [1, 0, 0, 1, 0, 0]
-    assert decoded == ["4!"]
-
-
-@pytest.mark.parametrize(
-    ("text", "match", "expected"),
-    [
-        ("", "equal", False),
-        (" \n", "equal", False),
-        (" ye", "equal", False),
-        ("yes", "equal", False),  # " yes" may still become "yesterday"
-        ("yes \n", "equal", False),
-        ("yes ma", "equal", True),
-        ("yesm", "equal", True),
-        ("no", "equal", True),
-        (" \n n", "equal", True),
-        ("y\ufffd", "equal", False),
-        ("so yes", "contains", True),
-        ("so ye", "contains", False),
-        ("so yes", "last_10_words", False),
-    ],
-)
-def test_a_text_is_decided_when_nothing_that_follows_can_change_its_score(text, match, expected):
-    assert decided(text, " yes", match) == expected
-    endings = ["", " ", "s", "es", "yes", " yes", "\n", "m"]
-    if expected and match != "contains":
-        assert not any(agrees(text + ending, " yes", match) for ending in endings)
-    elif expected:
-        assert all(agrees(text + ending, "yes", match) for ending in endings)
+    assert score_task(task, scorer).tolist() == [1, 0, 0, 1, 0, 0]
+    assert scorer.decoded == ["4!"]
 
 
 def test_decoding_stops_where_the_score_is_decided(scripted):
-    steps, forward = [], scripted._forward
-    scripted._forward = lambda asked, *rest: steps.append(len(asked)) or forward(asked, *rest)
-    task = Task(
-        "match", "1", "exact_match", (Example("0", "ask?", "no"), Example("1", "ask?", "yes"))
-    )
+    passes = record_passes(scripted)
+    examples = free_answers(["ask?", "ask?"], ["no", "yes"])
+    task = Task("match", "1", "exact_match", examples)
     assert generated_match(task, scripted).tolist() == [0, 1]
-    # A line end, a blank, "y": there "no" is out of reach; "yes" goes on over "e" and "s" to the end of the text.
-    assert steps == [1, *[2] * 6]  # first the prompt, which is the same
-    steps.clear()
-    assert generated_match(task, scripted, to_the_end=False).tolist() == [0, 1]
-    assert steps == [1, 2, 2, 2, 1, 1, 1]
+    # A line end, a blank, "y": there "no" is out of reach. "yes" goes on over "e" and "s" to the
+    # end of the text. The first pass runs the prompt, which is the same.
+    assert [rows for rows, _ in passes] == [1, *[2] * 6]
+    passes.clear()
+    assert generated_match(task, scripted, stop_early=True).tolist() == [0, 1]
+    assert [rows for rows, _ in passes] == [1, 2, 2, 2, 1, 1, 1]
 
 
 def test_a_target_is_looked_for_where_the_match_says(scripted):
-    examples = tuple(Example(target, "ask:", target) for target in ("es", "yes", "no"))
+    examples = free_answers(["ask:"] * 3, ["es", "yes", "no"])
     task = Task("match", "1", "exact_match", examples, match="contains")
     assert score_task(task, scripted).tolist() == [1, 1, 0]
     assert score_task(replace(task, match="last_10_words"), scripted).tolist() == [1, 1, 0]
     assert score_task(replace(task, match="equal"), scripted).tolist() == [0, 1, 0]
-    assert score_task(replace(task, match="contains", max_new_tokens=3), scripted).tolist() == [
-        0,
-        0,
-        0,
-    ]
+    shorter = replace(task, match="contains", max_new_tokens=3)
+    assert score_task(shorter, scripted).tolist() == [0, 0, 0]
 
 
 def test_multiple_choice_by_generation_counts_as_by_hand(scripted):
     choices = (("A", "yes"), ("B", "no"))
-    prompts = [
-        ("ask:", "A"),
-        ("ask:", "B"),
-        ("ask>", "B"),
-        ("ask>", "A"),
-        ("ask", "A"),
-        ("ask", "B"),
-    ]
-    examples = tuple(
-        Example(str(i), prompt, target, choices) for i, (prompt, target) in enumerate(prompts)
-    )
-    task = Task("pick", "1", "multiple_choice_generation", examples, max_new_tokens=10)
-    # The model writes " yes", the text of A, after ":"; "B" after ">"; and else nothing, which is wrong for both.
-    assert score_task(task, scripted).tolist() == [1, 0, 1, 0, 0, 0]
-    assert score_task(replace(task, max_new_tokens=3), scripted).tolist() == [0, 0, 1, 0, 0, 0]
+    examples = []
+    for prompt in ("ask:", "ask>", "ask"):
+        for target in "AB":
+            examples.append(Example(f"{prompt}{target}", prompt, target, choices))
+    metric = "multiple_choice_generation"
+    task = Task("pick", "1", metric, tuple(examples), max_new_tokens=10)
+    # The model writes " yes", the text of A, after ":", and "B" after ">". After anything else it
+    # writes nothing, which is wrong for both.
+    assert score_task(task, scripted).tolist() == [1, 0, 0, 1, 0, 0]
+    assert score_task(replace(task, max_new_tokens=3), scripted).tolist() == [0, 0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("match", ["contains", "last_10_words"])
+def test_a_text_has_the_margin_1_or_minus_1(scripted, match):
+    examples = free_answers(["ask:", "ask:"], ["yes", "no"])
+    margins = torch.zeros(2)
+    score_task(Task("match", "1", "exact_match", examples, match=match), scripted, margins)
+    assert margins.tolist() == [1, -1]
+    choices = (("A", "yes"), ("B", "no"))
+    questions = tuple(Example(target, "ask:", target, choices) for target in "BA")
+    score_task(Task("pick", "1", "multiple_choice_generation", questions), scripted, margins)
+    assert margins.tolist() == [-1, 1]
 
 
 def test_multiple_choice_by_likelihood_counts_as_by_hand(scripted):
@@ -431,7 +352,8 @@ def test_multiple_choice_by_likelihood_counts_as_by_hand(scripted):
 
 
 def test_choices_are_compared_by_their_sum_and_not_by_their_mean(scripted):
-    # Neither begins as the model would. " y" has the better sum for being shorter, " yes" the better mean: "es" is certain.
+    # Neither begins as the model would. " y" has the better sum because it is shorter. " yes" has
+    # the better mean because "es" is certain.
     examples = (Example("0", "ask>", "A", (("A", "y"), ("B", "yes"))),)
     task = Task("pick", "1", "choice_likelihood", examples, continuation="text")
     assert score_task(task, scripted).tolist() == [1]
@@ -439,42 +361,39 @@ def test_choices_are_compared_by_their_sum_and_not_by_their_mean(scripted):
 
 def test_the_gold_log_probability_counts_as_by_hand(scripted):
     # The normed state is 4 in one column: the token that follows has logit 4, the 256 others 0.
-    certain, other = 4 - math.log(math.exp(4) + 256), -math.log(math.exp(4) + 256)
-    examples = tuple(Example(target, "ask:", target) for target in ("yes", "no"))
+    normalizer = math.log(math.exp(4) + 256)
+    certain, other = 4 - normalizer, -normalizer
+    examples = free_answers(["ask:", "ask:"], ["yes", "no"])
     found = score_task(Task("gold", "1", "gold_log_probability", examples), scripted)
-    # " yes" is followed at each of four tokens; of " no" only the blank is.
-    assert found.tolist() == pytest.approx([certain, (certain + 2 * other) / 3], abs=1e-4)
+    # The model agrees with all four tokens of " yes", and with the blank of " no".
+    expected = [certain, (certain + 2 * other) / 3]
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "metric",
-    ["choice_likelihood", "gold_log_probability", "exact_match", "multiple_choice_generation"],
-)
+@pytest.mark.parametrize("metric", METRIC_NAMES)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_scores_do_not_depend_on_the_size_of_a_batch(tokenizer, rule, architecture):
+def test_scores_do_not_depend_on_the_size_of_a_batch(tokenizer, metric, architecture):
     model = build_model(architecture)
-    answers = [plain_answer(model, tokenizer, question, 4).strip() for question in QUESTIONS]
-    choices = [(("A", answer or "x"), ("B", "no"), ("C", "a longer answer")) for answer in answers]
-    examples = tuple(
-        Example(f"{q}{key}", q, key, row)
-        for q, row in zip(QUESTIONS, choices, strict=True)
-        for key in ("A", "B", "C")
-    )
-    task = Task("any", "1", rule, examples, max_new_tokens=4, continuation="text")
-    one, several, all_rows = (
-        score_task(task, LanguageModel(model, tokenizer, batch_tokens=n)) for n in (1, 70, 100_000)
-    )
-    torch.testing.assert_close(several, one, rtol=0, atol=1e-5)
-    torch.testing.assert_close(all_rows, one, rtol=0, atol=1e-5)
+    choices = []
+    for question in QUESTIONS:
+        answer = plain_answer(model, tokenizer, question, 4).strip()
+        choices.append((("A", answer or "x"), ("B", "no"), ("C", "a longer answer")))
+    examples = every_key_as_the_right_one(choices)
+    task = Task("any", "1", metric, examples, max_new_tokens=4, continuation="text")
+    one = score_task(task, LanguageModel(model, tokenizer, batch_tokens=1))
     assert len(set(one.tolist())) > 1
+    for batch_tokens in (70, 100_000):
+        scorer = LanguageModel(model, tokenizer, batch_tokens=batch_tokens)
+        torch.testing.assert_close(score_task(task, scorer), one, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_margin_of_an_exact_match_is_the_least_lead_of_its_tokens(model, tokenizer):
-    examples = tuple(Example(str(i), question, "12") for i, question in enumerate(QUESTIONS))
-    task, found = Task("exact", "1", "exact_match", examples), torch.zeros(len(examples))
-    score_task(task, LanguageModel(model, tokenizer), found)
-    for example, margin in zip(examples, found.tolist(), strict=True):
+    examples = free_answers(QUESTIONS, ["12"] * len(QUESTIONS))
+    margins = torch.zeros(len(examples))
+    task = Task("exact", "1", "exact_match", examples)
+    score_task(task, LanguageModel(model, tokenizer), margins)
+    for example, margin in zip(examples, margins.tolist(), strict=True):
         prompt, text = plain_tokens(tokenizer, example.prompt, "12", False)
         text = [*text, tokenizer.eos_token_id]
         logits = model(torch.tensor([prompt + text])).logits[0]
@@ -487,15 +406,21 @@ def test_the_margin_of_an_exact_match_is_the_least_lead_of_its_tokens(model, tok
 
 @torch.no_grad()
 def test_the_margin_of_a_choice_is_its_lead_in_log_probability(model, tokenizer):
-    examples = tuple(Example(q, q, "B", CHOICES) for q in QUESTIONS)
-    task, found = (
-        Task("pick", "1", "choice_likelihood", examples, continuation="text"),
-        torch.zeros(len(examples)),
-    )
-    score_task(task, LanguageModel(model, tokenizer), found)
-    for example, margin in zip(examples, found.tolist(), strict=True):
-        right, *others = [
-            plain_log_probability(model, tokenizer, example.prompt, dict(CHOICES)[key])[0]
-            for key in ("B", "A", "C", "D")
-        ]
-        assert margin == pytest.approx(right - max(others), abs=1e-4)
+    examples = tuple(Example(question, question, "B", CHOICES) for question in QUESTIONS)
+    margins = torch.zeros(len(examples))
+    task = Task("pick", "1", "choice_likelihood", examples, continuation="text")
+    score_task(task, LanguageModel(model, tokenizer), margins)
+    for example, margin in zip(examples, margins.tolist(), strict=True):
+        scores = {}
+        for key, text in CHOICES:
+            scores[key] = sum(plain_log_probabilities(model, tokenizer, example.prompt, text))
+        right = scores.pop("B")
+        assert margin == pytest.approx(right - max(scores.values()), abs=1e-4)
+
+
+def test_margins_count_by_their_sign_unless_they_are_the_score():
+    two = free_answers(["p", "q"], ["a", "b"])
+    gold = Task("gold", "1", "gold_log_probability", two[:1])
+    weights, by_sign = outcomes_of([Task("exact", "1", "exact_match", two), gold])
+    assert weights.tolist() == [0.25, 0.25, 0.5]
+    assert by_sign.tolist() == [True, True, False]

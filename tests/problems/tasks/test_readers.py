@@ -13,6 +13,7 @@ from evox_evogm.problems.tasks.readers import (
     reasoning_gym_rows,
     split_of,
 )
+from evox_evogm.problems.tasks.task import Example
 
 BIRDS = {"A": "a dog", "B": "a wren"}
 SWARM_EVAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "swarm_eval"
@@ -20,13 +21,15 @@ SWARM_EVAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "swarm_ev
 
 @pytest.fixture
 def write_set(tmp_path):
-    """A function that writes one dev and one test example in the form of Model Swarms, and returns the file."""
+    """A function that writes a file of Model Swarms with one dev and one test example."""
 
     def write(stem, *, choices=None, answer="B", **more):
-        rows = [
-            {"question": question, "answer": answer, **({"choices": choices} if choices else {})}
-            for question in ("Which sings?", "Which flies?")
-        ]
+        rows = []
+        for question in ("Which sings?", "Which flies?"):
+            row = {"question": question, "answer": answer}
+            if choices:
+                row["choices"] = choices
+            rows.append(row)
         path = tmp_path / f"{stem}.json"
         path.write_text(json.dumps({"dev": rows[:1], "test": rows[1:], **more}), encoding="utf-8")
         return path
@@ -41,13 +44,11 @@ def write_lines(tmp_path):
     def write(name, *lines):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(
-            "".join(
-                (line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + "\n"
-                for line in lines
-            ),
-            encoding="utf-8",
-        )
+        texts = []
+        for line in lines:
+            text = line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)
+            texts.append(text + "\n")
+        path.write_text("".join(texts), encoding="utf-8")
         return path
 
     return write
@@ -83,25 +84,21 @@ def write_lines(tmp_path):
     ],
 )
 def test_a_multiple_choice_set_has_the_prompt_of_the_paper(write_set, stem, icl, prompt):
-    dev, test = read_swarm_eval(
-        write_set(stem, choices=BIRDS, **({"icl_prompt": icl} if icl else {}))
-    )
+    more = {"icl_prompt": icl} if icl else {}
+    dev, test = read_swarm_eval(write_set(stem, choices=BIRDS, **more))
     assert dev.examples[0].prompt == prompt
     assert test.examples[0].prompt == prompt.replace("Which sings?", "Which flies?")
     assert dev.examples[0].choices == (("A", "a dog"), ("B", "a wren"))
     assert dev.examples[0].target == "B"
-    assert (
-        (dev.metric, dev.max_new_tokens)
-        == (test.metric, test.max_new_tokens)
-        == ("multiple_choice_generation", 10)
-    )
+    for task in (dev, test):
+        assert (task.metric, task.max_new_tokens) == ("multiple_choice_generation", 10)
 
 
 @pytest.mark.parametrize(
     ("stem", "match", "tokens"),
     [("gsm8k", "last_10_words", 200), ("nlgraph", "contains", 10), ("other", "equal", 16)],
 )
-def test_a_set_of_free_answers_has_its_rule_and_length(write_set, stem, match, tokens):
+def test_a_set_of_free_answers_has_its_metric_and_length(write_set, stem, match, tokens):
     for task in read_swarm_eval(write_set(stem, answer="150")):
         assert (task.metric, task.match, task.max_new_tokens) == ("exact_match", match, tokens)
         assert (task.examples[0].target, task.examples[0].choices) == ("150", ())
@@ -110,18 +107,13 @@ def test_a_set_of_free_answers_has_its_rule_and_length(write_set, stem, match, t
 
 def test_settings_replace_those_of_the_paper_and_a_name_keeps_its_prompt(write_set):
     path = write_set("hellaswag", choices=BIRDS)
-    dev, _ = read_swarm_eval(
-        path, name="mine", metric="choice_likelihood", continuation="text", chat=True
-    )
-    assert (dev.name, dev.metric, dev.continuation, dev.chat) == (
-        "mine",
-        "choice_likelihood",
-        "text",
-        True,
-    )
-    assert dev.examples[0].prompt.startswith(
-        "Please choose an option that best completes the sentence.\n"
-    )
+    settings = {"metric": "choice_likelihood", "continuation": "text", "chat": True}
+    dev, _ = read_swarm_eval(path, name="mine", **settings)
+    assert dev.name == "mine"
+    for setting, value in settings.items():
+        assert getattr(dev, setting) == value
+    instruction = "Please choose an option that best completes the sentence.\n"
+    assert dev.examples[0].prompt.startswith(instruction)
 
 
 def test_without_a_name_the_file_names_the_set(write_set):
@@ -138,9 +130,8 @@ def test_numbers_as_answers_become_their_text(write_set):
 def test_the_version_changes_with_a_choice_an_answer_or_a_prompt(write_set, change):
     dev, test = read_swarm_eval(write_set("set", choices=BIRDS))
     assert dev.version == test.version
-    assert (
-        read_swarm_eval(write_set("set", **{"choices": BIRDS, **change}))[0].version != dev.version
-    )
+    changed, _ = read_swarm_eval(write_set("set", **{"choices": BIRDS, **change}))
+    assert changed.version != dev.version
 
 
 def test_the_version_does_not_depend_on_where_the_file_lies(write_set, write_lines, tmp_path):
@@ -164,7 +155,7 @@ def test_the_version_does_not_depend_on_where_the_file_lies(write_set, write_lin
         ('{"dev": []}', "bad.json: expected an object with the lists dev and test"),
         ('{"dev": [],\n"test": ', "bad.json: expected JSON, found .* \\(line 2, column 9\\)"),
         (
-            '{"dev": [{"question": "q", "answer": "a"}], "test": [{"question": "r", "answer": "a"}, "s"]}',
+            '{"dev": [], "test": [{"question": "r", "answer": "a"}, "s"]}',
             "bad.json, test 1: expected an object with question and answer, found str",
         ),
         (
@@ -196,9 +187,9 @@ def test_text_in_another_encoding_is_refused(tmp_path, write_lines):
 
 @pytest.mark.parametrize("choices", [None, BIRDS])
 def test_test_questions_that_stand_in_dev_are_refused(tmp_path, write_lines, choices):
-    rows = [
-        {"question": q, "answer": "B", **({"choices": choices} if choices else {})} for q in "pqrst"
-    ]
+    rows = [{"question": question, "answer": "B"} for question in "pqrst"]
+    if choices:
+        rows = [{**row, "choices": choices} for row in rows]
     (tmp_path / "set.json").write_text(json.dumps({"dev": rows[:3], "test": rows[1:]}))
     message = (
         "task 'set': expected dev and test to share no question, found 2 of 4 test questions in dev"
@@ -212,30 +203,19 @@ def test_test_questions_that_stand_in_dev_are_refused(tmp_path, write_lines, cho
 
 
 def test_json_lines_without_choices_are_free_answers(write_lines):
+    one = {"question": "1+1?", "answer": 2, "id": "first"}
+    other = {"question": "1+2?", "answer": "3"}
     dev, test = read_json_lines(
-        write_lines(
-            "sums.jsonl",
-            {"question": "1+1?", "answer": 2, "id": "first"},
-            "",
-            {"question": "1+2?", "answer": "3"},
-        ),
+        write_lines("sums.jsonl", one, "", other),
         write_lines("test.jsonl", {"question": "2+2?", "answer": "4"}),
     )
-    assert (dev.name, dev.metric, dev.match, dev.max_new_tokens) == (
-        "sums",
-        "exact_match",
-        "equal",
-        16,
+    assert (dev.name, dev.metric) == ("sums", "exact_match")
+    assert (dev.match, dev.max_new_tokens) == ("equal", 16)
+    assert dev.examples == (
+        Example("first", "Question: 1+1?\nAnswer:", "2"),
+        Example("3", "Question: 1+2?\nAnswer:", "3"),  # the number of its line
     )
-    assert [(e.prompt, e.target) for e in dev.examples] == [
-        ("Question: 1+1?\nAnswer:", "2"),
-        ("Question: 1+2?\nAnswer:", "3"),
-    ]
-    assert [example.id for example in dev.examples] == [
-        "first",
-        "3",
-    ]  # its own, or the number of its line
-    assert [e.prompt for e in test.examples] == ["Question: 2+2?\nAnswer:"]
+    assert test.examples == (Example("1", "Question: 2+2?\nAnswer:", "4"),)
 
 
 @pytest.mark.parametrize("choices", [BIRDS, ["a dog", "a wren"]])
@@ -249,7 +229,8 @@ def test_json_lines_take_choices_as_a_table_or_as_a_list(write_lines, choices):
     assert (dev.name, dev.metric, dev.max_new_tokens) == ("birds", "multiple_choice_generation", 3)
     assert dev.examples[0].choices == (("A", "a dog"), ("B", "a wren"))
     assert dev.examples[0].prompt == (
-        "Please choose an option that best answers the question.\nQuestion: Which sings?\nA: a dog\nB: a wren\nThe answer is"
+        "Please choose an option that best answers the question.\n"
+        "Question: Which sings?\nA: a dog\nB: a wren\nThe answer is"
     )
     assert (dev.examples[0].target, test.examples[0].target) == ("B", "A")
 
@@ -321,33 +302,26 @@ def test_the_same_seed_makes_the_same_reasoning_gym_questions():
 
 
 def test_a_longer_task_begins_with_the_shorter_one():
-    short, long = (
-        read_reasoning_gym("chain_sum", dev=size, test=size)[0].examples for size in (3, 8)
-    )
-    assert long[:3] == short
+    short, _ = read_reasoning_gym("chain_sum", dev=3, test=3)
+    long, _ = read_reasoning_gym("chain_sum", dev=8, test=8)
+    assert long.examples[:3] == short.examples
 
 
 def test_another_seed_makes_other_questions():
-    prompts = [
-        {
-            example.prompt
-            for task in read_reasoning_gym("chain_sum", dev=20, test=20, seed=seed)
-            for example in task.examples
-        }
-        for seed in range(3)
-    ]
-    assert all(
-        len(one & other) < 10 for one, other in [(prompts[0], prompts[1]), (prompts[1], prompts[2])]
-    )
+    prompts = []
+    for seed in range(3):
+        dev, test = read_reasoning_gym("chain_sum", dev=20, test=20, seed=seed)
+        prompts.append({example.prompt for example in dev.examples + test.examples})
+    assert len(prompts[0] & prompts[1]) < 10
+    assert len(prompts[1] & prompts[2]) < 10
 
 
 def test_a_reasoning_gym_answer_is_that_of_its_question():
     for task in read_reasoning_gym("chain_sum", dev=10, test=10):
         for example in task.examples:
             terms = example.prompt.split(": ")[-1].split(" =")[0]
-            assert int(example.target) == sum(
-                int(term) for term in terms.replace("- ", "-").replace("+ ", "").split()
-            )
+            signed_terms = terms.replace("- ", "-").replace("+ ", "").split()
+            assert int(example.target) == sum(int(term) for term in signed_terms)
 
 
 @pytest.mark.parametrize("task", ["chain_sum", "coin_flip"])
@@ -363,12 +337,10 @@ def test_no_reasoning_gym_question_is_in_two_splits_whatever_the_seeds(task):
 
 
 def test_options_reach_the_reasoning_gym_data_set():
-    dev, _ = read_reasoning_gym(
-        "chain_sum", dev=5, test=5, options={"min_terms": 5, "max_terms": 5}
-    )
-    assert all(
-        sum(example.prompt.count(f" {sign} ") for sign in "+-") == 4 for example in dev.examples
-    )
+    options = {"min_terms": 5, "max_terms": 5}
+    dev, _ = read_reasoning_gym("chain_sum", dev=5, test=5, options=options)
+    for example in dev.examples:
+        assert example.prompt.count(" + ") + example.prompt.count(" - ") == 4
 
 
 @pytest.mark.parametrize(
@@ -416,9 +388,10 @@ def test_the_splits_take_a_fifth_three_tenths_and_a_half_of_all_questions():
     ],
 )
 def test_a_question_keeps_its_split_for_ever(number, percent, split):
-    # Experts were trained on "train": another hash or another border would put their questions into a test.
+    # Experts were trained on "train". Another hash or border would put their questions into a test.
     question = f"What is {number} + 1?"
-    assert int(hashlib.sha256(question.encode()).hexdigest()[:16], 16) % 100 == percent
+    digest = hashlib.sha256(question.encode()).hexdigest()
+    assert int(digest[:16], 16) % 100 == percent
     assert split_of(question) == split
 
 
@@ -442,9 +415,8 @@ class TestPublishedSets:
     def test_the_papers_sets_have_its_sizes_and_disjoint_splits(self, name, dev_size, test_size):
         dev, test = read_swarm_eval(SWARM_EVAL / f"{name}.json")
         assert (len(dev.examples), len(test.examples)) == (dev_size, test_size)
-        assert not {example.prompt for example in dev.examples} & {
-            example.prompt for example in test.examples
-        }
+        dev_prompts = {example.prompt for example in dev.examples}
+        assert dev_prompts.isdisjoint(example.prompt for example in test.examples)
 
     def test_hearsay_is_refused_because_its_test_questions_are_its_dev_questions(self):
         with pytest.raises(

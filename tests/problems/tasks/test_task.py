@@ -10,7 +10,7 @@ CHOICES = (("A", "yes"), ("B", "no"))
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metric": "guess"}, "task 't': rule is one of choice_likelihood, .*, found 'guess'"),
+        ({"metric": "guess"}, "task 't': metric is one of choice_likelihood, .*, found 'guess'"),
         (
             {"match": "like"},
             "task 't': match is one of equal, contains, last_10_words, found 'like'",
@@ -27,6 +27,13 @@ CHOICES = (("A", "yes"), ("B", "no"))
             "example '7': expected the answer to be one of A, B, found 'C'",
         ),
         ({"metric": "choice_likelihood"}, "one of its choices \\(it has none\\), found '4'"),
+        (
+            {"examples": (Example("7", "q", "a"), Example("7", "r", "a"))},
+            "task 't': expected different ids, found '7' more than once",
+        ),
+        ({"chat": 1}, "task 't': expected chat to be true or false, found 1"),
+        ({"max_new_tokens": True}, "expected max_new_tokens to be a whole number, found True"),
+        ({"match": None}, "task 't': expected match to be a text, found None"),
     ],
 )
 def test_a_task_that_cannot_be_scored_is_refused(change, message):
@@ -42,22 +49,16 @@ def test_a_task_that_cannot_be_scored_is_refused(change, message):
 
 
 def test_take_keeps_the_first_examples_and_everything_else():
-    task = Task(
-        "t",
-        "1",
-        "exact_match",
-        tuple(Example(str(i), f"q{i}", "a") for i in range(5)),
-        max_new_tokens=3,
-    )
+    examples = tuple(Example(str(index), f"q{index}", "a") for index in range(5))
+    task = Task("t", "1", "exact_match", examples, max_new_tokens=3)
     assert [example.id for example in task.take(2).examples] == ["0", "1"]
     assert task.take(2).max_new_tokens == 3
 
 
 def test_dev_and_test_may_not_share_a_question():
-    dev, test = [Example("0", "same", "a"), Example("1", "other", "a")], [Example("9", "same", "b")]
-    with pytest.raises(
-        ValueError,
-        match="expected dev and test to share no question, found 1 of 1 test questions in dev",
-    ):
+    dev = [Example("0", "same", "a"), Example("1", "other", "a")]
+    test = [Example("9", "same", "b")]
+    message = "expected dev and test to share no question, found 1 of 1 test questions in dev"
+    with pytest.raises(ValueError, match=message):
         check_disjoint("t", dev, test)
     check_disjoint("t", dev[1:], test)

@@ -1,0 +1,247 @@
+"""Read `adapter_config.json` of a PEFT adapter, and refuse what is not plain LoRA on its base.
+
+Plain LoRA adds tau = s B A to a weight, with s = alpha / r (Hu et al. 2021, arXiv 2106.09685) or
+s = alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732). Under some settings a sum of
+such products differs from what the adapter was trained as. These are refused with one sentence.
+"""
+
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONFIG = "adapter_config.json"
+# Settings of peft.LoraConfig under which a module is not W + s B A, with their names in messages.
+UNSUPPORTED = {
+    "use_dora": "DoRA",
+    "lora_bias": "lora_bias",
+    "modules_to_save": "modules_to_save",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "trainable_token_indices": "trainable_token_indices",
+    "target_parameters": "target_parameters",
+    "layer_replication": "layer_replication",
+    "megatron_config": "Megatron layers",
+    "ensure_weight_tying": "ensure_weight_tying",
+    "velora_config": "VeLoRA",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+}
+# Initialisations that leave the base model as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+# subtract from it.
+PLAIN_INITIALISATIONS = (True, False, "true", "false", "gaussian", "orthogonal", "eva")
+# Characters of a rank or alpha pattern, and of the module names that it is tried on.
+LONGEST_PATTERN = 200
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What the configuration of a plain LoRA adapter says.
+
+    :param base: the name or path of the base model, empty if the configuration has none.
+    :param rank: r of the modules that no rank pattern matches.
+    :param alpha: alpha of the modules that no alpha pattern matches.
+    :param rank_pattern: r by a regular expression of module names.
+    :param alpha_pattern: alpha by a regular expression of module names.
+    :param use_rslora: whether the scale is alpha / sqrt(r), not alpha / r.
+    """
+
+    base: str
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    use_rslora: bool
+
+    def scale(self, rank: int, alpha: float) -> float:
+        """s of a module with this r and this alpha."""
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def read_config(folder: Path, where: str) -> LoraSettings:
+    """Read and check the configuration of an adapter.
+
+    :param folder: the adapter's folder.
+    :param where: the adapter as error messages name it.
+    :return: its settings, with empty tables for patterns that are missing.
+    :raises ValueError: one sentence saying what was expected, what was found and what to do.
+    """
+    config = _load_json(folder / CONFIG, where)
+    _check_kind(config, where)
+    _check_initialisation(config, where)
+    _check_types(config, where)
+    _check_ranks(config, where)
+    _check_alphas(config, where)
+    use_rslora = config.get("use_rslora") or False
+    if not isinstance(use_rslora, bool):
+        raise ValueError(
+            f"{where}: expected use_rslora in {CONFIG} to be true or false, found {use_rslora!r}"
+        )
+    return LoraSettings(
+        base=str(config.get("base_model_name_or_path") or ""),
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        rank_pattern=_patterns(config, "rank_pattern"),
+        alpha_pattern=_patterns(config, "alpha_pattern"),
+        use_rslora=use_rslora,
+    )
+
+
+def rank_and_alpha(settings: LoraSettings, module: str, where: str) -> tuple[int, float]:
+    """r and alpha of a module as peft finds them.
+
+    :param where: the adapter as error messages name it.
+    :raises ValueError: if a pattern is no regular expression, or one that may take long.
+    """
+    rank_pattern = _first_match("rank_pattern", settings.rank_pattern, module, where)
+    alpha_pattern = _first_match("alpha_pattern", settings.alpha_pattern, module, where)
+    rank = settings.rank if rank_pattern is None else settings.rank_pattern[rank_pattern]
+    alpha = settings.alpha if alpha_pattern is None else settings.alpha_pattern[alpha_pattern]
+    return rank, alpha
+
+
+def _load_json(path: Path, where: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(
+            f"{where}: expected {CONFIG}, found none; "
+            "give the folder that peft's save_pretrained wrote"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        # ValueError is that of JSON, of UTF-8 and of numbers with too many digits.
+        raise ValueError(f"{where}: expected JSON in {CONFIG}, found {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{where}: expected an object in {CONFIG}, found {type(config).__name__}")
+    return config
+
+
+def _check_kind(config: Mapping[str, Any], where: str) -> None:
+    """Refuse adapters of other kinds, and LoRA with anything beside A and B."""
+    if config.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{where}: expected peft_type LORA, found {config.get('peft_type')!r}; "
+            "only LoRA adapters can be merged"
+        )
+    if config.get("bias", "none") != "none":
+        raise ValueError(
+            f"{where}: expected bias 'none', found {config['bias']!r}; "
+            "train the adapter without biases"
+        )
+    for setting, title in UNSUPPORTED.items():
+        if config.get(setting):
+            raise ValueError(
+                f"{where}: expected plain LoRA, found {title} ({setting} is set); "
+                "leave this adapter out or retrain it"
+            )
+
+
+def _check_initialisation(config: Mapping[str, Any], where: str) -> None:
+    initialisation = config.get("init_lora_weights", True)
+    plain = initialisation.lower() if isinstance(initialisation, str) else initialisation
+    if plain not in PLAIN_INITIALISATIONS:
+        raise ValueError(
+            f"{where}: expected an adapter of the unchanged base, found init_lora_weights "
+            f"{initialisation!r}, which changes it; "
+            "convert it with peft's path_initial_model_for_weight_conversion"
+        )
+
+
+def _check_types(config: Mapping[str, Any], where: str) -> None:
+    """Refuse ranks, alphas and patterns of another type than peft's."""
+    types = {
+        "r": ("whole number", _is_whole_number),
+        "lora_alpha": ("number", _is_number),
+        "rank_pattern": ("table", _is_table),
+        "alpha_pattern": ("table", _is_table),
+    }
+    for setting, (expected, fits) in types.items():
+        value = config.get(setting)
+        if not fits(value):
+            raise ValueError(
+                f"{where}: expected {setting} in {CONFIG} to be a {expected}, found {value!r}"
+            )
+
+
+def _check_ranks(config: Mapping[str, Any], where: str) -> None:
+    ranks = {"r": config["r"]}
+    for pattern, rank in _patterns(config, "rank_pattern").items():
+        ranks[f"rank_pattern {pattern!r}"] = rank
+    for setting, rank in ranks.items():
+        if not _is_whole_number(rank) or rank < 1:
+            raise ValueError(
+                f"{where}: expected {setting} in {CONFIG} to be a whole number of at least 1, "
+                f"found {rank!r}"
+            )
+
+
+def _check_alphas(config: Mapping[str, Any], where: str) -> None:
+    alphas = {"lora_alpha": config["lora_alpha"]}
+    for pattern, alpha in _patterns(config, "alpha_pattern").items():
+        alphas[f"alpha_pattern {pattern!r}"] = alpha
+    for setting, alpha in alphas.items():
+        # A whole number in JSON may be larger than every float.
+        if not _is_number(alpha) or not abs(alpha) <= sys.float_info.max:
+            raise ValueError(
+                f"{where}: expected {setting} in {CONFIG} to be a finite number, found {alpha!r}"
+            )
+
+
+def _patterns(config: Mapping[str, Any], setting: str) -> dict[str, Any]:
+    """A table of patterns, empty where the configuration has none."""
+    return config.get(setting) or {}
+
+
+def _is_whole_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_table(value: object) -> bool:
+    # Older versions of peft left empty tables out.
+    return value is None or isinstance(value, dict)
+
+
+def _first_match(table: str, patterns: Mapping[str, Any], module: str, where: str) -> str | None:
+    """The first pattern that matches the end of the module's name, as in peft, or None."""
+    for pattern in patterns:
+        if not _is_quick(pattern) or len(module) > LONGEST_PATTERN:
+            raise ValueError(
+                f"{where}: expected names or short regular expressions in {table}, "
+                "with at most one group and two repetitions, "
+                f"found {pattern[:50]!r} for {module[:50]!r}"
+            )
+        try:
+            match = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise ValueError(
+                f"{where}: expected a regular expression in {table}, found {pattern!r} ({error})"
+            ) from error
+        if match:
+            return pattern
+    return None
+
+
+def _is_quick(pattern: str) -> bool:
+    """Whether `re` is sure to end soon with a pattern that somebody else wrote.
+
+    Repeated groups can take a time that is exponential in the length of the name.
+    """
+    groups = pattern.count("(")
+    repetitions = re.findall(r"[*+?{]", pattern.replace("(?:", "("))
+    repeated_group = re.search(r"\)[*+{]", pattern)
+    return (
+        len(pattern) <= LONGEST_PATTERN
+        and groups <= 1
+        and len(repetitions) <= 2
+        and not repeated_group
+    )

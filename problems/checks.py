@@ -1,0 +1,65 @@
+"""Checks of what `LoRAMergeProblem` is given: each raises a `ValueError` of one sentence."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from evox_evogm.problems.cost_model import MODES
+from evox_evogm.problems.objectives import OBJECTIVES
+from evox_evogm.problems.racing import Racing
+from evox_evogm.problems.tasks.task import Task
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """Refuse no tasks, and tasks of the same name."""
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"tasks: expected at least one, with different names, found {names}")
+
+
+def check_modes(mode, tasks: Sequence[Task]) -> dict[str, str]:
+    """The modes that the argument `mode` of `LoRAMergeProblem` names.
+
+    :param mode: `"auto"`, a mode, or a mapping of task names to modes.
+    :return: the mode of every task that has one, by name.
+    :raises ValueError: if a mode or a task is unknown.
+    """
+    if mode == "auto":
+        return {}
+    names = [task.name for task in tasks]
+    modes = dict(mode) if isinstance(mode, Mapping) else dict.fromkeys(names, mode)
+    for name, chosen in modes.items():
+        if name not in names:
+            raise ValueError(f"mode: expected names of tasks ({', '.join(names)}), found {name!r}")
+        if chosen not in MODES:
+            raise ValueError(f'mode: expected "auto", "unmerged" or "merged", found {chosen!r}')
+    return modes
+
+
+def check_candidates_at_once(count) -> None:
+    """Refuse what is neither None nor a whole number of at least 1."""
+    if count is None:
+        return
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(
+            f"candidates_at_once: expected a whole number of at least 1, found {count!r}"
+        )
+
+
+def check_objectives(objectives, racing: Racing | None) -> None:
+    """Refuse unknown objectives, and racing where no merge is the best."""
+    if objectives not in OBJECTIVES:
+        raise ValueError(
+            f'objectives: expected "mean", "tasks" or "outcomes", found {objectives!r}'
+        )
+    if racing is not None and objectives == "tasks":
+        raise ValueError(
+            'racing: expected objectives "mean" or "outcomes", of which there is a best, '
+            'found "tasks"'
+        )
+
+
+def check_width(pop: torch.Tensor, n: int) -> None:
+    """Refuse a population that has not n columns."""
+    if pop.ndim != 2 or pop.shape[1] != n:
+        raise ValueError(f"pop: expected (P, {n}), one column per expert, found {tuple(pop.shape)}")

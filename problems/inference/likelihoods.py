@@ -1,0 +1,83 @@
+"""How likely given continuations are, from the logits at their tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Of N continuations, each an `(N,)` tensor on the CPU.
+
+    :param log_probability: the sum over the tokens, in nats.
+    :param first_miss: the index of the first token that greedy decoding would not choose, or the
+        number of tokens if it chooses all.
+    :param missed_token: the token that greedy decoding chooses there, or -1 if it chooses all.
+    :param margin: the least over the tokens of a token's logit minus the largest other one. It is
+        above 0 if greedy decoding chooses all.
+    """
+
+    log_probability: torch.Tensor
+    first_miss: torch.Tensor
+    missed_token: torch.Tensor
+    margin: torch.Tensor
+
+    @classmethod
+    def empty(cls, count: int) -> "Likelihoods":
+        """Of `count` continuations that are yet to be scored."""
+        return cls(
+            log_probability=torch.zeros(count),
+            first_miss=torch.zeros(count, dtype=torch.long),
+            missed_token=torch.full((count,), -1),
+            margin=torch.zeros(count),
+        )
+
+    def fill(self, rows: Sequence[int], part: "Likelihoods") -> None:
+        """Write the likelihoods of some continuations to their rows."""
+        places = torch.tensor(rows)
+        self.log_probability[places] = part.log_probability
+        self.first_miss[places] = part.first_miss
+        self.missed_token[places] = part.missed_token
+        self.margin[places] = part.margin
+
+
+def score_continuations(
+    logits: torch.Tensor, targets: torch.Tensor, lengths: Sequence[int]
+) -> Likelihoods:
+    """Score N continuations of Q tokens together.
+
+    :param logits: a `(Q, V)` tensor, in each row the logits from which a token is predicted.
+    :param targets: a `(Q,)` tensor of the tokens, on the same device.
+    :param lengths: the number of tokens of each continuation.
+    """
+    choices = logits.argmax(-1)  # (Q,)
+    logits = logits.float()
+    gold = logits.gather(-1, targets[:, None])[:, 0]  # (Q,)
+    scores = gold - logits.logsumexp(-1)
+    largest, second = logits.topk(2, -1).values.unbind(-1)
+    margins = gold - torch.where(choices == targets, second, largest)
+
+    # One column a continuation, (W, N), padded at the end.
+    scores = by_continuation(scores, lengths)
+    choices = by_continuation(choices, lengths)
+    targets = by_continuation(targets, lengths)
+    margins = by_continuation(margins, lengths)
+    ends = torch.tensor(lengths)  # (N,)
+    place = torch.arange(len(scores))[:, None]  # (W, 1)
+    inside = place < ends  # (W, N)
+    missed = (choices != targets) & inside
+    first_miss = torch.where(missed, place, ends).amin(0)  # (N,)
+    chosen = choices.gather(0, first_miss.clamp(max=len(choices) - 1)[None])[0]
+    return Likelihoods(
+        log_probability=scores.sum(0),
+        first_miss=first_miss,
+        missed_token=torch.where(first_miss < ends, chosen, -1),
+        margin=torch.where(inside, margins, torch.inf).amin(0),
+    )
+
+
+def by_continuation(values: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """Values `(Q,)` of the tokens of N continuations as a `(W, N)` tensor on the CPU."""
+    return pad_sequence(values.cpu().split(list(lengths)))

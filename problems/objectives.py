@@ -1,0 +1,39 @@
+"""The fitness that a search sees of an evaluation: one number, a number per task, or a number and
+all margins.
+"""
+
+from collections.abc import Callable, Sequence
+
+from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.tasks.task import Task
+
+
+def mean_objective(evaluation: Evaluation, tasks: Sequence[Task]) -> float:
+    """The mean score over tasks; -inf if the evaluation failed."""
+    return evaluation.score
+
+
+def task_objectives(evaluation: Evaluation, tasks: Sequence[Task]) -> list[float]:
+    """The mean score of each of M tasks; -inf if the evaluation failed."""
+    if not evaluation.by_task:
+        return [evaluation.score] * len(tasks)
+    return list(evaluation.by_task.values())
+
+
+def outcome_objectives(evaluation: Evaluation, tasks: Sequence[Task]) -> list[float]:
+    """The mean score over tasks and the margins of all S examples; NaN for those that were not
+    evaluated.
+    """
+    columns = [evaluation.score]
+    for task in tasks:
+        margins = evaluation.margins.get(task.name, ())
+        missing = len(task.examples) - len(margins)
+        columns += [*margins, *[float("nan")] * missing]
+    return columns
+
+
+OBJECTIVES: dict[str, Callable[[Evaluation, Sequence[Task]], float | list[float]]] = {
+    "mean": mean_objective,
+    "tasks": task_objectives,
+    "outcomes": outcome_objectives,
+}

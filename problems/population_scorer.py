@@ -1,0 +1,262 @@
+"""Scores of P merges on tasks: unmerged in shared batches, or put into the weights one by one."""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+
+from evox_evogm.problems.adapters.merging import (
+    StackedModule,
+    WeightMerger,
+    merged,
+    merged_in_place,
+    stack_experts,
+)
+from evox_evogm.problems.adapters.read_adapter import Expert
+from evox_evogm.problems.cost_model import Rates, measure_rates, predict
+from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.shared_layers import count_shared_layers
+from evox_evogm.problems.tasks.metrics import group_tasks, score_tasks
+from evox_evogm.problems.tasks.task import Task
+
+log = logging.getLogger(__name__)
+
+
+class TaskScores(NamedTuple):
+    """What P merges reached on tasks.
+
+    :param scores: by task name a `(P, S)` tensor on the CPU, higher is better.
+    :param margins: the same for margins, see `metrics.METRICS_BY_SIGN`.
+    """
+
+    scores: dict[str, torch.Tensor]
+    margins: dict[str, torch.Tensor]
+
+
+class PopulationScorer:
+    """Scores populations of merges, every task in the mode that is faster.
+
+    - `"unmerged"`: the merges share the frozen base and scale the channels of the stacked experts,
+      in shared batches.
+    - `"merged"`: one merge after another goes into the weights, of which a copy is kept.
+
+    :param language_model: the base with its tokenizer.
+    :param experts: n adapters that fit it.
+    :param modes: the modes of tasks that are decided already, by task name. All others are chosen
+        by a cost model, from rates measured when they are first needed.
+    :param max_memory: bytes that scoring may take beside the base and the experts, as estimated.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        experts: Sequence[Expert],
+        *,
+        modes: Mapping[str, str],
+        max_memory: int,
+    ):
+        self.language_model = language_model
+        self.n_experts = len(experts)
+        self.stacked = stack_for(language_model, experts)
+        self.modes = dict(modes)
+        self.max_memory = max_memory
+        self.rates: Rates | None = None
+        self._weight_merger: WeightMerger | None = None
+
+    def with_experts(self, experts: Sequence[Expert]) -> "PopulationScorer":
+        """A scorer of other experts of the same ranks, with the same base, modes and rates."""
+        other = copy.copy(self)
+        other.n_experts = len(experts)
+        other.stacked = stack_for(self.language_model, experts)
+        other._weight_merger = None
+        return other
+
+    @property
+    def weight_merger(self) -> WeightMerger:
+        """Puts merges into the weights. Made on first use: it copies the weights that change."""
+        if self._weight_merger is None:
+            self._weight_merger = WeightMerger(self.language_model.model, self.stacked)
+        return self._weight_merger
+
+    def score(self, pop: torch.Tensor, tasks: Sequence[Task]) -> TaskScores:
+        """Score merges by task and example.
+
+        :param pop: a `(P, n)` tensor of effective coefficients.
+        :param tasks: with different names. Those whose mode is not decided get the faster one for P
+            merges, for this call.
+        :return: scores and margins, in the order of `tasks`.
+        """
+        with on_cpu_by_default():
+            modes = self._modes_for(tasks, len(pop))
+            unmerged_tasks = tasks_in_mode("unmerged", tasks, modes)
+            merged_tasks = tasks_in_mode("merged", tasks, modes)
+            margins = zeros_by_task(tasks, len(pop))
+            scores = {}
+            if unmerged_tasks:
+                scores |= self._score_unmerged(pop, unmerged_tasks, margins)
+            if merged_tasks:
+                scores |= self._score_merged(pop, merged_tasks, margins)
+        return TaskScores({task.name: scores[task.name] for task in tasks}, margins)
+
+    def choose_modes(self, tasks: Sequence[Task], candidates: int) -> None:
+        """Choose the mode of every task that has none yet, for good, and log why.
+
+        :param candidates: P, how many are scored together.
+        """
+        with on_cpu_by_default():
+            self.modes = self._modes_for(tasks, candidates)
+        if "merged" in self.modes.values():
+            self.language_model.max_memory = max(1, self.max_memory - self._bytes_copied())
+        else:
+            self._weight_merger = None
+
+    def _score_unmerged(
+        self, pop: torch.Tensor, tasks: Sequence[Task], margins: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        model = self.language_model
+        with merged(model.model, self.stacked, pop) as population:
+            shared_layers = count_shared_layers(model.model, population.modules)
+            with model.candidates(population.select, shared_layers):
+                return score_tasks(tasks, model, len(pop), margins)
+
+    def _score_merged(
+        self, pop: torch.Tensor, tasks: Sequence[Task], margins: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        scores = zeros_by_task(tasks, len(pop))
+        with merged_in_place(self.weight_merger, pop) as candidates:
+            for row, _ in enumerate(candidates):
+                row_margins = {name: table[row : row + 1] for name, table in margins.items()}
+                row_scores = score_tasks(tasks, self.language_model, 1, row_margins)
+                for name, values in row_scores.items():
+                    scores[name][row] = values[0]
+        return scores
+
+    def _modes_for(self, tasks: Sequence[Task], candidates: int) -> dict[str, str]:
+        """The mode of each task: the decided one, or the faster one for so many candidates."""
+        modes, undecided = {}, []
+        for task in tasks:
+            if task.name in self.modes:
+                modes[task.name] = self.modes[task.name]
+            else:
+                undecided.append(task)
+        if not undecided:
+            return modes
+        obstacle = self._obstacle_to_merging()
+        if obstacle is not None:
+            for task in undecided:
+                log.info("task %s: unmerged; %s", task.name, obstacle)
+                modes[task.name] = "unmerged"
+            return modes
+        loads_anyway = "merged" in modes.values()
+        return modes | self._faster_modes(undecided, candidates, loads_anyway)
+
+    def _faster_modes(
+        self, tasks: Sequence[Task], candidates: int, loads_anyway: bool
+    ) -> dict[str, str]:
+        """The mode of each task that the cost model expects to be faster.
+
+        :param loads_anyway: whether the merges go into the weights for another task.
+        """
+        model = self.language_model
+        groups = group_tasks(tasks, model)
+        shared_layers = count_shared_layers(model.model, self.stacked)
+        seconds = []  # per group, by mode
+        for group in groups:
+            seconds.append(predict(self.rates, group, model, candidates, shared_layers))
+        load_seconds = 0.0 if loads_anyway else candidates * self.rates.load
+        group_modes = faster_modes(seconds, load_seconds)
+        modes = {}
+        for group, mode, expected in zip(groups, group_modes, seconds, strict=True):
+            modes |= {task.name: mode for task in group}
+            log_choice(group, mode, candidates, expected, load_seconds)
+        return modes
+
+    def _obstacle_to_merging(self) -> str | None:
+        """Why the merged mode is not considered, or None. In that case the rates are measured."""
+        copied = self._bytes_copied()
+        if copied > self.max_memory / 2:
+            size = f"{copied / 2**30:.1f} GiB"
+            return f"merged weights would take a copy of {size}, over half of max_memory"
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return "ranks that measured for themselves might choose differently"
+        if self.rates is not None:
+            return None
+        try:
+            self.rates = measure_rates(
+                self.language_model, self.stacked, self.weight_merger, self.n_experts
+            )
+        except (RuntimeError, MemoryError, IndexError) as error:
+            self._weight_merger = None
+            return f"the merged mode could not be measured: {type(error).__name__}: {error}"
+        return None
+
+    def _bytes_copied(self) -> int:
+        """The size of the weights that the merged mode copies."""
+        return WeightMerger.bytes_kept(self.language_model.model, self.stacked)
+
+
+def tasks_in_mode(mode: str, tasks: Sequence[Task], modes: Mapping[str, str]) -> list[Task]:
+    """The tasks that are scored in a mode."""
+    return [task for task in tasks if modes[task.name] == mode]
+
+
+def zeros_by_task(tasks: Sequence[Task], candidates: int) -> dict[str, torch.Tensor]:
+    """By task name a `(P, S)` tensor to write scores or margins to."""
+    tables = {}
+    for task in tasks:
+        tables[task.name] = torch.zeros(candidates, len(task.examples))
+    return tables
+
+
+def faster_modes(seconds: Sequence[Mapping[str, float]], load_seconds: float) -> list[str]:
+    """The mode of each group of tasks.
+
+    Merges go into the weights once for all groups, so the time that this takes has to be saved over
+    all of them.
+
+    :param seconds: per group the expected seconds by mode, without loading.
+    :param load_seconds: the time to put all candidates into the weights.
+    """
+    saved = sum(max(0.0, expected["unmerged"] - expected["merged"]) for expected in seconds)
+    modes = []
+    for expected in seconds:
+        merge = saved > load_seconds and expected["merged"] < expected["unmerged"]
+        modes.append("merged" if merge else "unmerged")
+    return modes
+
+
+def log_choice(
+    group: Sequence[Task],
+    mode: str,
+    candidates: int,
+    expected: Mapping[str, float],
+    load_seconds: float,
+) -> None:
+    """Log the mode of tasks that share batches, and the expected seconds that decided it."""
+    for task in group:
+        log.info(
+            "task %s: %s; expected for %d candidates of %d tasks that share batches: unmerged "
+            "%.2f s, merged %.2f s and %.3f s, once for all tasks, to change the weights",
+            task.name,
+            mode,
+            candidates,
+            len(group),
+            expected["unmerged"],
+            expected["merged"],
+            load_seconds,
+        )
+
+
+def stack_for(model: LanguageModel, experts: Sequence[Expert]) -> dict[str, StackedModule]:
+    """The factors of all experts by module, where the model's weights are and in their dtype."""
+    return stack_experts(experts, model.model.dtype, model.device, model.model)
+
+
+def on_cpu_by_default() -> AbstractContextManager:
+    """Inside the block tensors go to the CPU unless a device is named, whatever the default is."""
+    if torch.get_default_device().type == "cpu":
+        return nullcontext()
+    return torch.device("cpu")

@@ -1,0 +1,138 @@
+"""Retries: what failed is evaluated again, in smaller batches if memory ran out, otherwise alone.
+
+A merge can break a model in many ways, and the search goes on. What fails twice has failed, and
+counts as worst.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.inference.language_model import LanguageModel
+
+log = logging.getLogger(__name__)
+Evaluate = Callable[[torch.Tensor], Sequence[Evaluation]]  # (P, n) -> P evaluations
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The outcome of evaluating some merges together.
+
+    :param evaluations: one per merge, or None if an error ended the attempt. One without finite
+        scores has a `failure`.
+    :param error: the error's type and message in one line.
+    :param out_of_memory: whether the error says that memory ran out.
+    """
+
+    evaluations: Sequence[Evaluation] | None
+    error: str = ""
+    out_of_memory: bool = False
+
+
+def evaluate_with_retries(
+    pop: torch.Tensor, evaluate: Evaluate, model: LanguageModel
+) -> list[Evaluation]:
+    """Evaluate merges together, and those that fail once more.
+
+    - If memory runs out, the batches are halved, for good, until it does not.
+    - If another error ends the evaluation, every merge is evaluated alone, at most twice.
+    - If single merges have no finite scores, each of them is evaluated again, alone.
+
+    :param pop: a `(P, n)` tensor of effective coefficients.
+    :param evaluate: the evaluation, which may raise any error.
+    :param model: the language model whose `batch_tokens` are halved.
+    :return: P evaluations. One that failed twice has a `failure` and no scores.
+    :raises ValueError: if `evaluate` raises one: the input cannot be used, whatever the merge.
+    """
+    if len(pop) == 0:
+        return []
+    start = time.perf_counter()
+    together = attempt_in_smaller_batches(pop, evaluate, model)
+    if together.evaluations is None and len(pop) > 1:
+        log.warning(
+            "%d merges failed together (%s): trying them one by one", len(pop), together.error
+        )
+        return evaluate_one_by_one(pop, evaluate, model)
+    if together.evaluations is None:
+        evaluations = [evaluate_once_more(pop, evaluate, start)]
+    else:
+        evaluations = retry_failures(pop, together.evaluations, evaluate)
+    for evaluation in evaluations:
+        if evaluation.failure:
+            log.warning("a merge failed twice and counts as worst: %s", evaluation.failure)
+    return evaluations
+
+
+def attempt_in_smaller_batches(
+    pop: torch.Tensor, evaluate: Evaluate, model: LanguageModel
+) -> Attempt:
+    """Evaluate merges together, with batches of half the tokens whenever memory runs out."""
+    result = attempt(pop, evaluate)
+    while result.out_of_memory and model.batch_tokens > 1:
+        model.batch_tokens //= 2
+        log.warning("out of memory: going on with batches of %d tokens", model.batch_tokens)
+        result = attempt(pop, evaluate)
+    return result
+
+
+def evaluate_one_by_one(
+    pop: torch.Tensor, evaluate: Evaluate, model: LanguageModel
+) -> list[Evaluation]:
+    """Evaluate every merge alone, those that fail twice."""
+    evaluations = []
+    for row in pop:
+        evaluations += evaluate_with_retries(row[None], evaluate, model)
+    return evaluations
+
+
+def retry_failures(
+    pop: torch.Tensor, evaluations: Sequence[Evaluation], evaluate: Evaluate
+) -> list[Evaluation]:
+    """The evaluations of merges; each that failed is made again, alone."""
+    retried = []
+    for row, evaluation in enumerate(evaluations):
+        if evaluation.failure:
+            again = attempt(pop[row : row + 1], evaluate)
+            if again.evaluations is None:
+                evaluation = replace(evaluation, failure=again.error)
+            else:
+                evaluation = again.evaluations[0]
+        retried.append(evaluation)
+    return retried
+
+
+def evaluate_once_more(pop: torch.Tensor, evaluate: Evaluate, start: float) -> Evaluation:
+    """The evaluation of a single merge `(1, n)` after an error; a second error is its failure.
+
+    :param start: when the first attempt began, by `time.perf_counter`.
+    """
+    again = attempt(pop, evaluate)
+    if again.evaluations is not None:
+        return again.evaluations[0]
+    seconds = time.perf_counter() - start
+    return Evaluation(tuple(pop[0].tolist()), {}, seconds, again.error)
+
+
+def attempt(pop: torch.Tensor, evaluate: Evaluate) -> Attempt:
+    """Evaluate merges together.
+
+    An error is kept as text: the error itself would keep the tensors of what failed.
+    """
+    try:
+        return Attempt(evaluate(pop))
+    except ValueError:
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split())
+        return Attempt(None, f"{type(error).__name__}: {message}", is_out_of_memory(error))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "can't allocate memory" in str(error)  # a RuntimeError of torch on the CPU
