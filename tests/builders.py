@@ -72,6 +72,19 @@ def merge(project, *options, out="out"):
     return cli.main(["merge", str(project / "run.yaml"), "--out", str(project / out), *options])
 
 
+def interrupt_searches(monkeypatch, steps):
+    """Have every search interrupted after so many steps."""
+    from evox_evogm.resume.resumable_search import ResumableSearch
+
+    run = ResumableSearch.run
+
+    def interrupted(search, _):
+        run(search, steps)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResumableSearch, "run", interrupted)
+
+
 def history(out):
     """The evaluations of a run without what depends on the clock."""
     from evox_evogm.resume.journal import read_blocks

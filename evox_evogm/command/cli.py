@@ -1,157 +1,234 @@
-"""The `evogm` command: `evogm merge run.yaml --out DIR`, and `evogm demo`, which is the same on shipped settings."""
+"""The command `evogm`: `evogm merge run.yaml --out DIR`, and `evogm demo` on shipped settings.
 
-import argparse
+What takes seconds to import (transformers, and what needs it) is imported inside functions.
+"""
+
 import sys
-import time
 import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-DEMO = Path(__file__).resolve().parents[1] / "demo"
+import typer
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line: sub-commands and their options."""
-    parser = argparse.ArgumentParser(
-        prog="evogm", description="Merge LoRA experts by evolutionary generative optimisation."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    merge = commands.add_parser(
-        "merge", help="search the best merge of the experts that a settings file names"
-    )
-    merge.add_argument("settings", type=Path, help="YAML file")
-    merge.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="run folder; an unfinished run with these settings goes on",
-    )
-    demo = commands.add_parser("demo", help="merge the shipped experts of SmolLM2-135M-Instruct")
-    demo.add_argument(
-        "--out", type=Path, help="run folder, as for merge; by default the first free runs/demo-N"
-    )
-    demo.add_argument("--quick", action="store_true", help="a search of about two minutes")
-    for command in (merge, demo):
-        command.add_argument("--budget", type=int, help="evaluations of merged models")
-        command.add_argument("--seed", type=int, help="of the search")
-        command.add_argument("--device", help="auto, cpu, cuda, cuda:1 ...")
-        command.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    :return: the exit status: 0, 2 for input that cannot be used, 1 if the search itself fails, 130 when interrupted.
-    """
-    arguments = build_parser().parse_args(argv)
-    try:
-        return run(arguments)
-    except KeyboardInterrupt:
-        print(
-            f"\nevogm: interrupted; the same command with --out {arguments.out} goes on from here",
-            file=sys.stderr,
-        )
-        return 130
-    except (ValueError, ModuleNotFoundError, OSError, RuntimeError) as error:
-        if arguments.debug:
-            raise
-        from evox_evogm.command.report import sanitize
-
-        print(f"evogm: {sanitize(str(error))}", file=sys.stderr)
-        return 1 if type(error) is RuntimeError else 2
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Read the settings, search, score, export, and print the table."""
-    from transformers.utils import logging
+if TYPE_CHECKING:
+    from rich.console import Console
 
     from evox_evogm.command.merge_run import MergeRun
-    from evox_evogm.command.report import sanitize
-    from evox_evogm.command.settings import read_settings
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning
-    )  # between transformers and peft, nothing a user can do about
+DEMO = Path(__file__).resolve().parents[1] / "demo"
+INTERRUPTED = 130
+STATUSES = (
+    "Exit status: 0 when the run is finished, 2 for input that cannot be used, "
+    f"1 if the search itself fails, {INTERRUPTED} when interrupted."
+)
 
-    if arguments.command == "demo":
-        arguments.settings = DEMO / ("quick.yaml" if arguments.quick else "demo.yaml")
-        arguments.out = arguments.out or next(
-            p for i in range(10**6) if not (p := Path("runs") / f"demo-{i}").exists()
-        )
-    options = {name: getattr(arguments, name) for name in ("budget", "seed", "device", "dtype")}
-    settings, folder = read_settings(arguments.settings, **options)
-    regressing = ", and regressing the experts on their tasks" if settings.regmean else ""
-    print(
-        f"reading the base model {sanitize(settings.base)}, experts and tasks{regressing} ...",
-        flush=True,
-    )
-    with MergeRun(settings, folder, arguments.out, on_progress=ProgressLine()) as merge_run:
-        finish(merge_run, arguments.out)
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    epilog=STATUSES,
+)
+
+Budget = Annotated[int | None, typer.Option(help="Evaluations of merged models.")]
+Seed = Annotated[int | None, typer.Option(help="Of the search.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"evogm {version('evox-evogm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def evogm(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Merge LoRA adapters of one base model: find their weights, write the sum as one adapter."""
+
+
+@app.command(epilog=STATUSES)
+def merge(
+    settings: Annotated[Path, typer.Argument(help="YAML file.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Run folder. An unfinished run with these settings goes on.", show_default=False
+        ),
+    ],
+    budget: Budget = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    debug: Debug = False,
+) -> None:
+    """Search the best merge of the adapters in a settings file. Options replace its settings."""
+    options = {"budget": budget, "seed": seed, "device": device, "dtype": dtype}
+    raise typer.Exit(attempt(settings, out, options, debug))
+
+
+@app.command(epilog=STATUSES)
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder, as for merge; by default the first free runs/demo-N.",
+            show_default=False,
+        ),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="More evaluations and examples: 10 to 20 minutes.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", hidden=True)] = False,
+    budget: Budget = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    debug: Debug = False,
+) -> None:
+    """Merge the shipped adapters of SmolLM2-135M-Instruct, in about two minutes."""
+    if quick:
+        fail("demo: expected --full or nothing, found --quick; the demo is quick without it")
+        raise typer.Exit(2)
+    settings = DEMO / ("full.yaml" if full else "demo.yaml")
+    options = {"budget": budget, "seed": seed, "device": device, "dtype": dtype}
+    raise typer.Exit(attempt(settings, out or first_free_folder(), options, debug))
+
+
+def first_free_folder() -> Path:
+    """The first of runs/demo-0, runs/demo-1 ... that does not exist."""
+    folders = (Path("runs") / f"demo-{number}" for number in count())
+    return next(folder for folder in folders if not folder.exists())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    :param argv: the words after `evogm`; by default those of the process.
+    :return: the exit status, see `STATUSES`.
+    """
+    try:
+        app(argv, prog_name="evogm")
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+    raise AssertionError("typer ends a command by SystemExit")
+
+
+def attempt(settings: Path, out: Path, options: dict, debug: bool) -> int:
+    """Make a run, and say in one sentence why it ended if it did not succeed.
+
+    :param settings: the settings file.
+    :param out: the run folder.
+    :param options: settings that replace the file's, where they are not None.
+    :param debug: let errors through, with their traceback.
+    :return: the exit status.
+    """
+    try:
+        run(settings, out, options)
+    except KeyboardInterrupt:
+        fail(f"interrupted; the same command with --out {out} goes on from here")
+        return INTERRUPTED
+    except (ValueError, ModuleNotFoundError, OSError, RuntimeError) as error:
+        if debug:
+            raise
+        fail(str(error))
+        return 1 if type(error) is RuntimeError else 2
     return 0
 
 
-def finish(merge_run, out: Path) -> None:
-    """Make what is left of a run, and print its table."""
-    from evox_evogm.command.report import sanitize, score_table
+def fail(sentence: str) -> None:
+    """Print an error as one line without control characters."""
+    from evox_evogm.command.escaping import sanitize
 
-    if merge_run.finished:
-        print(f"this run is finished: {out / 'report.md'}")
-        return
+    print(f"evogm: {sanitize(sentence)}", file=sys.stderr)
+
+
+def run(settings_path: Path, out: Path, options: dict) -> None:
+    """Read the settings, search, score, export, and print the table."""
+    from rich.console import Console
+
+    from evox_evogm.command.escaping import sanitize
+    from evox_evogm.command.merge_run import MergeRun
+    from evox_evogm.command.settings import read_settings
+
+    silence_transformers()
+    settings, folder = read_settings(settings_path, **options)
+    regressing = ", and regressing the experts on their tasks" if settings.regmean else ""
+    base = sanitize(settings.base)
+    print(f"reading the base model {base}, experts and tasks{regressing} ...", flush=True)
+    with MergeRun(settings, folder, out) as merge_run:
+        if merge_run.finished:
+            print(f"this run is finished: {out / 'report.md'}")
+        else:
+            finish(merge_run, Console(markup=False, highlight=False, emoji=False))
+
+
+def silence_transformers() -> None:
+    """Keep transformers from writing between the lines of the command."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # Between transformers and peft; a user can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def finish(merge_run: "MergeRun", console: "Console") -> None:
+    """Make what is left of a run, and print its result."""
+    from evox_evogm.command.progress import show_progress
+
+    print_plan(merge_run)
+    with show_progress(console) as on_progress:
+        best = merge_run.search(on_progress)
+    print("\nscoring the base, the experts and the merge on test examples ...", flush=True)
+    rows = merge_run.score_rows(best)
+    print_result(merge_run.finish(best, rows), merge_run.out, console)
+
+
+def print_plan(merge_run: "MergeRun") -> None:
+    """Say what a run is going to do, before its first evaluation."""
     problem = merge_run.problem
-    print(
-        f"{problem.n_experts} experts, {len(problem.tasks)} tasks with {sum(len(t.examples) for t in problem.tasks)} dev "
-        f"examples, {merge_run.budget} evaluations on {problem.language_model.device} in {merge_run.dtype}\n"
-        f"run folder: {out}",
-        flush=True,
-    )
+    examples = sum(len(task.examples) for task in problem.tasks)
+    tasks = f"{len(problem.tasks)} tasks with {examples} dev examples"
+    where = f"on {problem.language_model.device} in {merge_run.dtype}"
+    print(f"{problem.n_experts} experts, {tasks}, {merge_run.budget} evaluations {where}")
+    print(f"run folder: {merge_run.out}", flush=True)
     if merge_run.saved is not None:
         print("an earlier process began this run; it goes on", flush=True)
-    best = merge_run.search()
-    print("\nscoring on test examples: ", end="", flush=True)
-    rows = merge_run.score_rows(
-        best, on_row=lambda name: print(sanitize(name), end=" ", flush=True)
-    )
-    result = merge_run.finish(best, rows)
-    print("\n\nscores, dev / test\n" + score_table(result["scores"]))
-    print(f"\ncoefficients{' of the regressed experts' if result['regmean'] else ''}: ", end="")
-    print(
-        ", ".join(
-            f"{sanitize(name)} {value:+.3f}" for name, value in result["coefficients"].items()
-        )
-    )
+
+
+def print_result(result: dict, out: Path, console: "Console") -> None:
+    """Print the table of scores, the coefficients, and where the files are.
+
+    :param result: what `result.json` holds.
+    """
+    from evox_evogm.command.escaping import sanitize
+    from evox_evogm.command.score_table import print_scores
+
+    print("\nscores, dev / test")
+    print_scores(result["scores"], console)
+    coefficients = []
+    for name, value in result["coefficients"].items():
+        coefficients.append(f"{sanitize(name)} {value:+.3f}")
+    whose = " of the regressed experts" if result["regmean"] else ""
+    print(f"\ncoefficients{whose}: {', '.join(coefficients)}")
     if result["adapter"]:
         difference = result["adapter"]["largest_relative_difference"]
-        print(
-            f"adapter: {out / 'adapter'} (loaded again with plain peft: equal to the merge within {difference:.1e})"
-        )
+        check = f"loaded again with plain peft: equal to the merge within {difference:.1e}"
+        print(f"adapter: {out / result['adapter']['folder']} ({check})")
     print(f"report: {out / 'report.md'}")
-
-
-class ProgressLine:
-    """Shows every evaluation on one line of a terminal, or about every ten seconds in a log."""
-
-    def __init__(self):
-        self.live = sys.stdout.isatty()
-        self.shown = 0.0
-
-    def __call__(self, progress) -> None:
-        now, last = time.monotonic(), progress.done == progress.budget
-        if not (self.live or last or now - self.shown > 10):
-            return
-        self.shown = now
-        minutes, seconds = divmod(round(progress.seconds_left), 60)
-        text = (
-            f"[{progress.done:4.0f}/{progress.budget}] round {progress.round + 1}, iteration {progress.iteration}: "
-            f"score {progress.score:.4f}, best {progress.best:.4f}, {minutes} min {seconds:02d} s left"
-        )
-        print(
-            f"\r{text}  " if self.live else text,
-            end="" if self.live and not last else "\n",
-            flush=True,
-        )
 
 
 if __name__ == "__main__":

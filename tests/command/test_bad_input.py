@@ -1,4 +1,4 @@
-"""Input that cannot be used: each case ends in one sentence that names it, status 2, and nothing half-written."""
+"""Input that cannot be used: each case ends in one sentence, status 2, and nothing half-written."""
 
 import json
 import shutil
@@ -200,12 +200,12 @@ CASES = {
         "max_memory: expected a number of GiB above 0 and below 2**30, found 0",
     ),
     "memory in words": (settings(max_memory="2 GB"), "max_memory: expected a float, found '2 GB'"),
-    "unknown path": (
+    "unknown mode": (
         settings(mode="dense"),
         'mode: expected "auto", "unmerged" or "merged", found \'dense\'',
     ),
-    "path of no task": (settings(mode={"nope": "merged"}), "mode: expected names of tasks"),
-    "path a number": (settings(mode=3), 'mode: expected "auto", "unmerged" or "merged", found 3'),
+    "mode of no task": (settings(mode={"nope": "merged"}), "mode: expected names of tasks"),
+    "mode a number": (settings(mode=3), 'mode: expected "auto", "unmerged" or "merged", found 3'),
     "population of one": (settings(pop_size=1), "pop_size: expected at least 2, found 1"),
     "search a number": (settings(search=3), "search: expected a dict, found 3"),
     "search misspelt": (
@@ -213,6 +213,40 @@ CASES = {
         "unknown setting 'epoch'; did you mean 'epochs'?",
     ),
     "search key a number": (settings(search={3: 3}), "unknown setting 3"),
+    "a proposal": (
+        settings(search={"proposal": "screened"}),
+        "search: expected arguments of the algorithm, found proposal 'screened'; "
+        "write algorithm: SurrogateEvoGM beside search",
+    ),
+    "a path": (
+        settings(path="factored"),
+        "run.yaml: expected the setting 'mode', found its former name 'path'; "
+        "write mode instead, and unmerged instead of factored",
+    ),
+    "unknown algorithm": (
+        settings(algorithm="PSO"),
+        "algorithm: expected one of SurrogateEvoGM, EvoGM, found 'PSO'",
+    ),
+    "racing in the paper's method": (
+        settings(racing=True),
+        "racing: expected false with algorithm EvoGM, found true; only SurrogateEvoGM can prune",
+    ),
+    "an argument of the other algorithm": (
+        settings(algorithm="SurrogateEvoGM"),
+        "search: found the unknown setting 'n_iters'; known are epochs",
+    ),
+    "a proposal that never was": (
+        settings(search={"proposal": "luck"}),
+        "search: found the unknown setting 'proposal'; known are n_rounds, n_iters, epochs",
+    ),
+    "what follows from other settings": (
+        settings(search={"clamp": True}),
+        "search: found the unknown setting 'clamp'",
+    ),
+    "an object": (
+        settings(algorithm="SurrogateEvoGM", search={"outcomes": 2}),
+        "search: found the unknown setting 'outcomes'; known are epochs",
+    ),
     "negative rate": (settings(search={"lr": -1}), "lr: expected a number of at least 0, found -1"),
     "no epochs": (
         settings(search={"epochs": 0}),
@@ -268,6 +302,18 @@ CASES = {
         settings(tasks=[{"dev": 3}]),
         "tasks: expected a table with one of reasoning_gym",
     ),
+    "reader misspelt": (
+        settings(tasks=[{"swarm_evil": "quiz.json"}]),
+        "tasks: expected a table with one of reasoning_gym, swarm_eval, json_lines",
+    ),
+    "no such set": (
+        settings(tasks=[{"swarm_eval": "none.json"}]),
+        "task 'none': expected a file, found none at",
+    ),
+    "no number of questions": (
+        settings(tasks=[{"reasoning_gym": "syllogism", "test": 2}]),
+        "expected dev to be a number of examples, at least 1, found None",
+    ),
     "two readers": (
         settings(tasks=[{"swarm_eval": "a", "json_lines": "b"}]),
         "tasks: expected a table with one of",
@@ -276,7 +322,15 @@ CASES = {
         settings(tasks=[{"swarm_eval": "quiz.json"}, {"swarm_eval": "quiz.json"}]),
         "tasks: expected at least one, with different names",
     ),
-    "task setting misspelt": (task(ruel="x"), "unknown setting 'ruel'; did you mean 'rule'?"),
+    "task setting misspelt": (
+        task(metrik="x"),
+        "unknown setting 'metrik'; did you mean 'metric'?",
+    ),
+    "a task's rule": (
+        task(rule="exact_match"),
+        "task 'sums': expected the setting 'metric', found its former name 'rule'; "
+        "write metric: exact_match",
+    ),
     "no dev file": (without("dev.jsonl"), "task 'sums': expected a file, found none"),
     "no test file": (without("test.jsonl"), "task 'sums': expected a file, found none"),
     "no test_file": (
@@ -329,9 +383,12 @@ CASES = {
         ),
         "task 'sums': expected different ids, found '7' more than once",
     ),
-    "dev in test": (task(test_file="dev.jsonl"), "expected dev and test to share no question"),
-    "unknown rule": (task(metric="luck"), "task 'sums': rule is one of"),
-    "rule a number": (task(metric=3), "task 'sums': expected rule to be a text, found 3"),
+    "dev in test": (
+        task(test_file="dev.jsonl"),
+        "expected dev and test to share no question, found 4 of 4 test questions in dev",
+    ),
+    "unknown metric": (task(metric="luck"), "task 'sums': metric is one of"),
+    "metric a number": (task(metric=3), "task 'sums': expected metric to be a text, found 3"),
     "unknown match": (task(match="roughly"), "task 'sums': match is one of"),
     "tokens in words": (
         task(max_new_tokens="x"),
@@ -407,6 +464,10 @@ CASES = {
         settings(experts=["experts/first"] * 2),
         "experts: expected folders with different names",
     ),
+    "two experts of one name": (
+        settings(experts=["experts/first", "base/first"]),
+        "experts: expected folders with different names",
+    ),
     "an expert that is not there": (settings(experts=["nowhere"]), "expert 'nowhere'"),
     "no configuration": (
         lambda project: (settings(experts=["experts/first"])(project), without(ADAPTER)(project)),
@@ -450,7 +511,8 @@ CASES = {
     ),
     "a pattern without end": (
         config(rank_pattern={"((a+)+)+b": 4}),
-        "expected names or short regular expressions in rank_pattern, with at most one group and two repetitions",
+        "expected names or short regular expressions in rank_pattern, "
+        "with at most one group and two repetitions",
     ),
     "a pattern of a kilobyte": (
         config(alpha_pattern={"x" * 1000: 4}),
@@ -543,7 +605,8 @@ CASES = {
                 "base_model.model.model.layers.0.self_attn.base_layer.weight": torch.zeros(2),
             }
         ),
-        "expected the saved copy of model.layers.0.self_attn to equal the base, found other weights",
+        "expected the saved copy of model.layers.0.self_attn to equal the base, "
+        "found other weights",
     ),
     "factors swapped": (
         tensors(

@@ -9,10 +9,12 @@ import torch
 import yaml
 
 from evox_evogm.command import cli
-from evox_evogm.command.merge_run import expert_folders, read_task
+from evox_evogm.command.experts import expert_folders
 from evox_evogm.command.settings import read_settings
+from evox_evogm.command.tasks import read_task
+from evox_evogm.problems.adapters.check_fit import check_together
 from evox_evogm.problems.adapters.merging import merged, stack_experts
-from evox_evogm.problems.adapters.read_adapter import check_together, read_expert
+from evox_evogm.problems.adapters.read_adapter import read_expert
 from evox_evogm.problems.inference.base_model import SMOLLM2, load_base, weights_sha256
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.lora_merge import default_dtype
@@ -54,7 +56,7 @@ def test_each_beat_the_base_by_its_rule_on_at_least_100_unseen_examples():
         assert gain == pytest.approx(entry["gain"]) and gain >= NEEDED[entry["metric"]], name
 
 
-@pytest.mark.parametrize("file", ["demo.yaml", "quick.yaml"])
+@pytest.mark.parametrize("file", ["demo.yaml", "full.yaml"])
 def test_the_tasks_of_the_demo_are_those_of_its_experts_and_unseen_in_training(file):
     settings, folder = read_settings(cli.DEMO / file)
     pairs = [read_task(entry, folder) for entry in settings.tasks]
@@ -63,26 +65,34 @@ def test_the_tasks_of_the_demo_are_those_of_its_experts_and_unseen_in_training(f
     }
     for entry, tasks in zip(settings.tasks, pairs, strict=True):
         for split, task in zip(("dev", "test"), tasks, strict=True):
-            assert len(task.examples) == entry[split]
+            assert len(task.examples) == getattr(entry, split)
     for path in (folder / "tasks").glob("*.json"):
         for split, rows in json.loads(path.read_text()).items():
             assert {split_of(row["question"]) for row in rows} == {split}
 
 
 def test_the_settings_files_say_the_same_but_for_sizes():
-    demo, quick = (
-        yaml.safe_load((cli.DEMO / file).read_text()) for file in ("demo.yaml", "quick.yaml")
+    small, full = (
+        yaml.safe_load((cli.DEMO / file).read_text()) for file in ("demo.yaml", "full.yaml")
     )
-    assert (
-        demo["base"] == quick["base"] == SMOLLM2
-        and demo["experts"] == quick["experts"] == "experts"
-    )
-    assert quick["budget"] < demo["budget"]
+    assert small["base"] == SMOLLM2 and small["experts"] == "experts"
+    assert small.pop("budget") < full.pop("budget")
+    for settings in (small, full):
+        for entry in settings["tasks"]:
+            del entry["dev"], entry["test"]
+    assert small == full
+
+
+def test_the_former_option_quick_is_answered_in_one_sentence(capsys):
+    assert cli.main(["demo", "--quick"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("evogm: demo: expected --full or nothing, found --quick")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.slow
 def test_the_shipped_experts_score_what_the_manifest_says():
-    settings, folder = read_settings(cli.DEMO / "demo.yaml")
+    settings, folder = read_settings(cli.DEMO / "full.yaml")
     model, tokenizer = load_base(SMOLLM2, dtype=torch.bfloat16, device=torch.device("cpu"))
     assert {weights_sha256(model)} == {entry["base_sha256"] for entry in MANIFEST.values()}
     names, model = (
@@ -94,7 +104,7 @@ def test_the_shipped_experts_score_what_the_manifest_says():
     )
     language_model = LanguageModel(model, tokenizer)
     for entry in settings.tasks:
-        _, test = read_task({**entry, "test": 100}, folder)
+        _, test = read_task(entry.model_copy(update={"test": 100}), folder)
         with merged(model, modules, torch.eye(len(names))[names.index(test.name)]):
             score = float(score_task(test, language_model).mean())
         expected = MANIFEST[test.name]["expert_scores"][test.metric]
@@ -105,11 +115,11 @@ def test_the_shipped_experts_score_what_the_manifest_says():
 
 
 @pytest.mark.slow
-def test_the_quick_demo_ends_with_a_table_and_an_adapter_that_peft_loads(tmp_path, capsys):
-    assert cli.main(["demo", "--quick", "--budget", "16", "--out", str(tmp_path / "run")]) == 0
+def test_the_demo_ends_with_a_table_and_an_adapter_that_peft_loads(tmp_path, capsys):
+    assert cli.main(["demo", "--budget", "9", "--out", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
-    rows = [line.split()[0] for line in shown.splitlines() if line]
-    assert {"base", "average", "EvoGM", *MANIFEST} <= set(rows)
+    rows = {line.split()[0] for line in shown.splitlines() if line}
+    assert {"base", "average", "RegMean", "SurrogateEvoGM", *MANIFEST} <= rows
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["adapter"]["largest_relative_difference"] < 1e-5
     assert Path(tmp_path / "run" / "adapter" / "adapter_config.json").is_file()

@@ -1,7 +1,6 @@
-"""The command killed, interrupted, and started twice: it goes on where it was, and nothing is evaluated again."""
+"""The command killed, interrupted, and started twice: it goes on, and evaluates nothing again."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from builders import change_settings, history, merge
+from builders import change_settings, history, interrupt_searches, merge
 
 from evox_evogm.command import cli
 from evox_evogm.command.run_folder import RunLock
@@ -28,27 +27,19 @@ def test_searches_killed_at_random_moments_end_as_one_that_was_not(project, kill
     print(found)
     assert found["killed"] >= kills and found["recomputed"] == 0
     assert found["equal"] == found["finished"] > 0 and found["statuses"] == [0]
-    assert found["in a write"] > 0 or kills < 50
+    assert found["in_a_write"] > 0 or kills < 50
 
 
 def test_an_interrupted_search_says_how_to_go_on_and_goes_on(project, capsys):
-    command = [
-        sys.executable,
-        "-m",
-        "evox_evogm.command.cli",
-        "merge",
-        project / "run.yaml",
-        "--out",
-        project / "cut",
-    ]
+    command = [sys.executable, "-m", "evox_evogm.command.cli", "merge"]
+    command += [project / "run.yaml", "--out", project / "cut"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a shell's jobs in the background ignore it
+        # A shell's jobs in the background ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     path = project / "cut" / "history.jsonl"
     while not (path.exists() and path.stat().st_size) and process.poll() is None:
@@ -56,10 +47,8 @@ def test_an_interrupted_search_says_how_to_go_on_and_goes_on(project, capsys):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130
-    assert (
-        said.strip()
-        == f"evogm: interrupted; the same command with --out {project / 'cut'} goes on from here"
-    )
+    advice = f"the same command with --out {project / 'cut'} goes on from here"
+    assert said.strip() == f"evogm: interrupted; {advice}"
     before = len(history(project / "cut"))
     assert 0 < before < 16
     assert merge(project, out="cut") == 0
@@ -71,17 +60,9 @@ def test_an_interrupted_search_says_how_to_go_on_and_goes_on(project, capsys):
 @pytest.fixture
 def unfinished(project, monkeypatch):
     """A run folder after one step."""
-    from evox_evogm.resume.resumable_search import ResumableSearch
-
-    run = ResumableSearch.run
-    monkeypatch.setattr(
-        ResumableSearch,
-        "run",
-        lambda self, steps: run(self, 1) or (_ for _ in ()).throw(KeyboardInterrupt),
-    )
-    assert merge(project) == 130
-    monkeypatch.undo()
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    with monkeypatch.context() as first_process:
+        interrupt_searches(first_process, steps=1)
+        assert merge(project) == 130
     return project / "out"
 
 
@@ -115,10 +96,10 @@ def test_changed_adapters_and_tasks_are_refused(unfinished, project, capsys, mak
 
 def test_a_run_folder_of_another_version_is_refused(unfinished, project, capsys):
     path = unfinished / "inputs.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 7'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 7'))
     error = refusal(project, capsys)
     assert (
-        "expected a run folder of format 2, found 7" in error
+        "expected a run folder of format 3, found 7" in error
         and "another version of evox-evogm wrote" in error
     )
 
@@ -132,7 +113,8 @@ def test_a_second_process_on_a_run_is_refused(unfinished, project, capsys):
 def test_a_second_process_is_refused_before_the_first_has_written_anything(project, capsys):
     lock = RunLock(project / "out")
     assert "expected no other process on this run" in refusal(project, capsys)
-    assert [path.name for path in (project / "out").iterdir()] == ["history.jsonl"]
+    files = sorted(path.name for path in (project / "out").iterdir())
+    assert files == ["history.jsonl", "history.jsonl.lock"]
     lock.release()
     assert merge(project) == 0
 
@@ -197,17 +179,17 @@ def test_the_same_experts_in_another_order_are_refused(project, capsys, monkeypa
     )
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_finished_run_is_left_as_it_is(project, capsys):
     assert merge(project) == 0
-    before = {
-        path.name: path.read_bytes() for path in (project / "out").iterdir() if path.is_file()
-    }
+    before = contents(project / "out")
     capsys.readouterr()
     assert merge(project) == 0
     assert f"this run is finished: {project / 'out' / 'report.md'}" in capsys.readouterr().out
-    assert before == {
-        path.name: path.read_bytes() for path in (project / "out").iterdir() if path.is_file()
-    }
+    assert contents(project / "out") == before
 
 
 def test_a_run_that_ended_before_its_first_evaluation_starts_anew(project):
@@ -237,26 +219,15 @@ def test_a_full_disk_ends_in_one_sentence_and_the_run_goes_on_later(project, cap
 
 
 def test_a_disk_that_is_really_full_ends_in_one_sentence_and_leaves_no_scraps(project):
-    def full():
-        resource.setrlimit(
-            resource.RLIMIT_FSIZE, (5000, 5000)
-        )  # the first records fit, the state does not
+    def full():  # the first records fit, the state does not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 
-    command = [
-        sys.executable,
-        "-m",
-        "evox_evogm.command.cli",
-        "merge",
-        project / "run.yaml",
-        "--out",
-        project / "out",
-    ]
+    command = [sys.executable, "-m", "evox_evogm.command.cli", "merge"]
+    command += [project / "run.yaml", "--out", project / "out"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=full)
     assert result.returncode == 2
-    assert (
-        result.stderr
-        == f"evogm: [Errno 27] File too large: '{project / 'out' / 'state.safetensors'}'\n"
-    )
+    state = project / "out" / "state.safetensors"
+    assert result.stderr == f"evogm: [Errno 27] File too large: '{state}'\n"
     assert sorted(path.name for path in (project / "out").iterdir()) == [
         "config.yaml",
         "history.jsonl",
@@ -269,16 +240,16 @@ def test_a_disk_that_is_really_full_ends_in_one_sentence_and_leaves_no_scraps(pr
 
 
 def test_if_every_merge_fails_the_run_stops_and_says_so(project, capsys, monkeypatch):
-    from evox_evogm.problems import LoRAMergeProblem
+    from evox_evogm.problems.population_scorer import PopulationScorer
 
     tries = []
 
-    def broken(self, pop, *rest, **more):
+    def broken(self, pop, tasks):
         tries.append(len(pop))
         raise RuntimeError("no arithmetic today")
 
     with monkeypatch.context() as today:
-        today.setattr(LoRAMergeProblem, "score_together", broken)
+        today.setattr(PopulationScorer, "score", broken)
         assert merge(project) == 1
         error = capsys.readouterr().err
         assert (
@@ -297,18 +268,18 @@ def test_if_every_merge_fails_the_run_stops_and_says_so(project, capsys, monkeyp
 
 
 def test_an_expert_that_has_no_scores_is_shown_without_them(project, monkeypatch):
-    from evox_evogm.problems import LoRAMergeProblem
+    from evox_evogm.problems.population_scorer import PopulationScorer
 
-    score_together = LoRAMergeProblem.score_together
+    score = PopulationScorer.score
 
-    def no_number(self, pop, *rest, **more):
-        scores = score_together(self, pop, *rest, **more)
+    def no_number(self, pop, tasks):
+        found = score(self, pop, tasks)
         for row, point in enumerate(pop.tolist()):
             if point == [0.0, 1.0]:
-                scores["sums"][row] = float("nan")
-        return scores
+                found.scores["sums"][row] = float("nan")
+        return found
 
-    monkeypatch.setattr(LoRAMergeProblem, "score_together", no_number)
+    monkeypatch.setattr(PopulationScorer, "score", no_number)
     assert merge(project) == 0
     assert [row["evaluation"] for row in history(project / "out") if row["score"] is None] == [1]
     result = json.loads((project / "out" / "result.json").read_text(), parse_constant=pytest.fail)
@@ -316,23 +287,19 @@ def test_an_expert_that_has_no_scores_is_shown_without_them(project, monkeypatch
 
 
 def test_a_merge_that_fails_twice_scores_worst_and_the_run_has_a_result(project, monkeypatch):
-    from evox_evogm.problems import LoRAMergeProblem
+    from evox_evogm.problems.population_scorer import PopulationScorer
 
-    score_together = LoRAMergeProblem.score_together
+    score = PopulationScorer.score
 
-    def second_fails(self, pop, tasks=None, *rest, **more):
-        if (tasks is None or tasks is self.tasks) and [0.0, 1.0] in pop.tolist():
+    def second_fails(self, pop, tasks):
+        if [0.0, 1.0] in pop.tolist():
             raise RuntimeError("broken")
-        return score_together(self, pop, tasks, *rest, **more)
+        return score(self, pop, tasks)
 
     with monkeypatch.context() as search:
-        search.setattr(LoRAMergeProblem, "score_together", second_fails)
+        search.setattr(PopulationScorer, "score", second_fails)
         assert merge(project) == 1  # in the end the expert cannot be scored for the table either
     assert [row["evaluation"] for row in history(project / "out") if row["score"] is None] == [1]
     assert merge(project) == 0
-    assert (
-        json.loads((project / "out" / "result.json").read_text(), parse_constant=pytest.fail)[
-            "evaluations"
-        ]
-        == 16
-    )
+    result = json.loads((project / "out" / "result.json").read_text(), parse_constant=pytest.fail)
+    assert result["evaluations"] == 16

@@ -1,17 +1,23 @@
 """Whole runs through the command, on a tiny model laid out as a user's folder would be."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
-from builders import build_model, change_settings, history, merge
+from builders import build_model, change_settings, history, interrupt_searches, merge
 
 from evox_evogm.command import cli
+from evox_evogm.command.experts import expert_folders
+from evox_evogm.command.scores import Candidate, score_rows
+from evox_evogm.command.settings import read_settings
+from evox_evogm.command.tasks import read_tasks
 from evox_evogm.problems import LoRAMergeProblem
 from evox_evogm.problems.adapters.merging import merged, stack_experts
 from evox_evogm.problems.adapters.read_adapter import read_expert
-from evox_evogm.resume.resumable_search import ResumableSearch
 
 
 @pytest.fixture
@@ -37,15 +43,10 @@ def test_the_run_folder_holds_settings_history_result_report_and_adapter(finishe
 def test_the_history_has_every_evaluation_and_the_result_is_its_best(finished):
     out, _ = finished
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    assert [row["evaluation"] for row in rows] == list(
-        range(16)
-    )  # 17 rounded down to whole populations
-    assert [(row["round"], row["iteration"]) for row in rows[::4]] == [
-        (0, 0),
-        (0, 1),
-        (1, 0),
-        (1, 1),
-    ]
+    # 17 rounded down to whole populations.
+    assert [row["evaluation"] for row in rows] == list(range(16))
+    places = [(row["step"], row["round"], row["iteration"]) for row in rows[::4]]
+    assert places == [(0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 1, 1)]
     assert [row["coefficients"] for row in rows[:3]] == [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
     for row in rows:
         assert row["score"] == pytest.approx((row["tasks"]["sums"] + row["tasks"]["quiz"]) / 2)
@@ -60,34 +61,54 @@ def test_the_history_has_every_evaluation_and_the_result_is_its_best(finished):
 
 def test_the_table_scores_base_experts_average_and_result_as_the_problem_does(finished, project):
     out, shown = finished
-    rows = {row["name"]: row for row in json.loads((out / "result.json").read_text())["scores"]}
+    result = json.loads((out / "result.json").read_text())
+    rows = {row["name"]: row for row in result["scores"]}
     assert list(rows) == ["base", "first", "second", "average", "EvoGM"]
     for name in rows:
         assert any(line.startswith(name) for line in shown.splitlines())
-    from evox_evogm.command.merge_run import read_task
-
-    pairs = [
-        read_task(entry, project)
-        for entry in yaml.safe_load((project / "run.yaml").read_text())["tasks"]
-    ]
-    folders = [project / "experts" / name for name in ("first", "second")]
-    problem = LoRAMergeProblem(
-        project / "base", folders, [dev for dev, _ in pairs], dtype=torch.float32, mode="unmerged"
-    )
-    for name, coefficients in (
-        ("base", [0.0, 0.0]),
-        ("second", [0.0, 1.0]),
-        ("average", [0.5, 0.5]),
-    ):
-        for split, tasks in (
-            ("dev", [dev for dev, _ in pairs]),
-            ("test", [test for _, test in pairs]),
-        ):
-            scores = problem.score_tasks(torch.tensor(coefficients), tasks)
-            assert rows[name][split] == pytest.approx(
-                {task: float(s.mean()) for task, s in scores.items()}, abs=1e-6
-            )
+    problem, tasks = problem_of(project)
+    points = {"base": [0.0, 0.0], "first": [1.0, 0.0], "second": [0.0, 1.0], "average": [0.5, 0.5]}
+    points["EvoGM"] = list(result["coefficients"].values())
+    for name, coefficients in points.items():
+        for split, task in tasks.by_split():
+            scores = problem.score_tasks(torch.tensor(coefficients), [task])[task.name]
+            assert rows[name][split][task.name] == pytest.approx(float(scores.mean()), abs=1e-5)
     assert rows["base"]["test"].keys() == {"sums", "quiz"}
+
+
+def problem_of(project):
+    """The problem of the project's settings, and its tasks."""
+    settings, folder = read_settings(project / "run.yaml")
+    tasks = read_tasks(settings.tasks, folder)
+    experts = expert_folders(settings.experts, folder)
+    base = project / "base"
+    problem = LoRAMergeProblem(base, experts, tasks.dev, dtype=torch.float32, mode="unmerged")
+    return problem, tasks
+
+
+def test_the_table_scores_one_population_per_split_and_only_what_the_history_lacks(
+    project, monkeypatch
+):
+    problem, tasks = problem_of(project)
+    scored = []
+
+    def score_together(pop, tasks=None):
+        split = "dev" if tasks is None else "test"
+        scored.append((split, pop.tolist()))
+        return {"sums": pop.sum(1, keepdim=True), "quiz": torch.zeros(len(pop), 1)}
+
+    monkeypatch.setattr(problem, "score_together", score_together)
+    best = Candidate("best", torch.tensor([0.25, 0.5]))
+    known = {"sums": 7.0, "quiz": 8.0}
+    pruned = {"score": 1.0, "coefficients": [0.0, 1.0], "tasks": {}, "estimate": 1.0}
+    failed = {"score": None, "coefficients": [1.0, 0.0], "tasks": {}}
+    history = [failed, pruned, {"score": 7.5, "coefficients": [0.25, 0.5], "tasks": known}]
+    rows = score_rows(problem, tasks, best, history)
+    four = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
+    assert scored == [("dev", four), ("test", [*four, [0.25, 0.5]])]
+    assert [row.name for row in rows] == ["base", "first", "second", "average", "best"]
+    assert [row.test["sums"] for row in rows] == [0.0, 1.0, 1.0, 1.0, 0.75]
+    assert [row.dev["sums"] for row in rows] == [0.0, 1.0, 1.0, 1.0, 7.0]
 
 
 def test_seconds_are_those_of_all_evaluations_whichever_process_made_them(finished):
@@ -141,11 +162,13 @@ def test_options_of_the_command_replace_settings(project):
 
 def test_progress_tells_best_score_and_time_left(finished):
     _, shown = finished
-    assert (
-        "[  16/16] round 2, iteration 1: score" in shown
-        and "best" in shown
-        and "0 min 00 s left" in shown
+    assert re.search(
+        r"^1 of 16 evaluations, best score -?\d\.\d{4}, \d+ min \d\d s left$", shown, re.M
     )
+    assert re.search(
+        r"^16 of 16 evaluations, best score -?\d\.\d{4}, 0 min 00 s left$", shown, re.M
+    )
+    assert "round" not in shown and "iteration" not in shown and "\x1b" not in shown
 
 
 def test_experts_may_be_a_table_of_names(project):
@@ -157,37 +180,6 @@ def test_experts_may_be_a_table_of_names(project):
     ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"budgett": 3}, "found the unknown setting 'budgett'; did you mean 'budget'?"),
-        ({"search": {"epoch": 3}}, "search: found the unknown setting 'epoch'; did you mean 'epochs'?"),
-        ({"search": {"clamp": True}}, "search: found the unknown setting 'clamp'"),
-        ({"search": {"lr": -1}}, "lr: expected a number of at least 0, found -1"),
-        ({"budget": 3}, "budget: expected at least one population, 4 evaluations, found 3"),
-        ({"experts": "nowhere"}, "experts: expected adapter folders with adapter_config.json in"),
-        ({"experts": ["experts/first", "base/first"]}, "experts: expected folders with different names"),
-        ({"base": "nobody/nothing"}, "base: expected a transformers folder or hub id, found 'nobody/nothing'"),
-        ({"device": "abacus"}, "device: expected one that torch can use here, found 'abacus'"),
-        ({"tasks": [{"swarm_evil": "quiz.json"}]}, "tasks: expected a table with one of reasoning_gym, swarm_eval"),
-        ({"tasks": [{"swarm_eval": "quiz.json", "ruel": "x"}]}, "found the unknown setting 'ruel'; did you mean 'rule'?"),
-        ({"tasks": [{"swarm_eval": "quiz.json", "metric": "x"}]}, "task 'quiz': rule is one of"),
-        ({"tasks": [{"swarm_eval": "none.json"}]}, "task 'none': expected a file, found none at"),
-        ({"tasks": [{"json_lines": "dev.jsonl"}]}, "task 'dev.jsonl': expected test_file beside json_lines"),
-        ({"tasks": [{"json_lines": "dev.jsonl", "test_file": "dev.jsonl"}]}, "found 4 of 4 test questions in dev"),
-        ({"tasks": [{"reasoning_gym": "syllogism", "test": 2}]}, "expected dev to be a number of examples"),
-        ({"tasks": [{"reasoning_gym": "nonsense", "dev": 2, "test": 2}]}, "reasoning-gym task 'nonsense'"),
-        ({"tasks": ...}, "expected the setting 'tasks', found none"),
-    ],
-)  # fmt: skip
-def test_bad_input_ends_in_one_sentence_and_status_2(project, capsys, changes, message):
-    change_settings(project, **changes)
-    assert merge(project) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("evogm: ") and error.count("\n") == 1 and message in error
-    assert not (project / "out").exists()
-
-
 def test_a_run_folder_with_files_in_it_is_not_touched(project, capsys):
     (project / "out").mkdir()
     (project / "out" / "thesis.txt").write_text("mine")
@@ -196,59 +188,106 @@ def test_a_run_folder_with_files_in_it_is_not_touched(project, capsys):
     assert [p.name for p in (project / "out").iterdir()] == ["thesis.txt"]
 
 
+def test_the_adapter_has_a_card_with_its_weights_and_scores(finished):
+    out, _ = finished
+    card = (out / "adapter" / "README.md").read_text()
+    assert "library_name: peft" in card and "EvoGM (evox-evogm" in card
+    for name, value in json.loads((out / "result.json").read_text())["coefficients"].items():
+        assert f"| {name} | {value:+.4f} |" in card
+    scores = [line for line in card.splitlines() if line.startswith("| EvoGM | ")]
+    assert scores and scores[0] in (out / "report.md").read_text()
+
+
+def test_the_version_is_shown(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"evogm \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_the_help_says_the_exit_statuses_and_needs_no_transformers():
+    command = (
+        "import sys; from evox_evogm.command import cli; status = cli.main(['{}', '--help']); "
+    )
+    check = "assert status == 0 and 'transformers' not in sys.modules"
+    for name in ("merge", "demo"):
+        code = command.format(name) + check
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        text = " ".join(result.stdout.split())
+        assert "0 when the run is finished, 2 for input that cannot be used" in text
+        assert (
+            "1 if the search itself fails, 130 when interrupted" in text and "--quick" not in text
+        )
+
+
+@pytest.mark.parametrize(
+    "words", [["merge"], ["merge", "run.yaml"], ["demo", "--budget", "x"], ["x"]]
+)
+def test_words_that_are_no_command_end_in_status_2(words, capsys):
+    assert cli.main(words) == 2
+    assert "Usage: evogm" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(project):
     with pytest.raises(ValueError, match="expected a YAML file, found none"):
         cli.main(["merge", str(project / "none.yaml"), "--out", str(project / "out"), "--debug"])
 
 
-def test_a_screened_search_goes_on_as_one_in_one_piece(project, monkeypatch):
-    search = {"proposal": "screened", "epochs": 2, "hidden_dims": [4]}
-    change_settings(project, search=search, pop_size=3, budget=9, racing=True)
+SURROGATE = {"algorithm": "SurrogateEvoGM", "search": {"epochs": 2, "hidden_dims": [4]}}
+
+
+def test_a_search_with_a_surrogate_goes_on_as_one_in_one_piece(project, monkeypatch):
+    change_settings(project, **SURROGATE, pop_size=3, budget=9, racing=True)
     assert merge(project, out="whole") == 0
-    run = ResumableSearch.run
-    monkeypatch.setattr(
-        ResumableSearch,
-        "run",
-        lambda self, steps: run(self, 2) or (_ for _ in ()).throw(KeyboardInterrupt),
-    )
-    assert merge(project, out="cut") == 130
-    monkeypatch.setattr(ResumableSearch, "run", run)
+    with monkeypatch.context() as first_process:
+        interrupt_searches(first_process, steps=2)
+        assert merge(project, out="cut") == 130
     assert merge(project, out="cut") == 0
     assert history(project / "cut") == history(project / "whole")
     rows = history(project / "cut")
+    assert [row["step"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert not {"round", "iteration"} & rows[0].keys()
     assert {name: len(values) for name, values in rows[0]["margins"].items()} == {
         "sums": 4,
         "quiz": 4,
     }
     results = [json.loads((project / out / "result.json").read_text()) for out in ("cut", "whole")]
-    assert (
-        results[0]["coefficients"] == results[1]["coefficients"]
-        and results[0]["scores"] == results[1]["scores"]
-    )
+    assert results[0]["algorithm"] == results[0]["scores"][-1]["name"] == "SurrogateEvoGM"
+    assert results[0]["coefficients"] == results[1]["coefficients"]
+    assert results[0]["scores"] == results[1]["scores"]
 
 
-def test_merges_that_are_given_up_spend_the_share_that_was_asked(project, capsys):
-    search = {"proposal": "screened", "epochs": 2, "hidden_dims": [4]}
+def test_a_search_with_a_surrogate_evaluates_three_at_a_time_unless_the_settings_say_otherwise(
+    project,
+):
+    change_settings(project, algorithm=..., search=SURROGATE["search"], pop_size=..., budget=7)
+    assert merge(project) == 0
+    assert [row["step"] for row in history(project / "out")] == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_papers_method_evaluates_twice_as_many_as_there_are_experts(project):
+    change_settings(project, pop_size=..., budget=8)
+    assert merge(project) == 0
+    assert [row["step"] for row in history(project / "out")] == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_pruned_merge_spends_the_fraction_that_was_evaluated(project, capsys):
     rows = [{"question": f"{i} + {i}", "answer": str(2 * i)} for i in range(20, 36)]
     (project / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
     tasks = [
         {"json_lines": "many.jsonl", "test_file": "test.jsonl", "metric": "gold_log_probability"}
     ]
-    change_settings(project, search=search, pop_size=6, budget=24, tasks=tasks, racing=True, seed=1)
+    change_settings(project, **SURROGATE, pop_size=6, budget=24, tasks=tasks, racing=True, seed=1)
     assert merge(project) == 0
-    rows, result = (
-        history(project / "out"),
-        json.loads((project / "out" / "result.json").read_text()),
-    )
+    rows = history(project / "out")
+    result = json.loads((project / "out" / "result.json").read_text())
     spent = [row.get("fraction_evaluated", 1.0) for row in rows]
     assert 24 - 6 < sum(spent) <= 24 < len(rows)
     assert result["full_evaluations"] == round(sum(spent), 2) and result["evaluations"] == len(rows)
     for row in rows:
-        asked = sum(map(len, row["examples"].values()))
-        assert row.get("fraction_evaluated", 1.0) == asked / 16
-        assert ("estimate" in row) == (asked < 16) and row["score"] == row.get(
-            "estimate", row["score"]
-        )
+        evaluated = sum(len(scores) for scores in row["examples"].values())
+        assert row.get("fraction_evaluated", 1.0) == evaluated / 16
+        assert ("estimate" in row) == (evaluated < 16)
+        assert row["score"] == row.get("estimate", row["score"])
     assert f"as much as {sum(spent):.1f} full ones" in (project / "out" / "report.md").read_text()
     best = max(rows, key=lambda row: row["score"])
     assert "estimate" not in best

@@ -1,6 +1,14 @@
 """What a person reads at the end, compared to the letter."""
 
-from evox_evogm.command.report import report_markdown, sanitize, score_table
+import io
+
+import pytest
+import yaml
+from rich.console import Console
+
+from evox_evogm.command.escaping import sanitize
+from evox_evogm.command.report import model_card, report_markdown
+from evox_evogm.command.score_table import print_scores
 
 ROWS = [
     {
@@ -16,22 +24,43 @@ ROWS = [
 ]
 
 
+def printed(rows, **console):
+    """The table of scores as a log or a terminal gets it, line by line."""
+    file = io.StringIO()
+    print_scores(rows, Console(file=file, **console))
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
 def test_the_table_shows_dev_and_test_of_every_task_and_their_mean():
-    assert score_table(ROWS).splitlines() == [
-        "model  add          long_task_     mean",
-        "                    name",
-        "-----  -----------  -------------  -------------",
+    assert printed(ROWS) == [
+        "                    long_task_",
+        "model  add          name           mean",
+        "─" * 48,
         "base   .250 / .500  1.000 / .000   .625 / .250",
         "EvoGM  .750 / .125  .500 / -0.250  .625 / -0.062",
     ]
 
 
-def report(coefficients):
-    result = {
+def test_a_log_gets_the_whole_table_and_a_narrow_terminal_the_means():
+    tasks = [f"task_{number}" for number in range(20)]
+    scores = dict.fromkeys(tasks, 0.5)
+    rows = [{"name": "base", "dev": scores, "test": scores}]
+    assert printed(rows)[-1].count(".500 / .500") == 21
+    terminal = {"force_terminal": True, "color_system": None, "width": 80}
+    lines = printed(rows, **terminal)
+    assert [line.split() for line in (lines[0], lines[-1])] == [
+        ["model", "mean"],
+        ["base", ".500", "/", ".500"],
+    ]
+
+
+def result(coefficients, **changes):
+    return {
+        "algorithm": "EvoGM",
         "scores": ROWS,
         "coefficients": coefficients,
         "tasks": {"add": {"metric": "exact_match", "dev": 4, "test": 8, "version": "x"}},
-        "versions": {"torch": "2.13.0"},
+        "versions": {"torch": "2.13.0", "evox-evogm": "0.1.0"},
         "evaluations": 16,
         "full_evaluations": 16.0,
         "regmean": False,
@@ -41,31 +70,96 @@ def report(coefficients):
         "threads": 2,
         "seconds": 12.0,
         "adapter": {"folder": "adapter", "largest_relative_difference": 1e-8},
+        **changes,
     }
-    return report_markdown(result)
 
 
-def test_the_report_says_how_the_result_was_made_and_no_name_is_markup():
-    text = report({"a|b": 0.5, "<script>": -1.0})
-    assert "| a\\|b | +0.5000 | `++++++++++` |" in text
-    assert "| \\<script\\> | -1.0000 | `--------------------` |" in text
-    assert "| add | exact_match | 4 | 8 | x |" in text
-    assert (
-        "16 evaluations, seed 3, float32 on cpu (2 threads), 12 s of evaluation. torch 2.13.0."
-        in text
-    )
+def test_the_report_to_the_letter():
+    assert report_markdown(result({"a": 0.5, "b": -1.0})).splitlines() == [
+        "# Merge report",
+        "",
+        "Scores are `dev / test`, higher is better. The search saw only the dev examples.",
+        "",
+        "| model | add | long\\_task\\_name | mean |",
+        "| --- | --- | --- | --- |",
+        "| base | .250 / .500 | 1.000 / .000 | .625 / .250 |",
+        "| EvoGM | .750 / .125 | .500 / -0.250 | .625 / -0.062 |",
+        "",
+        "## Coefficients",
+        "",
+        "| expert | coefficient | |",
+        "| --- | ---: | --- |",
+        "| a | +0.5000 | `++++++++++` |",
+        "| b | -1.0000 | `--------------------` |",
+        "",
+        "## How it was made",
+        "",
+        "| task | metric | dev | test | version |",
+        "| --- | --- | ---: | ---: | --- |",
+        "| add | exact_match | 4 | 8 | x |",
+        "",
+        "EvoGM, 16 evaluations, seed 3, float32 on cpu (2 threads), 12 s of evaluation. "
+        "torch 2.13.0, evox-evogm 0.1.0.",
+        "",
+        "`adapter/` is the merge as one LoRA adapter. Loaded with plain peft, it equals the sum of "
+        "the experts within 1.0e-08 (relative).",
+    ]
 
 
-NAME = "a\x1b[31m|`x`\u202e\n&lt; https://evil.org www.evil.org !me"
+def test_the_report_says_what_pruning_saved_what_was_regressed_and_that_there_is_no_adapter():
+    text = report_markdown(result({"a": 0.0}, full_evaluations=12.25, regmean=True, adapter=None))
+    assert "16 evaluations (some pruned: as much as 12.2 full ones), seed 3" in text
+    assert "Of the experts regressed on their tasks: 1 for each is the RegMean merge.\n\n|" in text
+    assert "| a | +0.0000 | `` |" in text
+    assert "adapter" not in text
 
 
-def test_a_name_is_shown_without_what_would_steer_a_terminal():
+NAME = "a\x1b[31m|`x`\u202e\n&lt; https://evil.org www.evil.org !me {{ 7 * 7 }} [red]"
+SHOWN = "a [31m|`x` &lt; https://evil.org www.evil.org !me {{ 7 * 7 }} [red]"
+ESCAPED = (
+    r"a \[31m\|\`x\` \&lt; https\://evil.org www\.evil.org \!me {{ 7 \* 7 }} \[red\]"  # as Markdown
+)
+
+
+@pytest.mark.parametrize("console", [{}, {"force_terminal": True, "color_system": "truecolor"}])
+def test_a_name_is_shown_without_what_would_steer_a_terminal_or_mark_it_up(console):
+    assert sanitize(NAME) == SHOWN
     rows = [{**row, "name": NAME} for row in ROWS]
-    assert sanitize(NAME) == "a [31m|`x` &lt; https://evil.org www.evil.org !me"
-    assert score_table(rows).splitlines()[3].startswith(sanitize(NAME) + "  .250 / .500")
+    assert printed(rows, width=120, **console)[3].startswith(f"{SHOWN}  .250 / .500")
+    renamed = [{**row, "dev": {NAME: 1.0}, "test": {NAME: 1.0}} for row in ROWS]
+    text = " ".join(" ".join(printed(renamed, width=200)).split())
+    assert "https://evil.org" in text and "[red]" in text and "\x1b" not in text
 
 
-def test_no_name_is_a_link_an_entity_or_a_cell_of_the_report():
-    text = report({NAME: 1.0})
-    assert r"| a \[31m\|\`x\` \&lt; https\://evil.org www\.evil.org \!me | +1.0000 |" in text
-    assert "\x1b" not in text and "\u202e" not in text
+def test_no_name_is_a_link_an_entity_or_a_cell_of_the_report_and_of_the_card():
+    task = {"metric": "exact_match", "dev": 4, "test": 8, "version": NAME}
+    rows = [{"name": NAME, "dev": {NAME: 1.0}, "test": {NAME: 1.0}}]
+    changes = {"tasks": {NAME: task}, "scores": rows}
+    report = report_markdown(result({NAME: 1.0}, **changes))
+    assert f"| {ESCAPED} | +1.0000 |" in report
+    assert f"| model | {ESCAPED} | mean |" in report
+    assert f"| {ESCAPED} | exact_match | 4 | 8 | {ESCAPED} |" in report
+    card = model_card(result({NAME: 1.0}, **changes), NAME)
+    assert f"of one base model, {ESCAPED}.\n" in card
+    assert f"| {ESCAPED} | +1.0000 |" in card and f"| model | {ESCAPED} | mean |" in card
+    for text in (report, card):
+        assert "\x1b" not in text and "\u202e" not in text and NAME not in text
+
+
+def test_markup_in_a_name_does_not_reach_the_report():
+    text = report_markdown(result({"a|b": 0.5, "<script>": -1.0}))
+    assert "| a\\|b | +0.5000 |" in text and "| \\<script\\> | -1.0000 |" in text
+
+
+@pytest.mark.parametrize(
+    ("base", "base_model"),
+    [("org/model", "org/model"), ("/home/me/model", None), ("model", None), ("a\n---\nb/c", None)],
+)
+def test_the_card_names_the_base_in_its_metadata_where_the_hub_can_have_it(base, base_model):
+    card = model_card(result({"a": 0.5, "b": -1.0}), base)
+    _, metadata, text = card.split("---\n", 2)
+    found = yaml.safe_load(metadata)
+    assert found.get("base_model") == base_model and found["library_name"] == "peft"
+    assert {"lora", "merge", "evogm"} <= set(found["tags"])
+    assert "| a | +0.5000 |\n| b | -1.0000 |" in text
+    assert "| EvoGM | .750 / .125 | .500 / -0.250 | .625 / -0.062 |" in text

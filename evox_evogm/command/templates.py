@@ -1,0 +1,54 @@
+"""Markdown pages from the jinja2 templates beside this file, in which no name is markup."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from evox_evogm.command.escaping import escape_markdown
+
+BAR_LENGTH = 20  # characters of the largest coefficient
+
+
+def render(template: str, **values) -> str:
+    """A page from a template. Texts are escaped unless the template says `safe`.
+
+    :param template: the name of a file beside this one.
+    :param values: what the template names.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        finalize=_escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["row"] = table_row
+    environment.filters["bar"] = bar
+    return environment.get_template(template).render(values)
+
+
+def _escape(value):
+    """What a page shows of a value: a text as Markdown that reads the same."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return escape_markdown(value)
+    return value
+
+
+def table_row(cells: Iterable) -> Markup:
+    """A line of a Markdown table."""
+    escaped = [str(_escape(cell)) for cell in cells]
+    return Markup(f"| {' | '.join(escaped)} |")
+
+
+def bar(value: float, coefficients: Iterable[float]) -> str:
+    """A coefficient as a bar of plus or minus signs.
+
+    :param coefficients: all of them; the largest gets the longest bar.
+    """
+    largest = max(abs(coefficient) for coefficient in coefficients)
+    if not largest:
+        return ""
+    return ("+" if value > 0 else "-") * round(BAR_LENGTH * abs(value) / largest)

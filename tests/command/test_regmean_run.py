@@ -1,0 +1,80 @@
+"""Runs around the RegMean merge: their result, resuming, and settings that name no tasks."""
+
+import json
+
+import pytest
+from builders import change_settings, history, merge
+
+from evox_evogm.resume.resumable_search import ResumableSearch
+
+SHORT = {"algorithm": "SurrogateEvoGM", "search": {"epochs": 2}}
+
+
+def rows_of(out):
+    """The rows of the final table by name."""
+    result = json.loads((out / "result.json").read_text())
+    return {row["name"]: row for row in result["scores"]}
+
+
+def test_the_result_shows_the_regmean_merge_beside_the_experts_as_they_are(project, capsys):
+    change_settings(project, regmean={"first": "sums", "second": ["quiz", "sums"]}, **SHORT)
+    assert merge(project) == 0
+    out = project / "out"
+    first_evaluation = history(out)[0]
+    assert first_evaluation["coefficients"] == [1.0, 1.0]
+    result = json.loads((out / "result.json").read_text())
+    assert result["adapter"]["largest_relative_difference"] < 1e-6
+    rows = rows_of(out)
+    assert list(rows) == ["base", "first", "second", "average", "RegMean", "SurrogateEvoGM"]
+    assert rows["RegMean"]["dev"] == first_evaluation["tasks"]
+    assert "1 for each is the RegMean merge" in (out / "report.md").read_text()
+    shown = capsys.readouterr().out
+    assert "regressing the experts on their tasks" in shown
+    assert "coefficients of the regressed experts: first" in shown
+
+    change_settings(project, regmean=...)
+    assert merge(project, out="plain") == 0
+    plain = rows_of(project / "plain")
+    for name in ("base", "first", "second", "average"):
+        assert rows[name]["test"] == pytest.approx(plain[name]["test"])
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(project, monkeypatch):
+    def stop_after_two_steps(search, steps):
+        run(search, 2)
+        raise KeyboardInterrupt
+
+    change_settings(project, regmean={"first": "sums", "second": "quiz"}, **SHORT)
+    assert merge(project, out="whole") == 0
+    run = ResumableSearch.run
+    monkeypatch.setattr(ResumableSearch, "run", stop_after_two_steps)
+    assert merge(project, out="cut") == 130
+    monkeypatch.setattr(ResumableSearch, "run", run)
+    assert len(history(project / "cut")) == 8
+    assert merge(project, out="cut") == 0
+    assert history(project / "cut") == history(project / "whole")
+    results = []
+    for out in ("cut", "whole"):
+        results.append(json.loads((project / out / "result.json").read_text()))
+    assert results[0]["coefficients"] == results[1]["coefficients"]
+    assert results[0]["scores"] == results[1]["scores"]
+    change_settings(project, regmean={"first": "quiz", "second": "sums"})
+    assert merge(project, out="cut") == 2
+
+
+@pytest.mark.parametrize(
+    "regmean, words",
+    [
+        (True, "expected for expert 'first' some of the tasks sums, quiz, found"),
+        ("sums", "expected true, or a table"),
+        ({"first": "sums"}, "expert 'second' was made for, found none"),
+        ({"first": [["sums"]], "second": "quiz"}, "expected for expert 'first' some of the tasks"),
+        ({"first": "sums", "second": []}, "expected for expert 'second' some of the tasks"),
+    ],
+)
+def test_settings_that_name_no_task_for_an_expert_end_in_a_sentence(
+    project, capsys, regmean, words
+):
+    change_settings(project, regmean=regmean)
+    assert merge(project) == 2
+    assert words in capsys.readouterr().err
