@@ -1,50 +1,65 @@
 """A search that goes on after the end of its process, as if it had not been interrupted.
 
-Every evaluation is written to a journal before it counts, and the state of the workflow after every step. A later process
-reads both, repeats the step that was cut off from the state before it, and takes the evaluations of that step that are in
-the journal.
+Every evaluation is written to a journal before it counts, and the state of the workflow after
+every step. A later process reads both. It repeats the step that was cut off, from the state before
+it, and takes the evaluations of that step that are in the journal.
 """
 
-import hashlib
 import json
-import math
-import pickle
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
-from evox.core import Problem
+from evox.workflows import StdWorkflow
 
 from evox_evogm.resume.atomic_write import atomic_write
+from evox_evogm.resume.fingerprint import RANDOM, differing, fingerprint, outside_the_state
 from evox_evogm.resume.journal import Journal
+from evox_evogm.resume.journaled_problem import JournaledProblem
+from evox_evogm.resume.ranks import is_rank_0, read_on_rank_0
 
 JOURNAL, STATE = "history.jsonl", "state.safetensors"
 FORMAT = 2  # of the state file
-RANDOM = "random state"  # of the CPU's generator; of a GPU's with its name behind
+RANDOM_CUDA = f"{RANDOM} cuda"  # of the GPU's generator
+
+
+class SavedState(NamedTuple):
+    """What a state file holds."""
+
+    tensors: dict[str, torch.Tensor]
+    """By name in the workflow, and the random states."""
+    steps: int
+    """How many steps were made."""
+    evaluations: int
+    """How many evaluations were made until then."""
+    made: dict[str, str]
+    """The fingerprint of the workflow before its first step."""
 
 
 class ResumableSearch:
     """Runs an EvoX workflow step by step, on disk.
 
         search = ResumableSearch(workflow, "runs/mine")
-        search.run(8)  # in a later process, with the workflow made and seeded as before, this goes on
+        search.run(8)  # goes on in a later process, with the workflow made and seeded as before
         search.close()
 
-    A problem with `on_evaluations` and `recall`, as `LoRAMergeProblem` has them, is written down by the candidates that it
-    evaluates together, with their scores by task and example; any other, a `DistributedProblem` too, by populations, with
-    the fitness alone. Monitors get back the tensors of their state; their lists (histories) begin with the process. Under
-    `torchrun` rank 0 writes, and the others hear what it has read.
+    - **Journal**: `LoRAMergeProblem`, and any problem with `on_evaluations` and `load_history`, is
+      written down by the candidates that it evaluates together, with scores by task and example.
+      Other problems, `DistributedProblem` too, are written down by populations, with the fitness.
+    - **Monitors** get back the tensors of their state. Their lists (histories) begin anew.
+    - **Ranks**: under `torchrun` rank 0 reads and writes, and the others receive what it has read.
+    - **Algorithms** must keep their state in tensors (`Mutable`).
+    - **Failures** that no saved state counts are evaluated again.
 
-    The search goes on bit for bit if evaluating draws no random numbers and keeps no state. Of other problems a population
-    that was written down just before the end is not evaluated again, so that what follows draws other numbers. Evaluations
-    that failed and that no saved state counts are made again. An algorithm must keep its state in tensors (`Mutable`).
+    The search goes on bit for bit if evaluating draws no random numbers and keeps no state. With
+    other problems a population that was written down just before the end is not evaluated again,
+    so that what follows draws other numbers.
     """
 
     def __init__(
         self,
-        workflow,
+        workflow: StdWorkflow,
         folder,
         *,
         describe: Callable[[int], Mapping] = lambda step: {},
@@ -54,20 +69,23 @@ class ResumableSearch:
 
         :param workflow: a `StdWorkflow`; its problem is wrapped.
         :param folder: where `history.jsonl` and `state.safetensors` are; made if it is missing.
-        :param describe: what else to write down with the evaluations of a step, by its number from 0.
+        :param describe: what else to write down with the evaluations of a step, by its number from
+            0.
         :param journal: the folder's `history.jsonl`, if it is open already.
-        :raises ValueError: if another process has the folder, or if its files are damaged or do not fit the workflow; if the
-            workflow has been stepped, as far as its algorithm counts `steps`.
+        :raises ValueError: if another process has the folder; if its files are damaged or do not
+            fit the workflow; if the workflow has been stepped, as far as its algorithm counts
+            `steps`.
         """
-        if int(getattr(workflow.algorithm, "steps", 0)) > 0:
+        stepped = int(getattr(workflow.algorithm, "steps", 0))
+        if stepped > 0:
             raise ValueError(
-                f"workflow: expected one that has not been stepped, found {int(workflow.algorithm.steps)} steps"
+                f"workflow: expected one that has not been stepped, found {stepped} steps"
             )
         self.workflow, self.folder = workflow, Path(folder)
         self.steps = 0
-        self.journal = journal
         self.made = fingerprint(workflow)
-        if _rank() == 0 and journal is None:
+        self.journal = journal
+        if is_rank_0() and journal is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.journal = Journal(self.folder / JOURNAL)
         self.problem = JournaledProblem(workflow.problem, self.journal, describe)
@@ -81,22 +99,28 @@ class ResumableSearch:
     @property
     def records(self) -> list[dict]:
         """What the journal holds (rank 0)."""
+        assert self.journal is not None
         return self.journal.records
 
     def run(self, steps: int) -> None:
-        """Go on until the workflow has made so many steps, `init_step` among them."""
+        """Go on until the workflow has made so many steps, `init_step` among them.
+
+        :raises ValueError: if the search does not repeat itself, or if its algorithm keeps state
+            outside its tensors.
+        """
+        algorithm = self.workflow.algorithm
         while self.steps < steps:
             self.problem.step = self.steps
-            before = outside_the_state(self.workflow.algorithm)
+            before = outside_the_state(algorithm)
             if self.steps == 0:
                 self.workflow.init_step()
             else:
                 self.workflow.step()
-            changed = differing(before, outside_the_state(self.workflow.algorithm))
+            changed = differing(before, outside_the_state(algorithm))
             if changed is not None:
                 raise ValueError(
-                    f"algorithm: expected one that keeps its state in tensors (Mutable), found that a step changes {changed}; "
-                    "a later process could not go on with it"
+                    "algorithm: expected one that keeps its state in tensors (Mutable), found that "
+                    f"a step changes {changed}; a later process could not go on with it"
                 )
             self.steps += 1
             self._save()
@@ -113,251 +137,116 @@ class ResumableSearch:
         self.close()
 
     def _device(self) -> torch.device:
+        """Where the workflow keeps its state."""
         return next(iter(self.workflow.state_dict().values()), torch.empty(0)).device
 
     def _save(self) -> None:
-        """Write the state whole or not at all."""
+        """Write the state whole or not at all (rank 0)."""
         if self.journal is None:
             return
-        from safetensors.torch import save
-
-        # Cloned, because safetensors takes no tensors that share memory or have gaps.
-        copy = {"memory_format": torch.contiguous_format}
-        tensors = {
-            name: value.detach().cpu().clone(**copy)
-            for name, value in self.workflow.state_dict().items()
-        }
+        tensors = dict(self.workflow.state_dict())
         tensors[RANDOM] = torch.get_rng_state()
         if self._device().type == "cuda":
-            tensors[f"{RANDOM} cuda"] = torch.cuda.get_rng_state(self._device())
-        metadata = {
-            "format": str(FORMAT),
-            "steps": str(self.steps),
-            "evaluations": str(self.problem.position),
-        }
-        metadata["made"] = json.dumps(self.made)
-        atomic_write(self.folder / STATE, save(tensors, metadata=metadata))
+            tensors[RANDOM_CUDA] = torch.cuda.get_rng_state(self._device())
+        state = SavedState(tensors, self.steps, self.problem.position, self.made)
+        write_state(self.folder / STATE, state)
 
     def _load(self) -> None:
-        """Put the workflow where the last whole step left it."""
-        found = [self._read() if _rank() == 0 else None]
-        if _ranks() > 1:
-            dist.broadcast_object_list(found, src=0)
-        if found[0] is not None:
-            tensors, self.steps, self.problem.position = found[0]
-        if self.journal is not None:
-            self.problem.load_history()
-        if found[0] is None:
-            return
-        device = self._device()
-        torch.set_rng_state(tensors.pop(RANDOM))
-        if (cuda := tensors.pop(f"{RANDOM} cuda", None)) is not None and device.type == "cuda":
-            torch.cuda.set_rng_state(cuda, device)
-        for name, value in tensors.items():
-            owner, _, leaf = name.rpartition(".")
-            module = self.workflow.get_submodule(owner)
-            if leaf in module._parameters:
-                module._parameters[leaf].data = value.to(device)
-            else:  # assigned, not copied: some monitors change the shapes of their tensors
-                module._buffers[leaf] = value.to(device)
+        """Bring the workflow to where the last whole step left it."""
+        state = read_on_rank_0(self._read)
+        if state is not None:
+            self.steps, self.problem.position = state.steps, state.evaluations
+        self.problem.load_history()
+        if state is not None:
+            load_tensors(self.workflow, state.tensors, self._device())
 
-    def _read(self) -> tuple[dict[str, torch.Tensor], int, int] | None:
-        """The tensors of the last whole step, the number of steps, and of evaluations made until then."""
-        from safetensors import SafetensorError, safe_open
+    def _read(self) -> SavedState | None:
+        """The state of the last whole step, or None if there is none.
 
+        :raises ValueError: if it does not fit the workflow and the journal.
+        """
+        assert self.journal is not None
         path = self.folder / STATE
-        if not path.exists():
+        state = read_state(path) if path.exists() else None
+        if state is None:
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                metadata, tensors = (
-                    file.metadata() or {},
-                    {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
-                )
-        except SafetensorError as error:
-            raise ValueError(f"{path}: expected a state in safetensors, found {error}") from error
-        if metadata.get("format") != str(FORMAT):
-            found = metadata.get("format")
-            raise ValueError(
-                f"{path}: expected format {FORMAT}, found {found}, which another version of evox-evogm wrote"
-            )
-        changed = differing(json.loads(metadata.get("made", "{}")), self.made)
+        changed = differing(state.made, self.made)
         if changed is not None:
             raise ValueError(
-                f"{path}: expected the state of this workflow, found one that was made or seeded with another {changed}"
+                f"{path}: expected the state of this workflow, "
+                f"found one that was made or seeded with another {changed}"
             )
-        evaluations = int(metadata["evaluations"])
-        if evaluations > len(self.journal.records):
-            found = len(self.journal.records)
-            raise ValueError(
-                f"{self.journal.path}: expected the {evaluations} evaluations of the state, found {found}"
-            )
-        return tensors, int(metadata["steps"]), evaluations
+        found = len(self.journal.records)
+        if state.evaluations > found:
+            expected = f"expected the {state.evaluations} evaluations of the state"
+            raise ValueError(f"{self.journal.path}: {expected}, found {found}")
+        return state
 
 
-class JournaledProblem(Problem):
-    """A problem whose evaluations are written to a journal, or taken from it where it has them."""
+def write_state(path: Path, state: SavedState) -> None:
+    """Write a state file whole or not at all.
 
-    def __init__(
-        self, problem: Problem, journal: Journal | None, describe: Callable[[int], Mapping]
-    ):
-        super().__init__()
-        self.problem = problem
-        self.journal = journal
-        self.describe = describe
-        self.step = 0
-        self.position = 0  # how many evaluations of the journal have been made or repeated
-        self.by_candidates = hasattr(problem, "load_history")
-        if self.by_candidates:
-            self.listener, problem.on_evaluations = problem.on_evaluations, self._note_candidates
+    :raises OSError: if it cannot be written; the file is then as before.
+    """
+    from safetensors.torch import save
 
-    def load_history(self) -> None:
-        """Tell a problem that evaluates by candidates what is known.
-
-        Failures that no state counts are forgotten, with what was written after them: it will be written again.
-        """
-        if not self.by_candidates:
-            return
-        records = self.journal.records
-        self.problem.load_history(records)
-        failed = (
-            number
-            for number in range(self.position, len(records))
-            if records[number].get("failure")
-        )
-        self.journal.cut(next(failed, len(records)))
-
-    @torch.compiler.disable
-    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
-        """Evaluate a population, or find it in the journal.
-
-        :raises ValueError: if the journal has other points at this place: the search does not repeat itself.
-        """
-        if self.by_candidates:
-            return self.problem.evaluate(pop)
-        known = [self._known(pop) if _rank() == 0 else None]
-        if _ranks() > 1:
-            dist.broadcast_object_list(known, src=0)
-        if known[0] is not None:
-            self.position += len(pop)
-            return torch.tensor(numbers(known[0]), dtype=pop.dtype, device=pop.device)
-        start = time.perf_counter()
-        fitness = self.problem.evaluate(pop)
-        seconds = (time.perf_counter() - start) / len(pop)
-        if self.journal is not None:
-            rows = zip(pop.detach().tolist(), fitness.tolist(), strict=True)
-            self._append(
-                [
-                    {"coefficients": point, "fitness": value, "seconds": seconds}
-                    for point, value in rows
-                ]
-            )
-        self.position += len(pop)
-        return fitness
-
-    def _known(self, pop: torch.Tensor) -> list | None:
-        found = self.journal.records[self.position : self.position + len(pop)]
-        if not found:
-            return None
-        self._check([record["coefficients"] for record in found], pop.detach().tolist())
-        return [record["fitness"] for record in found]
-
-    def _note_candidates(self, evaluations: list) -> None:
-        found = self.journal.records[self.position : self.position + len(evaluations)]
-        if found:
-            self._check(
-                [record["coefficients"] for record in found],
-                [list(e.coefficients) for e in evaluations],
-            )
-        else:
-            self._append([evaluation.as_record() for evaluation in evaluations])
-        self.position += len(evaluations)
-        if self.listener is not None:
-            self.listener(evaluations)
-
-    def _append(self, rows: list[dict]) -> None:
-        numbered = enumerate(rows, self.position)
-        self.journal.append(
-            [
-                {"evaluation": number, "step": self.step, **self.describe(self.step), **plain(row)}
-                for number, row in numbered
-            ]
-        )
-
-    def _check(self, written: list, repeated: list) -> None:
-        if written != plain(repeated):
-            raise ValueError(
-                f"{self.journal.path}: expected to repeat evaluation {self.position} of step {self.step}, found other points; "
-                "this search was made or seeded differently, or in another environment"
-            )
-
-
-def fingerprint(workflow) -> dict[str, str]:
-    """What a workflow was made with, as digests by name: its tensors, the settings of its algorithm, the random state."""
-    made = {name: _digest(value) for name, value in workflow.state_dict().items()}
-    for name, value in _own(workflow.algorithm).items():
-        # Of other things `repr` may tell the address, which differs between processes.
-        if all(
-            isinstance(v, (bool, int, float, str))
-            for v in (value if isinstance(value, (list, tuple)) else [value])
-        ):
-            made[f"algorithm.{name}"] = _digest(repr(value).encode())
-    return {**made, RANDOM: _digest(torch.get_rng_state())}
-
-
-def outside_the_state(algorithm: torch.nn.Module) -> dict[str, str]:
-    """Digests of whatever an algorithm keeps beside its parameters and buffers, by name."""
-    found = {}
-    for path, module in algorithm.named_modules():
-        for name, value in _own(module).items():
-            try:
-                content = value if isinstance(value, torch.Tensor) else pickle.dumps(value)
-            except Exception:  # functions and the like, which hold no state of a search
-                continue
-            found[f"{path}.{name}".lstrip(".")] = _digest(content)
-    return found
-
-
-def differing(one: Mapping[str, str], other: Mapping[str, str]) -> str | None:
-    """The first name under which two tables differ."""
-    return next(
-        (repr(n) for n in sorted(one.keys() | other.keys()) if one.get(n) != other.get(n)), None
-    )
-
-
-def _own(module: torch.nn.Module) -> dict:
-    """The attributes of a module that torch does not keep for it."""
-    return {
-        name: value for name, value in vars(module).items() if name not in vars(torch.nn.Module())
+    tensors = {}
+    for name, value in state.tensors.items():
+        # Cloned, because safetensors takes no tensors that share memory or have gaps.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    metadata = {
+        "format": str(FORMAT),
+        "steps": str(state.steps),
+        "evaluations": str(state.evaluations),
+        "made": json.dumps(state.made),
     }
+    atomic_write(path, save(tensors, metadata=metadata))
 
 
-def _digest(content: torch.Tensor | bytes) -> str:
-    digest = hashlib.sha256()
-    if isinstance(content, torch.Tensor):
-        digest.update(f"{content.dtype}{tuple(content.shape)}".encode())
-        content = content.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    digest.update(content)
-    return digest.hexdigest()[:16]
+def read_state(path: Path) -> SavedState:
+    """Read a state file.
+
+    :raises ValueError: if it is damaged, or if another version wrote it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            for name in file.keys():  # noqa: SIM118  not a table
+                tensors[name] = file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a state in safetensors, found {error}") from error
+    found = metadata.get("format")
+    if found != str(FORMAT):
+        raise ValueError(
+            f"{path}: expected format {FORMAT}, found {found}, "
+            "which another version of evox-evogm wrote"
+        )
+    made = json.loads(metadata.get("made", "{}"))
+    return SavedState(tensors, int(metadata["steps"]), int(metadata["evaluations"]), made)
 
 
-def plain(value):
-    """The same for JSON, in which a number that is not finite has to be its name: nan, inf or -inf."""
-    if isinstance(value, Mapping):
-        return {name: plain(element) for name, element in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(element) for element in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def load_tensors(
+    workflow: torch.nn.Module, tensors: Mapping[str, torch.Tensor], device: torch.device
+) -> None:
+    """Bring a workflow's tensors, and the random state, to those of a state file.
 
-
-def numbers(value):
-    """The numbers that `plain` was given."""
-    return [numbers(element) for element in value] if isinstance(value, list) else float(value)
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    :param device: where the workflow keeps its tensors.
+    """
+    for name, value in tensors.items():
+        if name == RANDOM:
+            torch.set_rng_state(value)
+            continue
+        if name == RANDOM_CUDA:
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(value, device)
+            continue
+        owner, _, leaf = name.rpartition(".")
+        module = workflow.get_submodule(owner)
+        parameter = module._parameters.get(leaf)
+        if parameter is not None:
+            parameter.data = value.to(device)
+        else:  # assigned, not copied: some monitors change the shapes of their tensors
+            module._buffers[leaf] = value.to(device)

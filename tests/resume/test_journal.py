@@ -1,15 +1,25 @@
-"""What is on disk counts, what is torn does not, and what is damaged is refused."""
+"""What is on disk counts, what is truncated does not, and what is damaged is refused."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import resource
-import sys
+import signal
+import time
 
 import pytest
 
-from evox_evogm.resume.journal import Journal, decode_record, encode_record, read_blocks
+from evox_evogm.resume.journal import (
+    Journal,
+    decode_record,
+    encode_record,
+    from_json,
+    lock_path,
+    read_blocks,
+    to_json,
+)
 
 BLOCKS = [
     [{"x": 1}],
@@ -20,7 +30,17 @@ ALL = [record for block in BLOCKS for record in block]
 
 
 def read(path):
-    return [record for block, _ in read_blocks(path) for record in block]
+    records = []
+    for block in read_blocks(path):
+        records += block.records
+    return records
+
+
+def lines_of(block):
+    lines = []
+    for index, record in enumerate(block):
+        lines.append(encode_record({**record, "block": [index, len(block)]}))
+    return "".join(lines).encode()
 
 
 @pytest.fixture
@@ -48,27 +68,27 @@ def test_every_line_is_json_and_its_checksum_is_that_of_the_rest(written):
 
 def test_whatever_is_cut_off_at_the_end_leaves_the_whole_blocks_before_it(written):
     whole = written.read_bytes()
-    ends = [0]
-    for block in BLOCKS:
-        lines = [
-            encode_record({**record, "block": [i, len(block)]}) for i, record in enumerate(block)
-        ]
-        ends.append(ends[-1] + len("".join(lines).encode()))
+    first, second, third = map(len, map(lines_of, BLOCKS))
     for length in range(len(whole) + 1):
         written.write_bytes(whole[:length])
-        kept = sum(end <= length for end in ends) - 1
-        expected = [record for block in BLOCKS[:kept] for record in block]
+        expected = []
+        if length >= first:
+            expected += BLOCKS[0]
+        if length >= first + second:
+            expected += BLOCKS[1]
+        if length >= first + second + third:
+            expected += BLOCKS[2]
         with Journal(written) as journal:
             assert journal.records == expected
             journal.append([{"x": "next"}])
         assert read(written) == [*expected, {"x": "next"}]
 
 
-def test_opening_changes_nothing_and_the_torn_block_goes_when_the_next_is_written(written):
-    torn = written.read_bytes()[:-5]
-    written.write_bytes(torn)
+def test_opening_changes_nothing_and_the_truncated_block_goes_when_the_next_is_written(written):
+    truncated = written.read_bytes()[:-5]
+    written.write_bytes(truncated)
     with Journal(written) as journal:
-        assert journal.records == ALL[:3] and written.read_bytes() == torn
+        assert journal.records == ALL[:3] and written.read_bytes() == truncated
         journal.append([{"x": 4}])
     assert read(written) == [*ALL[:3], {"x": 4}]
 
@@ -85,13 +105,12 @@ def test_damage_is_refused_wherever_it_is_and_nothing_is_cut_off(written):
     assert len(written.read_bytes()) == len(whole)
 
 
-def test_a_torn_block_may_have_holes_as_a_machine_without_power_leaves_them(written):
+def test_a_truncated_block_may_have_holes_as_a_machine_without_power_leaves_them(written):
     lines = written.read_bytes().splitlines(keepends=True)
-    written.write_bytes(
-        b"".join(lines[:4]) + b"\0" * (len(lines[4]) - 1) + b"\n"
-    )  # the last of three is missing
+    hole = b"\0" * (len(lines[4]) - 1) + b"\n"
+    written.write_bytes(b"".join(lines[:4]) + hole)  # the last of three is missing
     assert read(written) == ALL[:3]
-    written.write_bytes(b"".join(lines[:4]) + b"\0" * (len(lines[4]) - 1) + b"\n" + lines[5])
+    written.write_bytes(b"".join(lines[:4]) + hole + lines[5])
     with pytest.raises(ValueError, match="found line 5 damaged"):
         read(written)
 
@@ -103,7 +122,8 @@ def test_a_line_that_is_missing_in_the_middle_is_refused(tmp_path, missing):
         for first, size in ((0, 1), (1, 2), (3, 1), (4, 2)):
             journal.append([{"evaluation": first + index} for index in range(size)])
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:missing] + lines[missing + 1 :]))
+    del lines[missing]
+    path.write_bytes(b"".join(lines))
     with pytest.raises(
         ValueError, match="expected every record in its order, found one missing before line"
     ):
@@ -127,6 +147,12 @@ def test_numbers_that_json_lacks_are_refused(written):
     assert read(written) == ALL
 
 
+def test_numbers_that_json_lacks_are_written_by_their_names_and_read_again():
+    values = [[1.5, float("nan")], [float("inf"), -float("inf")]]
+    assert to_json({"x": values, "y": None}) == {"x": [[1.5, "nan"], ["inf", "-inf"]], "y": None}
+    assert repr(from_json(to_json(values))) == repr(values)
+
+
 def test_blocks_can_be_forgotten_and_written_otherwise(written):
     with Journal(written) as journal:
         journal.cut(4)  # in the middle of the last block
@@ -135,69 +161,155 @@ def test_blocks_can_be_forgotten_and_written_otherwise(written):
     assert read(written) == [*ALL[:3], {"x": "other"}]
 
 
-def open_elsewhere(path, said):
+def start_process(function, *arguments):
+    """A forked process, and the queue that it puts its findings in."""
+    context = multiprocessing.get_context("fork")
+    findings = context.Queue()
+    process = context.Process(target=function, args=(*arguments, findings))
+    process.start()
+    return process, findings
+
+
+def open_journal(path, findings):
     try:
         Journal(path)
-        said.load("opened")
+        findings.put("opened")
     except ValueError as error:
-        said.load(str(error))
+        findings.put(str(error))
+
+
+def open_in_another_process(path):
+    process, findings = start_process(open_journal, path)
+    found = findings.get(timeout=30)
+    process.join()
+    return found
+
+
+REFUSED = "expected no other process on this run, found one that is writing it"
 
 
 def test_a_second_process_is_refused_until_the_first_has_closed(written):
-    context = multiprocessing.get_context("fork")
-    said = context.Queue()
     with Journal(written):
-        process = context.Process(target=open_elsewhere, args=(written, said))
-        process.start()
-        assert "expected no other process on this run, found one that is writing it" in said.get(
-            timeout=30
-        )
+        assert REFUSED in open_in_another_process(written)
+    assert open_in_another_process(written) == "opened"
+
+
+def test_a_second_object_of_the_same_process_is_refused(written):
+    with (
+        Journal(written),
+        pytest.raises(ValueError, match=r"or an object of this one, without close\(\)"),
+    ):
+        Journal(written)
+
+
+def hold_until_killed(path, findings):
+    journal = Journal(path)
+    journal.append([{"x": "held"}])
+    findings.put("opened")
+    time.sleep(60)
+
+
+def test_the_journal_of_a_killed_process_is_free_and_has_what_it_wrote(written):
+    process, findings = start_process(hold_until_killed, written)
+    assert findings.get(timeout=30) == "opened"
+    with pytest.raises(ValueError, match=REFUSED):
+        Journal(written)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert lock_path(written).exists()
+    with Journal(written) as journal:
+        assert journal.records == [*ALL, {"x": "held"}]
+
+
+def test_a_closed_journal_leaves_no_lock_file(written):
+    assert [path.name for path in written.parent.iterdir()] == ["history.jsonl"]
+
+
+@pytest.mark.parametrize("content", [None, b"rubbish"])
+def test_a_refused_journal_leaves_no_lock_file(tmp_path, content):
+    path = tmp_path / "history.jsonl"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises((ValueError, OSError)):
+        Journal(path)
+    assert not lock_path(path).exists()
+
+
+def test_an_empty_journal_can_be_removed_with_its_lock(tmp_path):
+    path = tmp_path / "history.jsonl"
+    Journal(path).close(remove_empty=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_journal_with_records_is_never_removed(written):
+    Journal(written).close(remove_empty=True)
+    assert read(written) == ALL
+
+
+def close_journal(journal, findings):
+    journal.close()
+    findings.put("closed")
+
+
+def test_a_fork_that_closes_the_journal_leaves_the_lock_to_its_parent(written):
+    with Journal(written) as journal:
+        process, findings = start_process(close_journal, journal)
+        assert findings.get(timeout=30) == "closed"
         process.join()
-    Journal(written).close()
+        assert REFUSED in open_in_another_process(written)
 
 
-def fill_up(path, said):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 30, resource.RLIM_INFINITY))
-    import signal
+def test_a_lock_whose_file_its_former_owner_removed_does_not_count(tmp_path, monkeypatch):
+    path = tmp_path / "history.jsonl"
+    flock = fcntl.flock
 
+    def flock_after_removal(descriptor, operation):
+        lock_path(path).unlink(missing_ok=True)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_after_removal)
+    with pytest.raises(ValueError, match="expected no other process on this run"):
+        Journal(path)
+
+
+def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch):
+    def no_flock(descriptor, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    with pytest.raises(OSError, match="Function not implemented"):
+        Journal(tmp_path / "history.jsonl")
+
+
+def fill_up(path, findings):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limit = path.stat().st_size + 30
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     journal = Journal(path)
     try:
         journal.append([{"x": "a" * 100}])
     except OSError as error:
-        said.load((error.errno, journal.records == ALL))
+        findings.put((error.errno, journal.records == ALL))
 
 
 def test_a_full_disk_is_an_error_and_costs_nothing_that_was_written(written):
-    context = multiprocessing.get_context("fork")
-    said = context.Queue()
-    process = context.Process(target=fill_up, args=(written, said))
-    process.start()
-    assert said.get(timeout=30) == (errno.EFBIG, True)
+    process, findings = start_process(fill_up, written)
+    assert findings.get(timeout=30) == (errno.EFBIG, True)
     process.join()
     with Journal(written) as journal:
         assert journal.records == ALL
 
 
 def test_after_a_full_disk_the_same_journal_goes_on(written, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "full")
+
     with Journal(written) as journal:
-        with monkeypatch.context() as full:
-            full.setattr(
-                os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
-            )
+        with monkeypatch.context() as full_disk:
+            full_disk.setattr(os, "fsync", full)
             with pytest.raises(OSError, match="full"):
                 journal.append([{"x": "lost"}])
         journal.append([{"x": "kept"}])
     assert read(written) == [*ALL, {"x": "kept"}]
-
-
-def test_a_system_without_locks_is_told_so_only_when_it_opens_a_journal(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    with pytest.raises(
-        ModuleNotFoundError,
-        match="a journal needs the module fcntl, which Python has on Linux and macOS only",
-    ):
-        Journal(tmp_path / "history.jsonl")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

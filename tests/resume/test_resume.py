@@ -2,14 +2,17 @@
 
 import json
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
+from builders import history
 from evox.algorithms import PSO
 from evox.core import Algorithm, Problem
 from evox.workflows import EvalMonitor, StdWorkflow
 
-from evox_evogm import EvoGM, ResumableSearch
+from evox_evogm import EvoGM, ResumableSearch, SurrogateEvoGM, SurrogateSettings
+from evox_evogm.algorithms.gaussian_process import RBF
 from evox_evogm.baselines import CMAES
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 
@@ -29,17 +32,25 @@ class Costly(Problem):
         if self.populations == self.fail_at:
             raise Cut
         self.populations += 1
-        return ((pop - 0.3) ** 2).sum(1) + 0.01 * torch.randn(
-            len(pop)
-        )  # noise: the random state must be restored too
+        noise = 0.01 * torch.randn(len(pop))  # the random state must be restored too
+        return ((pop - 0.3) ** 2).sum(1) + noise
 
 
-def evogm():
-    return EvoGM(5, -torch.ones(3), torch.ones(3), n_iters=2, epochs=5, hidden_dims=(8,))
+BOUND = torch.ones(3)
 
 
-def pso():
-    return PSO(5, -torch.ones(3), torch.ones(3))
+def evogm(pop_size=5, upper=BOUND, epochs=5):
+    return EvoGM(pop_size, -BOUND, upper, n_iters=2, epochs=epochs, hidden_dims=(8,))
+
+
+def surrogate_evogm(**settings):
+    few = {"gaussian_candidates": 20, "crossover_candidates": 10, "generated_candidates": 10}
+    settings = replace(SurrogateSettings(), **few, **settings)
+    return SurrogateEvoGM(5, -BOUND, BOUND, epochs=5, hidden_dims=(8,), settings=settings)
+
+
+def pso(pop_size=5):
+    return PSO(pop_size, -BOUND, BOUND)
 
 
 def workflow_of(make, problem):
@@ -47,15 +58,11 @@ def workflow_of(make, problem):
     return StdWorkflow(make(), problem, EvalMonitor())
 
 
-def history(folder):
-    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in row.items() if name not in ("seconds", "crc32")}
-        for row in rows
-    ]
+def fail(*_):
+    raise Cut
 
 
-@pytest.mark.parametrize("make", [evogm, pso])
+@pytest.mark.parametrize("make", [evogm, surrogate_evogm, pso])
 @pytest.mark.parametrize("cut", [0, 1, 3, 5])
 def test_a_search_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, make, cut):
     whole = ResumableSearch(workflow_of(make, Costly()), tmp_path / "whole")
@@ -72,7 +79,8 @@ def test_a_search_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, make,
     for name, value in whole.workflow.state_dict().items():
         if not name.endswith("_token"):
             assert torch.equal(second.workflow.state_dict()[name], value), name
-    assert second.workflow.monitor.get_best_fitness() == whole.workflow.monitor.get_best_fitness()
+    best = [search.workflow.monitor.get_best_fitness() for search in (whole, second)]
+    assert best[0] == best[1]
 
 
 def test_a_population_that_is_written_but_not_yet_counted_is_not_evaluated_again(
@@ -82,7 +90,7 @@ def test_a_population_that_is_written_but_not_yet_counted_is_not_evaluated_again
     whole.run(4)
     first = ResumableSearch(workflow_of(evogm, Costly()), tmp_path / "cut")
     first.run(2)
-    monkeypatch.setattr(first, "_save", lambda: (_ for _ in ()).throw(Cut))
+    monkeypatch.setattr(first, "_save", fail)
     with pytest.raises(Cut):
         first.run(3)
     first.close()
@@ -113,43 +121,34 @@ def test_the_state_of_another_workflow_is_refused(tmp_path):
     first = ResumableSearch(workflow_of(evogm, Costly()), tmp_path)
     first.run(1)
     first.close()
-    with pytest.raises(
-        ValueError,
-        match="expected the state of this workflow, found one that was made or seeded with another 'algorithm",
-    ):
+    message = (
+        "expected the state of this workflow, "
+        "found one that was made or seeded with another 'algorithm"
+    )
+    with pytest.raises(ValueError, match=message):
         ResumableSearch(workflow_of(pso, Costly()), tmp_path)
 
 
-def larger():
-    return EvoGM(6, -torch.ones(3), torch.ones(3), n_iters=2, epochs=5, hidden_dims=(8,))
-
-
-def wider():
-    return EvoGM(5, -torch.ones(3), 2 * torch.ones(3), n_iters=2, epochs=5, hidden_dims=(8,))
-
-
-def longer():
-    return EvoGM(5, -torch.ones(3), torch.ones(3), n_iters=2, epochs=6, hidden_dims=(8,))
-
-
 @pytest.mark.parametrize(
-    ("make", "seed", "what"),
+    ("make", "change", "seed", "what"),
     [
-        (larger, 3, "algorithm.pop_size"),
-        (wider, 3, "algorithm.center"),
-        (longer, 3, "algorithm.epochs"),
-        (evogm, 4, "random state"),
+        (evogm, {"pop_size": 6}, 3, "algorithm.fitness"),
+        (evogm, {"upper": 2 * BOUND}, 3, "algorithm.center"),
+        (evogm, {"epochs": 6}, 3, "algorithm.epochs"),
+        (evogm, {}, 4, "random state"),
+        (pso, {"pop_size": 6}, 3, "algorithm.fit"),
+        (surrogate_evogm, {"beta": 3.0}, 3, "algorithm.settings"),
+        (surrogate_evogm, {"kernel": RBF}, 3, "algorithm.settings"),
     ],
 )
-def test_the_state_of_another_search_is_refused(tmp_path, make, seed, what):
-    with closing(ResumableSearch(workflow_of(evogm, Costly()), tmp_path)) as first:
+def test_the_state_of_another_search_is_refused(tmp_path, make, change, seed, what):
+    with closing(ResumableSearch(workflow_of(make, Costly()), tmp_path)) as first:
         first.run(1)
     torch.manual_seed(seed)
     with pytest.raises(ValueError, match=f"one that was made or seeded with another '{what}'"):
-        ResumableSearch(StdWorkflow(make(), Costly(), EvalMonitor()), tmp_path)
-    ResumableSearch(
-        workflow_of(evogm, Costly()), tmp_path
-    ).close()  # the refusal has let go of the folder
+        ResumableSearch(StdWorkflow(make(**change), Costly(), EvalMonitor()), tmp_path)
+    # The refusal has let go of the folder.
+    ResumableSearch(workflow_of(make, Costly()), tmp_path).close()
 
 
 class Remembering(Algorithm):
@@ -184,7 +183,10 @@ def cma_es():
     ids=["CMA-ES", "a growing tensor", "a list"],
 )
 def test_an_algorithm_whose_state_is_not_in_tensors_is_refused(tmp_path, make, what):
-    message = rf"algorithm: expected one that keeps its state in tensors \(Mutable\), found that a step changes '{what}'"
+    message = (
+        r"algorithm: expected one that keeps its state in tensors \(Mutable\), "
+        f"found that a step changes '{what}'"
+    )
     with (
         closing(ResumableSearch(workflow_of(make, Costly()), tmp_path)) as search,
         pytest.raises(ValueError, match=message),
@@ -198,16 +200,13 @@ class Odd(Problem):
 
     def evaluate(self, pop):
         fitness = pop.sum(1)
-        return torch.where(
-            fitness > 0,
-            torch.tensor([torch.nan, torch.inf, -torch.inf])[fitness.sign().long() - 1],
-            fitness,
-        )
+        odd = torch.tensor([torch.nan, torch.inf, -torch.inf])[fitness.sign().long() - 1]
+        return torch.where(fitness > 0, odd, fitness)
 
 
 def test_fitness_that_is_no_number_is_written_by_its_name_and_read_again(tmp_path, monkeypatch):
     first = ResumableSearch(workflow_of(evogm, Odd()), tmp_path)
-    monkeypatch.setattr(first, "_save", lambda: (_ for _ in ()).throw(Cut))
+    monkeypatch.setattr(first, "_save", fail)
     with pytest.raises(Cut):
         first.run(1)
     first.close()
@@ -217,9 +216,8 @@ def test_fitness_that_is_no_number_is_written_by_its_name_and_read_again(tmp_pat
     problem = Costly(fail_at=0)  # nothing is evaluated
     with closing(ResumableSearch(workflow_of(evogm, problem), tmp_path)) as second:
         second.run(1)
-    assert [str(value) for value in second.workflow.monitor.latest_fitness.tolist()] == [
-        str(float(value)) for value in written
-    ]
+    found = second.workflow.monitor.latest_fitness.tolist()
+    assert list(map(str, found)) == [str(float(value)) for value in written]
 
 
 @pytest.mark.parametrize(
@@ -250,51 +248,46 @@ def test_a_journal_shorter_than_the_state_says_is_refused(tmp_path):
         ResumableSearch(workflow_of(evogm, Costly()), tmp_path)
 
 
-def test_merges_are_written_down_by_the_candidates_that_are_scored_together(
-    tmp_path, model, tokenizer, make_adapter
-):
+@pytest.fixture
+def make_merging(model, tokenizer, make_adapter):
+    """A function that makes a search for a merge of two experts, and the list of its batches."""
     folders = [make_adapter("first", seed=1), make_adapter("second", seed=2)]
-    task = Task(
-        "add",
-        "1",
-        "gold_log_probability",
-        (Example("a", "1 + 1 =", "2"), Example("b", "2 + 2 =", "4")),
-    )
+    examples = (Example("a", "1 + 1 =", "2"), Example("b", "2 + 2 =", "4"))
+    task = Task("add", "1", "gold_log_probability", examples)
+    bounds = torch.ones(2)
 
     def make(fail_at=None):
         problem = LoRAMergeProblem(
             model, folders, [task], tokenizer=tokenizer, mode="unmerged", candidates_at_once=2
         )
-        score_together, calls = problem.score_together, []
+        score, batches = problem.scorer.score, []
 
-        def scored(pop, *rest, **more):
-            if len(calls) == fail_at:
+        def note_and_score(pop, tasks):
+            if len(batches) == fail_at:
                 raise KeyboardInterrupt
-            calls.append(len(pop))
-            return score_together(pop, *rest, **more)
+            batches.append(len(pop))
+            return score(pop, tasks)
 
-        problem.score_together = scored
+        problem.scorer.score = note_and_score
         torch.manual_seed(5)
-        algorithm = EvoGM(
-            5, -torch.ones(2), torch.ones(2), n_iters=1, epochs=5, hidden_dims=(8,), clamp=False
-        )
-        return StdWorkflow(algorithm, problem, opt_direction="max"), calls
+        algorithm = EvoGM(5, -bounds, bounds, n_iters=1, epochs=5, hidden_dims=(8,), clamp=False)
+        return StdWorkflow(algorithm, problem, opt_direction="max"), batches
 
-    workflow, _ = make()
+    return make
+
+
+def test_merges_are_written_down_by_the_candidates_that_are_scored_together(tmp_path, make_merging):
+    workflow, _ = make_merging()
     ResumableSearch(workflow, tmp_path / "whole").run(3)
     for fail_at in (0, 1, 4, 7):  # in a first, a second and a last block of a population
         folder = tmp_path / str(fail_at)
-        workflow, before = make(fail_at)
-        first = ResumableSearch(workflow, folder)
-        with pytest.raises(KeyboardInterrupt):
+        workflow, before = make_merging(fail_at)
+        with closing(ResumableSearch(workflow, folder)) as first, pytest.raises(KeyboardInterrupt):
             first.run(3)
-        first.close()
-        workflow, after = make()
-        second = ResumableSearch(workflow, folder)
-        second.run(3)
+        workflow, after = make_merging()
+        ResumableSearch(workflow, folder).run(3)
         assert history(folder) == history(tmp_path / "whole")
-        assert [*before, *after] == [2, 2, 1] * 3
+        assert before + after == [2, 2, 1] * 3
     row = history(folder)[0]
-    assert len(row["examples"]["add"]) == 2 and row["score"] == pytest.approx(
-        sum(row["examples"]["add"]) / 2
-    )
+    scores = row["examples"]["add"]
+    assert len(scores) == 2 and row["score"] == pytest.approx(sum(scores) / 2)

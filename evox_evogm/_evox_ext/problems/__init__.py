@@ -1,5 +1,0 @@
-"""Bridge: `evox.problems.LoRAMergeProblem`."""
-
-from evox_evogm.problems.lora_merge import LoRAMergeProblem
-
-__all__ = ["LoRAMergeProblem"]
