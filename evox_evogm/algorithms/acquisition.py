@@ -6,10 +6,19 @@ the predicted fitness less a random multiple of its deviation. Every few points 
 recommendation is, by its mean prediction over perturbed copies.
 """
 
+from typing import Any
+
 import torch
 
 from evox_evogm.algorithms.gaussian_process import Posterior
-from evox_evogm.algorithms.surrogate import Surrogate, SurrogateSettings
+from evox_evogm.algorithms.surrogate import (
+    Outcomes,
+    Surrogate,
+    SurrogateSettings,
+    fill_failures,
+    median_sizes,
+    smoothed_fitness,
+)
 from evox_evogm.algorithms.vmap_operator import vmap_operator
 
 
@@ -27,7 +36,8 @@ def draw_candidates(
     :param generated: an `(M, n)` tensor of points from the generators.
     :return: a `(C, n)` tensor inside [-1, 1].
     """
-    dim, options = points.shape[1], {"generator": generator, "dtype": torch.float64}
+    dim = points.shape[1]
+    options: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
     parents = points[predicted.argsort()[: settings.parents]]
 
     def draw(source: torch.Tensor, count: int) -> torch.Tensor:
@@ -70,7 +80,8 @@ def choose_batch(
     loss_around = surrogate.predict_around(candidates) - surrogate.predict(candidates)
 
     chosen: list[int] = []
-    explained = [[] for _ in posterior.projected]  # per block, by each choice, of the candidates
+    # Per block, what each choice explains of the candidates.
+    explained: list[list[torch.Tensor]] = [[] for _ in posterior.projected]
     for number in range(count):
         predicted, deviation = surrogate.predict_with_deviation(posterior)
         beta = surrogate.beta * torch.randn((), generator=generator, dtype=torch.float64).abs()
@@ -134,8 +145,7 @@ def keep_elites(surrogate: Surrogate, points: torch.Tensor) -> tuple[torch.Tenso
 def recommend(
     points: torch.Tensor,
     fitness: torch.Tensor,
-    weights: torch.Tensor,
-    by_sign: torch.Tensor,
+    outcomes: Outcomes,
     settings: SurrogateSettings,
     *,
     complete_history: bool = True,
@@ -148,14 +158,13 @@ def recommend(
 
     :param points: an `(N, n)` tensor in units of the box, what was evaluated.
     :param fitness: an `(N, 1 + S)` tensor, minimised, as of `Surrogate`.
-    :param weights: an `(S,)` tensor, see `Outcomes`.
-    :param by_sign: an `(S,)` tensor, see `Outcomes`.
+    :param outcomes: what the S columns mean; with weights `(0,)` if there are none.
     :param complete_history: whether these are all evaluations that were made.
     :return: an `(n,)` tensor.
     """
     with torch.device("cpu"):
         evaluated, values = to_cpu(points, fitness)
-        surrogate = Surrogate(evaluated, values, weights.cpu(), by_sign.cpu(), settings)
+        surrogate = Surrogate(evaluated, values, *outcomes_on_cpu(outcomes), settings)
         observed = values[:, 1:].isfinite()
         complete = observed.all(1)
         pruned = observed.any(1) & ~complete
@@ -165,6 +174,45 @@ def recommend(
         if complete.any():
             predicted = torch.where(complete, predicted, torch.inf)
         return evaluated[predicted.argmin()].to(points)
+
+
+def better_of(
+    point: torch.Tensor,
+    fitness: torch.Tensor,
+    points: torch.Tensor,
+    history: torch.Tensor,
+    outcomes: Outcomes,
+    settings: SurrogateSettings,
+) -> torch.Tensor:
+    """A recommended point, or an evaluated one that turned out to be better.
+
+    Better is a smaller smoothed fitness: outcomes that count by their sign count as the probability
+    that they do so on other examples. Of outcomes that count as they are, it is the fitness itself.
+
+    :param point: an `(n,)` tensor.
+    :param fitness: a `(1 + S,)` tensor, what the evaluation of the point gave, minimised.
+    :param points: an `(N, n)` tensor, the evaluated points.
+    :param history: an `(N, 1 + S)` tensor, their fitness with outcomes.
+    :return: an `(n,)` tensor.
+    """
+    with torch.device("cpu"):
+        together = torch.cat([fitness[None], history])
+        candidates, values = to_cpu(torch.cat([point[None], points]), together)
+        weights, by_sign, groups = outcomes_on_cpu(outcomes)
+        observed = values[:, 1:]
+        sizes = median_sizes(fill_failures(observed), by_sign, groups)
+        noise_std = settings.recommend_noise_std * sizes
+        smoothed = smoothed_fitness(observed, weights.double(), by_sign, noise_std)
+        smoothed = torch.where(smoothed.isfinite(), smoothed, torch.inf)  # failed or pruned
+        return candidates[smoothed.argmin()].to(points)
+
+
+def outcomes_on_cpu(outcomes: Outcomes) -> Outcomes:
+    """The tensors of some outcomes on the CPU, the groups spelt out."""
+    weights, by_sign, groups = outcomes
+    if groups is None:
+        groups = torch.zeros_like(by_sign, dtype=torch.int64)
+    return Outcomes(weights.cpu(), by_sign.cpu(), groups.cpu())
 
 
 def to_cpu(points: torch.Tensor, fitness: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,7 +229,9 @@ def select_for_one_run(
     generated: torch.Tensor,
     weights: torch.Tensor,
     by_sign: torch.Tensor,
+    groups: torch.Tensor,
     seed: torch.Tensor,
+    *,
     pop_size: int,
     settings: SurrogateSettings,
 ) -> torch.Tensor:
@@ -191,7 +241,8 @@ def select_for_one_run(
     with torch.device("cpu"):  # whatever the default is
         generator = torch.Generator().manual_seed(int(seed))
         evaluated, values = to_cpu(points[:count], fitness[:count])
-        surrogate = Surrogate(evaluated, values, weights.cpu(), by_sign.cpu(), settings)
+        outcomes = Outcomes(weights.cpu(), by_sign.cpu(), groups.cpu())
+        surrogate = Surrogate(evaluated, values, *outcomes, settings)
         parents, predicted = evaluated, surrogate.predict(evaluated)
         generated = generated.detach().cpu().double()
         rounds = [draw_candidates(parents, predicted, generated, settings, generator)]
@@ -218,11 +269,11 @@ def settings_number(settings: SurrogateSettings) -> int:
     return _SETTINGS.index(settings)
 
 
-def _shapes(points, fitness, count, generated, weights, by_sign, seed, pop_size, settings):
+def _shapes(points, fitness, count, generated, weights, by_sign, groups, seed, pop_size, settings):
     return points.new_empty(len(points), pop_size, points.shape[-1])
 
 
-@vmap_operator("evogm::select_batch", own_dims=(2, 2, 0, 2, 1, 1, 0), shapes=_shapes)
+@vmap_operator("evogm::select_batch", own_dims=(2, 2, 0, 2, 1, 1, 1, 0), shapes=_shapes)
 def select_batch(
     points: torch.Tensor,
     fitness: torch.Tensor,
@@ -230,6 +281,7 @@ def select_batch(
     generated: torch.Tensor,
     weights: torch.Tensor,
     by_sign: torch.Tensor,
+    groups: torch.Tensor,
     seed: torch.Tensor,
     pop_size: int,
     settings: int,
@@ -245,12 +297,14 @@ def select_batch(
     :param generated: a `(K, M, n)` tensor of further candidates.
     :param weights: a `(K, S)` tensor, see `Outcomes`; empty without outcomes.
     :param by_sign: a `(K, S)` tensor, see `Outcomes`.
+    :param groups: a `(K, S)` tensor, see `Outcomes`.
     :param seed: a `(K,)` tensor of whole numbers.
     :param pop_size: P, how many points.
     :param settings: by `settings_number`.
     :return: a `(K, P, n)` tensor inside [-1, 1].
     """
     batches = []
-    for run in zip(points, fitness, count, generated, weights, by_sign, seed, strict=True):
-        batches.append(select_for_one_run(*run, pop_size, _SETTINGS[settings]))
+    tensors = (points, fitness, count, generated, weights, by_sign, groups, seed)
+    for run in zip(*tensors, strict=True):
+        batches.append(select_for_one_run(*run, pop_size=pop_size, settings=_SETTINGS[settings]))
     return torch.stack(batches)

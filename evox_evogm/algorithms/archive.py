@@ -20,7 +20,7 @@ class Archive(NamedTuple):
 
     points: torch.Tensor
     fitness: torch.Tensor
-    count: torch.Tensor
+    count: torch.Tensor  # type: ignore[assignment]  # tuples have a method of this name
 
 
 def empty(capacity: int, dim: int, dtype: torch.dtype, device: torch.device) -> Archive:

@@ -175,7 +175,7 @@ def negative_log_posterior(
     variances = torch.tensor(log_variances, dtype=log_parameters.dtype)
     away = log_parameters - prior_means(dim, prior)
 
-    value, gradient = 0, 0
+    value, gradient = log_parameters.new_zeros(()), torch.zeros_like(log_parameters)
     for block in blocks:
         block_value, block_gradient = negative_log_likelihood(log_parameters, *block, kernel)
         value = value + block_value

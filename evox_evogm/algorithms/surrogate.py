@@ -34,25 +34,28 @@ class Outcomes(NamedTuple):
 
     weights: an `(S,)` tensor of at least 0, what each outcome weighs in the fitness.
     by_sign: an `(S,)` tensor of bool, whether an outcome counts by being above 0, else as it is.
+    groups: an `(S,)` tensor of whole numbers from 0. Outcomes of one group, such as the margins of
+        one task, have one unit. By default all are one group.
     """
 
     weights: torch.Tensor
     by_sign: torch.Tensor
+    groups: torch.Tensor | None = None
 
 
 def winsorize(fitness: torch.Tensor) -> torch.Tensor:
-    """Cap fitness as far above the median as the best is below it; failures get the cap.
+    """Cap every column as far above its median as its best is below it; failures get the cap.
 
     Bad fitness may be bad by orders of magnitude. A process whose length scales are the same
     everywhere would model nothing else.
 
-    :param fitness: an `(N, 1)` tensor, minimised, inf where an evaluation failed.
-    :return: an `(N, 1)` tensor of finite numbers.
+    :param fitness: an `(N, S)` tensor, minimised, inf where an evaluation failed, NaN where nothing
+        was observed.
+    :return: an `(N, S)` tensor of finite numbers, and NaN where nothing was observed.
     """
-    scored = fitness[fitness.isfinite()]
-    if len(scored) == 0:
-        return torch.zeros_like(fitness)
-    return fitness.clamp(max=float(2 * scored.median() - scored.min()))
+    scored = torch.where(fitness.isfinite(), fitness, torch.nan)
+    cap = 2 * scored.nanmedian(0).values - scored.nan_to_num(nan=torch.inf).amin(0)  # (S,)
+    return torch.minimum(fitness, cap.nan_to_num(0.0, posinf=0.0, neginf=0.0))
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class SurrogateSettings:
 
     # What outcomes mean.
     score_transform: Callable[[torch.Tensor], torch.Tensor] = winsorize
-    """Of fitness `(N, 1)` without outcomes."""
+    """Of fitness `(N, 1)` without outcomes, and of outcomes `(N, S)` that count as they are."""
     squash: float = 2.0
     """Outcomes that count by sign are bent by tanh beyond this multiple of their median size."""
     noise_std: float = 0.3
@@ -165,6 +168,7 @@ class Surrogate:
         fitness: torch.Tensor,
         weights: torch.Tensor,
         by_sign: torch.Tensor,
+        groups: torch.Tensor | None = None,
         settings: SurrogateSettings | None = None,
     ):
         """Fit the process.
@@ -174,6 +178,7 @@ class Surrogate:
             others are its outcomes.
         :param weights: an `(S,)` tensor, see `Outcomes`; empty without outcomes.
         :param by_sign: an `(S,)` tensor, see `Outcomes`.
+        :param groups: an `(S,)` tensor, see `Outcomes`.
         """
         self.settings = settings or SurrogateSettings()
         self.has_outcomes = len(weights) > 0
@@ -181,19 +186,18 @@ class Surrogate:
             self.beta = self.settings.beta
             self.weights, self.by_sign = weights.double(), by_sign.bool()
             outcomes = fill_failures(fitness[:, 1:])
-            signed = outcomes[:, self.by_sign]
-            size = torch.tensor(1.0)  # the median size of a signed outcome
-            if signed.numel():
-                size = signed.abs().nanmedian().clamp_min(1e-9)
+            size = median_sizes(outcomes, self.by_sign, groups)  # (S,)
             self.noise_std = self.settings.noise_std * size
             self.recommend_noise_std = self.settings.recommend_noise_std * size
             bend = self.settings.squash * size
-            outcomes = torch.where(self.by_sign, bend * torch.tanh(outcomes / bend), outcomes)
+            bent = bend * torch.tanh(outcomes / bend)
+            capped = self.settings.score_transform(outcomes)
+            outcomes = torch.where(self.by_sign, bent, capped)
         else:
             self.beta = self.settings.score_beta
             self.weights, self.by_sign = torch.ones(1).double(), torch.zeros(1, dtype=torch.bool)
             outcomes = self.settings.score_transform(fitness[:, :1])
-            self.noise_std = self.recommend_noise_std = 0.0
+            self.noise_std = self.recommend_noise_std = torch.zeros(1)
         self.process = GaussianProcess(
             points,
             outcomes,
@@ -231,6 +235,43 @@ class Surrogate:
         for step in self.settings.perturbation_std * noise:
             predictions.append(self.predict(points + step, self.recommend_noise_std))
         return torch.stack(predictions).mean(0)
+
+
+def median_sizes(
+    outcomes: torch.Tensor, by_sign: torch.Tensor, groups: torch.Tensor | None
+) -> torch.Tensor:
+    """For each outcome that counts by its sign the median size in its group, else 1.
+
+    :param outcomes: an `(N, S)` tensor, NaN where nothing was observed.
+    :param by_sign: an `(S,)` tensor, see `Outcomes`.
+    :param groups: an `(S,)` tensor, see `Outcomes`; by default all are one group.
+    :return: an `(S,)` tensor in the unit of each outcome.
+    """
+    if groups is None:
+        groups = torch.zeros(outcomes.shape[1], dtype=torch.int64)
+    sizes = torch.ones(outcomes.shape[1], dtype=outcomes.dtype)
+    for group in groups[by_sign].unique():
+        members = by_sign & (groups == group)
+        median = outcomes[:, members].abs().nanmedian()
+        sizes[members] = median.nan_to_num(1.0).clamp_min(1e-9)
+    return sizes
+
+
+def smoothed_fitness(
+    outcomes: torch.Tensor,
+    weights: torch.Tensor,
+    by_sign: torch.Tensor,
+    noise_std: torch.Tensor,
+) -> torch.Tensor:
+    """The fitness that observed outcomes would have in the mean over noise, an `(N,)` tensor.
+
+    An outcome that counts by its sign counts as the probability that it stays above 0.
+
+    :param outcomes: an `(N, S)` tensor.
+    :param noise_std: an `(S,)` tensor, the deviation of the noise of outcomes that count by sign.
+    """
+    above = torch.special.ndtr(outcomes / noise_std)
+    return torch.where(by_sign, above, outcomes) @ weights
 
 
 def fill_failures(outcomes: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,12 @@ from collections.abc import Sequence
 import torch
 from evox.core import Algorithm, Mutable, Parameter
 
-from evox_evogm.algorithms.acquisition import recommend, select_batch, settings_number
+from evox_evogm.algorithms.acquisition import (
+    better_of,
+    recommend,
+    select_batch,
+    settings_number,
+)
 from evox_evogm.algorithms.archive import Archive, append, empty
 from evox_evogm.algorithms.checks import check_box, check_fitness, check_training
 from evox_evogm.algorithms.generators import generate, initial_parameters, parameter_count
@@ -83,7 +88,7 @@ class SurrogateEvoGM(Algorithm):
         )
         if outcomes is None:
             outcomes = Outcomes(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
-        outcomes = check_outcomes(outcomes)
+        outcomes = check_outcomes(Outcomes(*outcomes))
         if initial_points is None:
             initial_points = lb.new_zeros(0, len(lb))
         check_initial_points(initial_points, lb, ub)
@@ -107,6 +112,7 @@ class SurrogateEvoGM(Algorithm):
         self.initial_points = Mutable(given, device=device)  # (K, n) in units of the box
         self.outcome_weights = Mutable(outcomes.weights.to(self.dtype), device=device)  # (S,)
         self.outcome_by_sign = Mutable(outcomes.by_sign, device=device)  # (S,)
+        self.outcome_groups = Mutable(outcomes.groups, device=device)  # (S,)
         history = empty(max(self.settings.max_points, pop_size), self.dim, self.dtype, device)
         self.points = Mutable(history.points)  # (C, n) in units of the box, best first
         self.fitness = Mutable(history.fitness)  # (C,)
@@ -140,9 +146,11 @@ class SurrogateEvoGM(Algorithm):
         """The point to take when the search is over: the best predicted, not the best observed.
 
         The best score of many that were tried on few examples is in part luck. With outcomes it is
-        the point with the best mean prediction over perturbed copies, evaluated or not. Without
-        outcomes it is the evaluated point with the best predicted fitness. An evaluated point also
-        where evaluations were pruned, or dropped from a full history.
+        the point with the best mean prediction over perturbed copies. If it was not evaluated yet,
+        it is evaluated now, which is one evaluation more. An evaluated point whose outcomes then
+        turn out to be better is taken in its place (`acquisition.better_of`). Without outcomes it
+        is the evaluated point with the best predicted fitness. An evaluated point also where
+        evaluations were pruned, or dropped from a full history.
 
         For one run, not vmapped.
 
@@ -154,14 +162,13 @@ class SurrogateEvoGM(Algorithm):
             raise ValueError(
                 "recommend: expected evaluated points, found none; call init_step first"
             )
-        point = recommend(
-            self.points[:count],
-            self._fitness_with_outcomes()[:count],
-            self.outcome_weights,
-            self.outcome_by_sign,
-            self.settings,
-            complete_history=int(self.steps) * self.pop_size <= len(self.points),
-        )
+        points, history = self.points[:count], self._fitness_with_outcomes()[:count]
+        outcomes = Outcomes(self.outcome_weights, self.outcome_by_sign, self.outcome_groups)
+        complete = int(self.steps) * self.pop_size <= len(self.points)
+        point = recommend(points, history, outcomes, self.settings, complete_history=complete)
+        if not (points == point).all(1).any():
+            fitness = self.evaluate(self._to_box(point)[None]).to(history)[0]  # (1 + S,)
+            point = better_of(point, fitness, points, history, outcomes, self.settings)
         return self._to_box(point)
 
     def record_step(self) -> dict[str, torch.Tensor]:
@@ -256,6 +263,7 @@ class SurrogateEvoGM(Algorithm):
             generated,
             self.outcome_weights,
             self.outcome_by_sign,
+            self.outcome_groups,
             seed,
             self.pop_size,
             self._settings_number,
@@ -265,9 +273,10 @@ class SurrogateEvoGM(Algorithm):
 def check_outcomes(outcomes: Outcomes) -> Outcomes:
     """Refuse what says nothing about columns of fitness.
 
-    :raises ValueError: if the two are not tensors of one length, or a weight is negative.
+    :return: the outcomes with their groups.
+    :raises ValueError: if they are not tensors of one length, or a weight is negative.
     """
-    weights, by_sign = outcomes
+    weights, by_sign, groups = outcomes
     if not (isinstance(weights, torch.Tensor) and isinstance(by_sign, torch.Tensor)):
         raise ValueError(
             "outcomes: expected two tensors, weights and by_sign, "
@@ -281,7 +290,14 @@ def check_outcomes(outcomes: Outcomes) -> Outcomes:
         )
     if not bool((weights >= 0).all()):
         raise ValueError(f"outcomes: expected weights of at least 0, found {float(weights.min())}")
-    return Outcomes(weights, by_sign)
+    if groups is None:
+        groups = torch.zeros(len(weights), dtype=torch.int64)
+    if groups.shape != weights.shape or groups.dtype != torch.int64:
+        raise ValueError(
+            f"outcomes: expected groups ({len(weights)},) of int64, "
+            f"found {tuple(groups.shape)} {groups.dtype}"
+        )
+    return Outcomes(weights, by_sign, groups)
 
 
 def check_initial_points(points: torch.Tensor, lb: torch.Tensor, ub: torch.Tensor) -> None:

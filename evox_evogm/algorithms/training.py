@@ -123,6 +123,17 @@ class LossGradient:
         return error, miss
 
 
+class AdamCall(NamedTuple):
+    """Arguments of torch's Adam; every list has the same number of tensors."""
+
+    parameters: list[torch.Tensor]
+    gradients: list[torch.Tensor]
+    first_moments: list[torch.Tensor]
+    second_moments: list[torch.Tensor]
+    steps: list[torch.Tensor]
+    lr: float
+
+
 class Adam:
     """torch's fused Adam (Kingma and Ba, 2015; its defaults) for the generators of K runs.
 
@@ -142,7 +153,7 @@ class Adam:
         :param steps: a `(K,)` tensor, steps taken before.
         """
         settings = list(zip(lr.tolist(), steps.tolist(), strict=True))
-        self.calls = []
+        self.calls: list[AdamCall] = []
         if len(set(settings)) == 1:
             whole = [[vector] for vector, _ in tensors]
             self._add_call(whole, *settings[0], lr.device)
@@ -153,20 +164,25 @@ class Adam:
 
     def _add_call(self, tensors, rate: float, step: float, device: torch.device) -> None:
         steps = [torch.full((), step, dtype=torch.float32, device=device) for _ in tensors[0]]
-        self.calls.append((tensors, steps, rate))
+        parameters, gradients, first_moments, second_moments = tensors
+        call = AdamCall(parameters, gradients, first_moments, second_moments, steps, rate)
+        self.calls.append(call)
 
     def step(self) -> None:
         """Change parameters and moments by one step."""
-        for tensors, steps, rate in self.calls:
+        for call in self.calls:
             adam(
-                *tensors,
+                call.parameters,
+                call.gradients,
+                call.first_moments,
+                call.second_moments,
                 [],
-                steps,
+                call.steps,
                 fused=True,
                 amsgrad=False,
                 beta1=0.9,
                 beta2=0.999,
-                lr=rate,
+                lr=call.lr,
                 weight_decay=0.0,
                 eps=1e-8,
                 maximize=False,
@@ -189,6 +205,7 @@ def train_together(
     count: torch.Tensor,
     draws: torch.Tensor,
     settings: torch.Tensor,
+    *,
     sizes: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`train` for K runs that are all trained, and in one batch."""
@@ -290,6 +307,6 @@ def train(
     at_once = RUNS_AT_ONCE_ON_CPU if device.type == "cpu" else len(trained)
     for chosen in trained.split(at_once):
         tensors = (parameters, moments, steps, points, count, draws, settings)
-        results = train_together(*[tensor[chosen] for tensor in tensors], sizes)
+        results = train_together(*[tensor[chosen] for tensor in tensors], sizes=sizes)
         new_parameters[chosen], new_moments[chosen], losses[chosen] = results
     return new_parameters, new_moments, losses

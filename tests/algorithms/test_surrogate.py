@@ -44,7 +44,8 @@ def test_the_outcomes_of_a_merge_that_failed_are_the_worst_of_the_others():
     rows = [[1.0, 2.0, -1.0], [0.0, -2.0, -3.0], [1.0, 1.0, 4.0], [9.0, torch.nan, torch.inf]]
     weights, by_sign = torch.tensor([0.5, 0.5]), torch.tensor([False, False])
     surrogate = Surrogate(points, torch.tensor(rows).double(), weights, by_sign)
-    means = torch.tensor([(2 - 2 + 1 + 2) / 4, (-1 - 3 + 4 + 4) / 4]).double()
+    # In the second column 1 is as far above the median -1 as the best is below it.
+    means = torch.tensor([(2 - 2 + 1 + 2) / 4, (-1 - 3 + 1 + 1) / 4]).double()
     assert torch.allclose(surrogate.process.center, means)
 
 
@@ -54,7 +55,7 @@ def test_outcomes_that_count_by_their_sign_are_bent_and_what_decides_about_it_is
     surrogate = Surrogate(points, torch.cat([outcomes[:, :1], outcomes], 1), weights, by_sign)
     typical = float(outcomes[:, :2].abs().flatten().sort().values[14])  # the lower median of 30
     bent = 2 * typical * torch.tanh(outcomes[:, :2] / (2 * typical))
-    process = GaussianProcess(points, torch.cat([bent, outcomes[:, 2:]], 1))
+    process = GaussianProcess(points, torch.cat([bent, winsorize(outcomes[:, 2:])], 1))
     posterior = process.posterior(CANDIDATES)
     variance = (posterior.variance + process.noise) * process.scale**2 + (0.3 * typical) ** 2
     above = torch.special.ndtr(posterior.means / variance.sqrt())
@@ -80,11 +81,53 @@ def test_fitness_far_above_the_median_counts_as_twice_its_distance_from_the_best
     assert winsorize(torch.full((2, 1), failed).double())[:, 0].tolist() == [0, 0]
 
 
+def test_a_broken_merge_caps_in_its_own_column_alone():
+    columns = torch.tensor([[1.0, 10.0], [2.0, 30.0], [3.0, 20.0], [torch.nan, 1e9]]).double()
+    capped = winsorize(columns)
+    assert capped[:3].tolist() == columns[:3].tolist()
+    assert capped[3, 0].isnan() and capped[3, 1] == 2 * 20 - 10  # the lower median of four
+
+
+def test_margins_of_another_unit_in_one_task_predict_the_same_fitness(data):
+    points, outcomes = data
+    by_sign, groups = torch.ones(3, dtype=torch.bool), torch.tensor([0, 0, 1])
+    weights = torch.full((3,), 1 / 3)
+    other_unit = outcomes * torch.tensor([1.0, 1.0, 50.0])
+    predicted = []
+    for columns in (outcomes, other_unit):
+        fitness = torch.cat([columns[:, :1], columns], 1)
+        predicted.append(Surrogate(points, fitness, weights, by_sign, groups).predict(CANDIDATES))
+    assert torch.allclose(predicted[0], predicted[1])
+    one_group = Surrogate(points, fitness, weights, by_sign).predict(CANDIDATES)
+    assert not torch.allclose(predicted[0], one_group)
+
+
+def test_one_broken_merge_does_not_spoil_predictions_of_outcomes_that_count_as_they_are():
+    """Sixty points of a paraboloid, one of which is a million times worse."""
+    generator = torch.Generator().manual_seed(0)
+    points = 2 * torch.rand(60, 3, generator=generator, dtype=torch.float64) - 1
+    outcomes = points.square()
+    outcomes[4] = 1e6
+    meaning = torch.full((3,), 1 / 3), torch.zeros(3, dtype=torch.bool)
+    candidates = 2 * torch.rand(300, 3, generator=generator, dtype=torch.float64) - 1
+    truth = candidates.square().mean(1)
+    fitness = torch.cat([outcomes[:, :1], outcomes], 1)
+
+    def agreement(**settings):
+        surrogate = Surrogate(points, fitness, *meaning, settings=SurrogateSettings(**settings))
+        return float(torch.corrcoef(torch.stack([surrogate.predict(candidates), truth]))[0, 1])
+
+    assert agreement() > 0.5 > 0.2 > agreement(score_transform=lambda rows: rows)
+
+
 def test_another_transform_of_scores_is_an_argument(data):
     points, outcomes = data
     fitness = outcomes[:, :1]
     halved = Surrogate(
-        points, fitness, *NO_OUTCOMES, SurrogateSettings(score_transform=lambda rows: rows / 2)
+        points,
+        fitness,
+        *NO_OUTCOMES,
+        settings=SurrogateSettings(score_transform=lambda rows: rows / 2),
     )
     plain = Surrogate(points, fitness / 2, *NO_OUTCOMES)
     assert torch.allclose(halved.predict(CANDIDATES), plain.predict(CANDIDATES))

@@ -58,7 +58,7 @@ def surrogate_of(algorithm):
     count = int(algorithm.count)
     points = algorithm.points[:count].double()
     fitness = torch.cat([algorithm.fitness[:, None], algorithm.outcomes], 1)[:count].double()
-    meaning = algorithm.outcome_weights, algorithm.outcome_by_sign
+    meaning = algorithm.outcome_weights, algorithm.outcome_by_sign, algorithm.outcome_groups
     return Surrogate(points, fitness, *meaning), points
 
 
@@ -101,6 +101,34 @@ def test_the_prediction_around_a_point_is_the_mean_of_many_perturbed_copies():
     many = torch.stack(means)
     few, plain = surrogate.predict_around(points[:4]), surrogate.predict(points[:4], noise_std)
     assert ((few - many).abs() < (plain - many).abs() / 2).all()
+
+
+class Smooth(Problem):
+    """Three quadratic outcomes that count as they are; far from the optimum they are broken."""
+
+    def __init__(self):
+        super().__init__()
+        self.outcomes = Outcomes(torch.full((3,), 1 / 3), torch.zeros(3, dtype=torch.bool))
+        self.seen = []
+
+    def evaluate(self, pop):
+        self.seen.append(pop.clone())
+        squares = (pop[:, :3] - torch.tensor([0.3, -0.2, 0.5])).square()
+        margins = torch.where(pop[:, :1] > 0.8, -1e6, -squares)
+        return torch.cat([margins.mean(1, keepdim=True), margins], 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_recommended_point_is_evaluated_and_never_worse_than_the_best_that_was(seed):
+    problem = Smooth()
+    torch.manual_seed(seed)
+    algorithm = search(problem, 6, pop_size=3, dim=3, outcomes=problem.outcomes)
+    evaluations = sum(map(len, problem.seen))
+    point = algorithm.recommend()
+    assert sum(map(len, problem.seen)) == evaluations + 1
+    score = float(problem.evaluate(point[None])[0, 0])
+    assert score >= -float(algorithm.fitness[0]) - 1e-6
+    assert score > -0.05
 
 
 def test_where_points_were_pruned_the_recommendation_has_been_evaluated_in_full():
