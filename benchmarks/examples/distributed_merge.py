@@ -1,8 +1,9 @@
-"""A search over merges on several processes or machines: every rank loads the base and scores its share of each population.
+"""A search over merges on several processes or machines.
+
+Every rank loads the base and scores its share of each population. Without torchrun it runs in one
+process and gives the same result.
 
     torchrun --nproc-per-node 2 benchmarks/examples/distributed_merge.py [BASE EXPERT EXPERT...]
-
-Without torchrun it runs in one process and gives the same result.
 """
 
 import os
@@ -13,28 +14,25 @@ import torch
 from evox.workflows import EvalMonitor, StdWorkflow
 
 import evox_evogm
-from evox_evogm import EvoGM
+from evox_evogm import SurrogateEvoGM
 from evox_evogm.problems import DistributedProblem, LoRAMergeProblem, read_reasoning_gym
 
 rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
 if "RANK" in os.environ:
-    torch.distributed.init_process_group(
-        "gloo"
-    )  # points and scores travel; the models stay where they are
+    # Points and scores travel; the models stay where they are.
+    torch.distributed.init_process_group("gloo")
 device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
 
 shipped = Path(evox_evogm.__file__).parent / "demo/experts"
-base, *experts = sys.argv[1:] or [
-    "smollm2-135m-instruct",
-    *(shipped / name for name in ("gcd", "chain_sum")),
-]
+default = ["smollm2-135m-instruct", shipped / "gcd", shipped / "chain_sum"]
+base, *experts = sys.argv[1:] or default
 tasks = [read_reasoning_gym(source, dev=8, test=1)[0] for source in ("gcd", "chain_sum")]
 problem = LoRAMergeProblem(base, experts, tasks, device=device)
 
 torch.manual_seed(0)  # the same on every rank
 upper = torch.ones(problem.n_experts)
 monitor = EvalMonitor()
-algorithm = EvoGM(7, -upper, upper)
+algorithm = SurrogateEvoGM(7, -upper, upper)
 workflow = StdWorkflow(algorithm, DistributedProblem(problem), monitor, opt_direction="max")
 workflow.init_step()
 workflow.step()

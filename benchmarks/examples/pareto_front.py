@@ -1,8 +1,9 @@
-"""Every task as an objective: NSGA-II and RVEA look for the merges that no other merge beats on all tasks.
+"""Every task as an objective: NSGA-II and RVEA find the merges that no other beats on all tasks.
 
-The score of a task is the mean log-probability of the right answers, which tells merges apart that get equally many right.
+The score of a task is the mean log-probability of the right answers, which tells merges apart that
+get equally many right.
 
-python benchmarks/examples/pareto_front.py [BASE EXPERT EXPERT...]
+    python benchmarks/examples/pareto_front.py [BASE EXPERT EXPERT...]
 """
 
 import sys
@@ -16,15 +17,12 @@ import evox_evogm
 from evox_evogm.problems import LoRAMergeProblem, read_reasoning_gym
 
 shipped = Path(evox_evogm.__file__).parent / "demo/experts"
-base, *experts = sys.argv[1:] or [
-    "smollm2-135m-instruct",
-    *(shipped / name for name in ("gcd", "chain_sum")),
-]
-sources = ("gcd", "chain_sum")
-tasks = [
-    read_reasoning_gym(source, dev=20, test=1, metric="gold_log_probability")[0]
-    for source in sources
-]
+default = ["smollm2-135m-instruct", shipped / "gcd", shipped / "chain_sum"]
+base, *experts = sys.argv[1:] or default
+tasks = []
+for source in ("gcd", "chain_sum"):
+    dev, _ = read_reasoning_gym(source, dev=20, test=1, metric="gold_log_probability")
+    tasks.append(dev)
 problem = LoRAMergeProblem(base, experts, tasks, objectives="tasks")
 
 bounds = torch.full((problem.n_experts,), 1.5)  # merges may well be scaled beyond 1
@@ -40,13 +38,10 @@ for name, make in algorithms.items():
     for _ in range(4):
         workflow.step()
     coefficients, scores = monitor.get_pf()
+    order = scores[:, 0].argsort(descending=True)
     print(f"\n{name}: {len(scores)} merges on the front\n")
-    print("| " + " | ".join([task.name for task in tasks] + ["coefficients"]) + " |")
-    print("| " + " | ".join(["---:"] * len(tasks) + ["---"]) + " |")
-    for row in scores[:, 0].argsort(descending=True).tolist():
-        values = [f"{score:.2f}" for score in scores[row].tolist()]
-        print(
-            "| "
-            + " | ".join([*values, ", ".join(f"{c:+.2f}" for c in coefficients[row].tolist())])
-            + " |"
-        )
+    print("| gcd | chain_sum | coefficients |\n| ---: | ---: | --- |")
+    for row in order.tolist():
+        first, second = scores[row].tolist()
+        point = ", ".join(f"{value:+.2f}" for value in coefficients[row].tolist())
+        print(f"| {first:.2f} | {second:.2f} | {point} |")

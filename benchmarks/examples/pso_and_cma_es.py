@@ -1,4 +1,4 @@
-"""EvoX's PSO and CMA-ES (package cmaes) merge LoRA experts: any EvoX algorithm drives LoRAMergeProblem.
+"""EvoX's PSO and CMA-ES (package cmaes) merge LoRA experts, as any EvoX algorithm does.
 
 python benchmarks/examples/pso_and_cma_es.py [BASE EXPERT EXPERT...]
 """
@@ -11,22 +11,21 @@ from evox.algorithms import PSO
 from evox.workflows import EvalMonitor, StdWorkflow
 
 import evox_evogm
-from evox_evogm import EvoGM
+from evox_evogm import SurrogateEvoGM
 from evox_evogm.baselines import CMAES
 from evox_evogm.problems import LoRAMergeProblem, read_reasoning_gym
 
 shipped = Path(evox_evogm.__file__).parent / "demo/experts"
-base, *experts = sys.argv[1:] or [
-    "smollm2-135m-instruct",
-    *(shipped / name for name in ("gcd", "chain_sum", "syllogism")),
-]
+names = ("gcd", "chain_sum", "syllogism")
+default = ["smollm2-135m-instruct", *(shipped / name for name in names)]
+base, *experts = sys.argv[1:] or default
 tasks = [read_reasoning_gym(source, dev=8, test=1)[0] for source in ("gcd", "chain_sum")]
 problem = LoRAMergeProblem(base, experts, tasks)
 
 n = problem.n_experts
 upper = torch.ones(n)
 algorithms = {
-    "EvoGM": lambda: EvoGM(6, -upper, upper),
+    "SurrogateEvoGM": lambda: SurrogateEvoGM(6, -upper, upper),
     "PSO": lambda: PSO(6, -upper, upper),
     "CMA-ES, from the average": lambda: CMAES(upper / n, 1 / 6, 6),
 }

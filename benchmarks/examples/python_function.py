@@ -1,4 +1,4 @@
-"""EvoGM on a plain Python function: tune a PID controller against a simulation that torch knows nothing about.
+"""A plain Python function: tune a PID controller against a simulation without torch.
 
 python benchmarks/examples/python_function.py
 """
@@ -9,10 +9,10 @@ import torch
 from evox.core import Problem
 from evox.workflows import EvalMonitor, StdWorkflow
 
-from evox_evogm import EvoGM
+from evox_evogm import SurrogateEvoGM
 
 
-def overshoot_and_delay(gains: list[float]) -> float:
+def mean_distance(gains: list[float]) -> float:
     """Mean distance from the target of a heavy cart that a controller moves for ten seconds."""
     proportional, integral, derivative = gains
     position = speed = total = cost = 0.0
@@ -28,30 +28,29 @@ def overshoot_and_delay(gains: list[float]) -> float:
 
 
 class PythonFunction(Problem):
-    """Any function of a list of floats, be it a simulator, a program or a server. It cannot be compiled or vmapped."""
+    """Any function of a list of floats: a simulator, a program, a server. Not for compile, vmap."""
 
     def __init__(self, function, workers: int = 4):
         super().__init__()
-        self.function, self.workers = function, workers
+        self.function = function
+        self.workers = workers
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
         with ThreadPoolExecutor(self.workers) as pool:
-            return torch.tensor(
-                list(pool.map(self.function, pop.tolist())), dtype=pop.dtype, device=pop.device
-            )
+            values = list(pool.map(self.function, pop.tolist()))
+        return torch.tensor(values, dtype=pop.dtype, device=pop.device)
 
 
 torch.manual_seed(0)
 monitor = EvalMonitor(topk=3)
-algorithm = EvoGM(pop_size=4, lb=torch.zeros(3), ub=torch.tensor([20.0, 5.0, 10.0]))
-workflow = StdWorkflow(algorithm, PythonFunction(overshoot_and_delay), monitor)
+algorithm = SurrogateEvoGM(pop_size=4, lb=torch.zeros(3), ub=torch.tensor([20.0, 5.0, 10.0]))
+workflow = StdWorkflow(algorithm, PythonFunction(mean_distance), monitor)
 workflow.init_step()
 for _ in range(19):
     workflow.step()
 
 print("| proportional | integral | derivative | mean distance |\n| ---: | ---: | ---: | ---: |")
-for gains, cost in zip(
-    monitor.get_topk_solutions().tolist(), monitor.get_topk_fitness().tolist(), strict=True
-):
-    print(f"| {gains[0]:.2f} | {gains[1]:.2f} | {gains[2]:.2f} | {cost:.4f} |")
+solutions, costs = monitor.get_topk_solutions().tolist(), monitor.get_topk_fitness().tolist()
+for (proportional, integral, derivative), cost in zip(solutions, costs, strict=True):
+    print(f"| {proportional:.2f} | {integral:.2f} | {derivative:.2f} | {cost:.4f} |")

@@ -11,24 +11,25 @@ from evox.workflows import EvalMonitor, StdWorkflow
 
 from evox_evogm import EvoGM
 
-SETTINGS = ("lr", "winner_ratio", "cycle_weight", "opt_weight")
-
 
 class ToSettings(torch.nn.Module):
-    """A point of the outer search as settings: the first and the last two are powers of ten."""
+    """A point of the outer search as settings: all but the winner ratio are powers of ten."""
 
     def forward(self, points: torch.Tensor) -> dict[str, torch.Tensor]:
-        values = (10 ** points[:, 0], points[:, 1], 10 ** points[:, 2], 10 ** points[:, 3])
-        return {f"algorithm.{name}": value for name, value in zip(SETTINGS, values, strict=True)}
+        lr, winner_ratio, cycle_weight, opt_weight = points.T
+        return {
+            "algorithm.lr": 10**lr,
+            "algorithm.winner_ratio": winner_ratio,
+            "algorithm.cycle_weight": 10**cycle_weight,
+            "algorithm.opt_weight": 10**opt_weight,
+        }
 
 
 torch.manual_seed(0)
 bounds = torch.full((4,), 32.0)
-search = StdWorkflow(
-    EvoGM(8, -bounds, bounds, proposal="paper", n_iters=2, epochs=50, hidden_dims=(32, 32)),
-    Ackley(shift=torch.tensor([10.0, -5.0, 3.0, 8.0])),
-    HPOFitnessMonitor(),
-)
+algorithm = EvoGM(8, -bounds, bounds, n_iters=2, epochs=50, hidden_dims=(32, 32))
+problem = Ackley(shift=torch.tensor([10.0, -5.0, 3.0, 8.0]))
+search = StdWorkflow(algorithm, problem, HPOFitnessMonitor())
 tuning = HPOProblemWrapper(iterations=6, num_instances=8, workflow=search, copy_init_state=True)
 
 monitor = EvalMonitor()
@@ -39,10 +40,8 @@ first = monitor.get_best_fitness()
 for _ in range(9):
     workflow.step()
 
-best = ToSettings()(monitor.get_best_solution()[None])
 print("| setting | tuned |\n| --- | ---: |")
-for name in SETTINGS:
-    print(f"| {name} | {float(best[f'algorithm.{name}']):.2g} |")
-print(
-    f"\nAckley after 48 evaluations: best of 8 settings {first:.2f}, best of 80 {monitor.get_best_fitness():.2f}"
-)
+for name, value in ToSettings()(monitor.get_best_solution()[None]).items():
+    print(f"| {name.removeprefix('algorithm.')} | {float(value):.2g} |")
+best = monitor.get_best_fitness()
+print(f"\nAckley after 48 evaluations: best of 8 settings {first:.2f}, best of 80 {best:.2f}")

@@ -148,18 +148,18 @@ def recommend(
     outcomes: Outcomes,
     settings: SurrogateSettings,
     *,
-    complete_history: bool = True,
+    evaluated_only: bool = False,
 ) -> torch.Tensor:
     """The point to take after a search: the optimum of the surrogate, or an evaluated point.
 
-    An evaluated one without outcomes, and in two cases more. Where evaluations were pruned, the
-    later outcomes are known at few points, and predictions do not carry far. Where the worst points
-    were dropped from the history, the process does not learn where fitness gets worse.
+    An evaluated one without outcomes, and where evaluations were pruned: the later outcomes are
+    then known at few points, and predictions do not carry far.
 
     :param points: an `(N, n)` tensor in units of the box, what was evaluated.
     :param fitness: an `(N, 1 + S)` tensor, minimised, as of `Surrogate`.
     :param outcomes: what the S columns mean; with weights `(0,)` if there are none.
-    :param complete_history: whether these are all evaluations that were made.
+    :param evaluated_only: take an evaluated point in any case. So it has to be where the worst
+        points were dropped: the process does not learn where fitness gets worse.
     :return: an `(n,)` tensor.
     """
     with torch.device("cpu"):
@@ -168,7 +168,7 @@ def recommend(
         observed = values[:, 1:].isfinite()
         complete = observed.all(1)
         pruned = observed.any(1) & ~complete
-        if complete_history and observed.shape[1] and not pruned.any():
+        if not evaluated_only and observed.shape[1] and not pruned.any():
             return find_optimum(surrogate, evaluated).to(points)
         predicted = surrogate.predict_around(evaluated)
         if complete.any():

@@ -5,7 +5,7 @@ evaluations, and a Gaussian process chooses what is evaluated: surrogate-assiste
 preselection. Where we differ from the paper: a surrogate, small populations, one round.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from evox.core import Algorithm, Mutable, Parameter
@@ -23,6 +23,19 @@ from evox_evogm.algorithms.surrogate import Outcomes, SurrogateSettings
 from evox_evogm.algorithms.training import train
 
 POP_SIZE = 3  # a good start: the surrogate learns from every population (benchmarks/README.md)
+
+
+class WorkflowEvaluate:
+    """How a workflow evaluates: shared by an algorithm and the copy that the workflow steps.
+
+    EvoX gives `evaluate` to its copy alone, and users keep the original. It is no part of a state.
+    """
+
+    def __init__(self):
+        self.evaluate: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def __reduce__(self):
+        return WorkflowEvaluate, ()  # a copy is set by its own workflow
 
 
 class SurrogateEvoGM(Algorithm):
@@ -100,6 +113,7 @@ class SurrogateEvoGM(Algorithm):
         self.dtype = lb.dtype
         self.settings = settings or SurrogateSettings()
         self._settings_number = settings_number(self.settings)
+        self._workflow = WorkflowEvaluate()
 
         self.lr = Parameter(lr, self.dtype, device)
         self.winner_ratio = Parameter(winner_ratio, self.dtype, device)
@@ -132,6 +146,7 @@ class SurrogateEvoGM(Algorithm):
 
     def init_step(self) -> None:
         """Draw the first generators, and evaluate the initial population."""
+        self._workflow.evaluate = self.evaluate
         device = self.generators.device
         self.generators = initial_parameters(self.sizes, len(self.generators), self.dtype, device)
         self._evaluate(self._initial_population())
@@ -150,7 +165,8 @@ class SurrogateEvoGM(Algorithm):
         it is evaluated now, which is one evaluation more. An evaluated point whose outcomes then
         turn out to be better is taken in its place (`acquisition.better_of`). Without outcomes it
         is the evaluated point with the best predicted fitness. An evaluated point also where
-        evaluations were pruned, or dropped from a full history.
+        evaluations were pruned, or dropped from a full history, or if no workflow has called
+        `init_step`, as after `load_state_dict`, of an algorithm that is not `workflow.algorithm`.
 
         For one run, not vmapped.
 
@@ -164,10 +180,18 @@ class SurrogateEvoGM(Algorithm):
             )
         points, history = self.points[:count], self._fitness_with_outcomes()[:count]
         outcomes = Outcomes(self.outcome_weights, self.outcome_by_sign, self.outcome_groups)
+        bound = type(self).evaluate is not Algorithm.evaluate  # the copy that a workflow steps
+        evaluate = self.evaluate if bound else self._workflow.evaluate
         complete = int(self.steps) * self.pop_size <= len(self.points)
-        point = recommend(points, history, outcomes, self.settings, complete_history=complete)
-        if not (points == point).all(1).any():
-            fitness = self.evaluate(self._to_box(point)[None]).to(history)[0]  # (1 + S,)
+        point = recommend(
+            points,
+            history,
+            outcomes,
+            self.settings,
+            evaluated_only=not complete or evaluate is None,
+        )
+        if evaluate is not None and not (points == point).all(1).any():
+            fitness = evaluate(self._to_box(point)[None]).to(history)[0]  # (1 + S,)
             point = better_of(point, fitness, points, history, outcomes, self.settings)
         return self._to_box(point)
 

@@ -118,6 +118,25 @@ class Smooth(Problem):
         return torch.cat([margins.mean(1, keepdim=True), margins], 1)
 
 
+def test_the_original_of_a_workflows_algorithm_recommends_the_same():
+    problem = Thresholds()
+    torch.manual_seed(0)
+    algorithm = SurrogateEvoGM(8, -torch.ones(6), torch.ones(6), outcomes=problem.outcomes, **SMALL)
+    workflow = StdWorkflow(algorithm, problem, opt_direction="max")
+    workflow.init_step()
+    workflow.step()
+    assert torch.equal(algorithm.recommend(), workflow.algorithm.recommend())
+
+
+def test_without_a_workflow_an_evaluated_point_is_recommended():
+    problem = Thresholds()
+    torch.manual_seed(0)
+    searched = search(problem, 1, outcomes=problem.outcomes)
+    alone = SurrogateEvoGM(8, -torch.ones(6), torch.ones(6), outcomes=problem.outcomes, **SMALL)
+    alone.load_state_dict(searched.state_dict())
+    assert (alone.points == alone.recommend()).all(1).any()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_recommended_point_is_evaluated_and_never_worse_than_the_best_that_was(seed):
     problem = Smooth()

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from builders import build_model
-from dense_merges import (
+
+from benchmarks.static_merges.by_mergekit import MERGEKIT, by_mergekit
+from benchmarks.static_merges.dense import (
     ada_merging,
     coefficients_by_layer,
     entropy,
@@ -19,35 +21,26 @@ from dense_merges import (
     squared_gradients,
     weights_in_place,
 )
-from static_merges import MERGEKIT, SOURCES, by_mergekit, methods
-
+from benchmarks.static_merges.methods import SOURCES, static_methods
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 
-TASK = Task(
-    "add",
-    "1",
-    "gold_log_probability",
-    tuple(Example(str(i), f"{i}+{i}=", str(2 * i)) for i in range(4)),
-)
+EXAMPLES = tuple(Example(str(i), f"{i}+{i}=", str(2 * i)) for i in range(4))
+TASK = Task("add", "1", "gold_log_probability", EXAMPLES)
 REQUESTS = [((5, 6, 7), (8, 9)), ((10, 11), (12,))]
 
 
 @pytest.fixture
 def problem(model, tokenizer, make_adapter):
-    folders = [
-        make_adapter("first", seed=1),
-        make_adapter("second", seed=2, r=2, target_modules=["up_proj"]),
-    ]
-    return LoRAMergeProblem(model, folders, [TASK], tokenizer=tokenizer)
+    first = make_adapter("first", seed=1)
+    second = make_adapter("second", seed=2, r=2, target_modules=["up_proj"])
+    return LoRAMergeProblem(model, [first, second], [TASK], tokenizer=tokenizer)
 
 
 def test_fisher_weighs_every_element_by_its_information():
     weights = [torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 6.0], [7.0, 8.0]])]
     importance = [torch.tensor([[3.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 2.0], [1.0, 0.0]])]
-    assert fisher_average(weights, importance).tolist() == [
-        [2.0, 6.0],
-        [5.0, 6.0],
-    ]  # (3 + 5) / 4, only theirs, half, neither
+    # (3 + 5) / 4, only theirs; half, neither
+    assert fisher_average(weights, importance).tolist() == [[2.0, 6.0], [5.0, 6.0]]
 
 
 def test_regmean_is_the_least_squares_solution_on_the_inputs_of_all_experts():
@@ -66,12 +59,9 @@ def test_regmean_without_off_diagonals_weighs_every_input_by_its_size():
         torch.tensor([[3.0, 9.0], [9.0, 1.0]]).double(),
         torch.tensor([[1.0, 9.0], [9.0, 3.0]]).double(),
     ]
-    torch.testing.assert_close(
-        regression_mean(weights, grams, 0.0),
-        torch.tensor([[2.0, 5.0]]).double(),
-        rtol=1e-5,
-        atol=1e-5,
-    )
+    expected = torch.tensor([[2.0, 5.0]]).double()
+    merged = regression_mean(weights, grams, 0.0)
+    torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_entropy_of_certain_and_of_even_predictions():
@@ -89,8 +79,16 @@ def test_squared_gradients_are_those_of_autograd_on_one_question_after_another(p
         labels = torch.tensor([[-100] * len(prompt) + list(answer)])
         reference.zero_grad()
         reference(input_ids=tokens, labels=labels).loss.backward()
-        total += (len(answer) * reference.get_submodule(name).weight.grad).square() / 2
+        gradient = reference.get_submodule(name).weight.grad
+        total += (len(answer) * gradient).square() / 2
     torch.testing.assert_close(found, total, rtol=1e-3, atol=1e-8)
+
+
+def test_squared_gradients_leave_the_model_as_it_was(problem):
+    model, name = problem.language_model.model, next(iter(problem.stacked))
+    before = [weight.requires_grad for weight in model.parameters()]
+    squared_gradients(model, [name], REQUESTS)
+    assert [weight.requires_grad for weight in model.parameters()] == before
 
 
 def test_grams_are_the_inner_products_of_what_a_layer_reads(problem):
@@ -111,15 +109,18 @@ def test_coefficients_by_layer_and_dense_weights_are_the_same_merge(problem, row
     coefficients = torch.tensor([[0.5, -1.0], [2.0, 0.3]])[:rows]
     dense = {}
     for row, own in enumerate(coefficients):
-        weights = merged_weights(problem, own)
-        dense |= {name: weight for name, weight in weights.items() if layer_of(name) % rows == row}
+        for name, weight in merged_weights(problem, own).items():
+            if layer_of(name) % rows == row:
+                dense[name] = weight
     with weights_in_place(model, dense), torch.no_grad():
-        expected = torch.stack([model(input_ids=torch.tensor([p])).logits[0, -1] for p in prompts])
+        logits = [model(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts]
     with coefficients_by_layer(problem, coefficients), torch.no_grad():
-        torch.testing.assert_close(last_logits(model, prompts), expected, rtol=1e-4, atol=1e-5)
+        found = last_logits(model, prompts)
+    torch.testing.assert_close(found, torch.stack(logits), rtol=1e-4, atol=1e-5)
     with torch.no_grad():  # and the base is the base again
-        plain = build_model()(input_ids=torch.tensor([prompts[0]])).logits
-        torch.testing.assert_close(model(input_ids=torch.tensor([prompts[0]])).logits, plain)
+        tokens = torch.tensor([prompts[0]])
+        plain = build_model()(input_ids=tokens).logits
+        torch.testing.assert_close(model(input_ids=tokens).logits, plain)
 
 
 @pytest.mark.parametrize("by_layer", [False, True])
@@ -130,21 +131,21 @@ def test_adamerging_lowers_the_entropy_of_answers(problem, by_layer):
     for coefficients in (torch.full_like(found, 0.3), found):
         with coefficients_by_layer(problem, coefficients), torch.no_grad():
             entropies.append(float(entropy(last_logits(model, prompts))))
-    assert entropies[1] < entropies[0] and found.shape == ((2, 2) if by_layer else (1, 2))
+    assert entropies[1] < entropies[0]
+    assert found.shape == ((2, 2) if by_layer else (1, 2))
 
 
 def test_every_method_says_where_it_comes_from():
-    assert set(methods("mergekit-yaml")) == set(SOURCES) and set(methods(None)) == set(
-        SOURCES
-    ) - set(MERGEKIT)
+    assert set(static_methods("mergekit-yaml")) == set(SOURCES)
+    assert set(static_methods(None)) == set(SOURCES) - set(MERGEKIT)
+    assert list(static_methods(None, ["R0"]))[0] == "expert R0"
 
 
 @pytest.mark.skipif(shutil.which("mergekit-yaml") is None, reason="mergekit is not installed")
 def test_task_arithmetic_of_mergekit_is_the_merge_of_coefficients(problem):
-    level = SimpleNamespace(problem=problem, n=2)
-    settings = by_mergekit(level, shutil.which("mergekit-yaml"), "task_arithmetic", False)
+    suite = SimpleNamespace(problem=problem, n=2)
+    settings = by_mergekit(suite, shutil.which("mergekit-yaml"), "task_arithmetic", False)
     found = next(settings).score([TASK])["add"]  # the first weight is 1 / n
     settings.close()
-    assert found == pytest.approx(
-        float(problem.score_tasks(torch.full((2,), 0.5))["add"].mean()), abs=1e-5
-    )
+    expected = problem.score_tasks(torch.full((2,), 0.5))["add"].mean()
+    assert found == pytest.approx(float(expected), abs=1e-5)

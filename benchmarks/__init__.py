@@ -1,0 +1,1 @@
+"""Measurements of this project, run from the root of a checkout: `python -m benchmarks.compare`."""

@@ -1,0 +1,1 @@
+"""Searches compared under one protocol: `python -m benchmarks.compare`."""

@@ -1,0 +1,62 @@
+"""A case of the comparison: one method with one seed, and where its files are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+RUNS = Path("runs/compare")
+BUDGET = 160
+
+
+def default_pop_size(n: int) -> int:
+    """20, as published, but no fewer than base, experts and average.
+
+    Swarms never leave the span of their first points.
+    """
+    return max(20, n + 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is searched, how, and with how many evaluations."""
+
+    suite: str
+    """`"synthetic"` or `"smollm2"`."""
+    method: str
+    """A key of `METHODS`."""
+    seed: int
+    """Of the search; seeds from 100 on were for trying things out."""
+    n: int
+    """Experts."""
+    budget: int = BUDGET
+    """Evaluations, unless the method has a budget of its own."""
+    pop_size: int = 20
+    """P, unless the method has one of its own."""
+    control: str = ""
+    """`"random"`: adapters of random numbers of the same norms. `"shuffled"`: the answers of dev
+    are wrong."""
+    resampled_dev: bool = False
+    """Whether the seed draws dev and test questions, the same for all methods. Else there is one
+    set for all seeds."""
+    regmean: bool = False
+    """Whether every expert is regressed on its own dev questions, and the search takes place around
+    the RegMean merge."""
+    threads: int = 1
+    """Of the process."""
+
+    @property
+    def setting(self) -> str:
+        """The name of the folder that holds all cases of this setting."""
+        parts = [f"n{self.n}", str(self.budget)]
+        if self.control:
+            parts.append(self.control)
+        if self.pop_size != default_pop_size(self.n):
+            parts.append(f"P{self.pop_size}")
+        if self.resampled_dev:
+            parts.append("resampled")
+        if self.regmean:
+            parts.append("regmean")
+        return "_".join(parts)
+
+    def file(self, runs: Path, suffix: str) -> Path:
+        """One of its files, in a folder of runs."""
+        return runs / self.suite / self.setting / f"{self.method}_seed{self.seed}{suffix}"

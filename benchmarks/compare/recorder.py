@@ -1,0 +1,92 @@
+"""What stands between a search and the problem: it counts evaluations and keeps them."""
+
+import time
+from typing import NamedTuple
+
+import torch
+from evox.core import Problem
+
+
+class BudgetUsed(Exception):
+    """The budget ended in the middle of a population."""
+
+
+class Row(NamedTuple):
+    """An evaluation."""
+
+    budget_used: float
+    """Full evaluations until then, this one included."""
+    score: float
+    """The mean over the dev tasks, maximised."""
+    seconds: float
+    """Since the start of the search."""
+    point: list[float]
+    """The n coefficients."""
+
+
+class Recorder(Problem):
+    """Hands populations to the problem until the budget is used, and keeps what was evaluated.
+
+    Methods search [-1, 1]^n, which is moved to where the box of the problem is.
+    """
+
+    def __init__(self, problem: Problem, budget: int, outcomes: bool):
+        """Start the clock.
+
+        :param problem: with `objectives="outcomes"`.
+        :param budget: full evaluations. A pruned merge counts as the fraction of its examples that
+            was evaluated.
+        :param outcomes: whether the method gets the outcomes beside the score.
+        """
+        super().__init__()
+        self.problem = problem
+        self.outcomes = outcomes
+        self.rows: list[Row] = []
+        self.start = time.perf_counter()
+        self.evaluation_seconds = 0.0
+        self.budget_used = 0.0
+        self.until = budget
+        self.basis: torch.Tensor | None = None
+        self.center = sum(problem.box) / 2
+
+    @torch.compiler.disable
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        points = self.coefficients(pop)
+        if self.problem.racing is None:
+            points = points[: int(self.until - self.budget_used)]
+        start = time.perf_counter()
+        fitness = self.problem.evaluate(points)
+        self.evaluation_seconds += time.perf_counter() - start
+        self._keep(points, fitness)
+        if len(points) < len(pop):
+            raise BudgetUsed
+        return fitness if self.outcomes else fitness[:, 0]
+
+    def _keep(self, points: torch.Tensor, fitness: torch.Tensor) -> None:
+        """Add rows, up to the one that would exceed the budget."""
+        seconds = time.perf_counter() - self.start
+        fractions = self._fractions_evaluated(fitness).tolist()
+        scores = fitness[:, 0].tolist()
+        for fraction, score, point in zip(fractions, scores, points.tolist(), strict=True):
+            self.budget_used += fraction
+            if self.budget_used > self.until + 1e-6:
+                raise BudgetUsed
+            self.rows.append(Row(self.budget_used, score, seconds, point))
+
+    def _fractions_evaluated(self, fitness: torch.Tensor) -> torch.Tensor:
+        """The fraction of examples that each point was evaluated on; 1 where all failed."""
+        if self.problem.racing is None:
+            return torch.ones(len(fitness))
+        observed = fitness[:, 1:].isfinite().float().mean(1)
+        return torch.where(observed > 0, observed, 1.0)
+
+    def coefficients(self, points: torch.Tensor) -> torch.Tensor:
+        """The coefficients that points of a method stand for."""
+        effective = points if self.basis is None else points @ self.basis
+        return effective + self.center
+
+
+def best_rows(rows: list[Row], count: int) -> torch.Tensor:
+    """The points of the best `count` evaluations, of equals the earlier."""
+    best = sorted(rows, key=lambda row: -row.score)[:count]
+    return torch.tensor([row.point for row in best])

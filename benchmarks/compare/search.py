@@ -1,0 +1,211 @@
+"""Run a case, and write its files.
+
+- `METHOD_seedK.csv` has a line per evaluation: full evaluations used, dev score, seconds since the
+  start, coefficients.
+- `METHOD_seedK.json` is the result: scores of the recommended point on dev and test, and the test
+  score of the best on dev.
+- `METHOD_seedK.jsonl` is the journal of a suite whose cases take minutes; an interrupted case goes
+  on from it.
+"""
+
+import csv
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from evox.core import Problem
+from evox.workflows import StdWorkflow
+
+from benchmarks.compare.cases import RUNS, Case
+from benchmarks.compare.methods import METHODS
+from benchmarks.compare.recorder import BudgetUsed, Recorder, best_rows
+from benchmarks.suites.suite import SUITES
+from evox_evogm.problems import LoRAMergeProblem, Racing, Task
+from evox_evogm.resume.journal import Journal
+
+
+def load_suite(case: Case) -> tuple[LoRAMergeProblem, list[Task]]:
+    """The dev problem and the test tasks of a case."""
+    draw = case.seed if case.resampled_dev else None
+    racing = METHODS[case.method].racing
+    return _load_suite(case.suite, case.n, case.control, racing, draw, case.regmean)
+
+
+@lru_cache(maxsize=2)
+def _load_suite(
+    name: str, n: int, control: str, racing: Racing | None, draw: int | None, regmean: bool
+) -> tuple[LoRAMergeProblem, list[Task]]:
+    suite = SUITES[name]
+    problem = suite.make_problem(
+        n, control=control, draw=draw, regmean=regmean, racing=racing, objectives="outcomes"
+    )
+    return problem, suite.tasks(n, "test", draw)
+
+
+@lru_cache
+def commit() -> str:
+    """The commit of this file, with a + if something has been changed since."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
+    """Use up the budget.
+
+    :param case: what to run.
+    :param problem: the dev problem.
+    :return: the evaluations, and the point that the algorithm recommends, else the best on dev.
+    """
+    method = METHODS[case.method]
+    pop_size, budget = method.pop_size or case.pop_size, method.budget or case.budget
+    recorder = Recorder(problem, budget, method.outcomes)
+    for round_ in range(1, method.rounds + 1):
+        torch.manual_seed(1000 * case.seed + round_)
+        if round_ > 1:
+            recorder.basis = best_rows(recorder.rows, case.n) - recorder.center
+        recorder.until = budget * round_ // method.rounds
+        arguments = {"problem": problem} if method.outcomes else {}
+        algorithm = method.make(case.n, pop_size, **arguments)
+        workflow = StdWorkflow(algorithm, recorder, opt_direction="max", device="cpu")
+        run_until_used(workflow, recorder)
+    if hasattr(algorithm, "recommend"):
+        return recorder, recorder.coefficients(workflow.algorithm.recommend())
+    return recorder, best_rows(recorder.rows, 1)[0]
+
+
+def run_until_used(workflow: StdWorkflow, recorder: Recorder) -> None:
+    """Step until the budget of the recorder is used; the last population may be cut.
+
+    An algorithm that recommends a point evaluates it: it stops one evaluation before the end, and
+    before a population that would be cut.
+    """
+    algorithm = workflow.algorithm
+    if hasattr(algorithm, "recommend"):
+        workflow.init_step()
+        while recorder.budget_used + algorithm.pop_size + 1 <= recorder.until:
+            workflow.step()
+        return
+    try:
+        workflow.init_step()
+        while recorder.budget_used < recorder.until:
+            workflow.step()
+    except BudgetUsed:
+        pass
+
+
+def run_case(
+    case: Case,
+    runs: Path = RUNS,
+    load: Callable[[Case], tuple[Problem, list[Task]]] = load_suite,
+) -> str:
+    """Run one case and write its files, unless they are there.
+
+    :param case: what to run.
+    :param runs: the folder of all runs.
+    :param load: gives the dev problem and the test tasks.
+    :return: a line for the log.
+    """
+    result_path = case.file(runs, ".json")
+    if result_path.exists():
+        earlier = json.loads(result_path.read_text())
+        return f"{result_path.stem} is there, from commit {earlier['commit']}"
+    torch.set_num_threads(case.threads)
+    problem, test_tasks = load(case)
+    problem.cache.clear()  # it may come from the case before
+    result_path.parent.mkdir(parents=True, exist_ok=True)
+    journal = open_journal(case.file(runs, ".jsonl"), problem) if is_resumable(case) else None
+    # Of a killed process, which made the same evaluations from the same seed.
+    seconds_before = sum(record["seconds"] for record in journal.records) if journal else 0.0
+    recorder, point = search(case, problem)
+    seconds = time.perf_counter() - recorder.start + seconds_before
+    write_evaluations(case.file(runs, ".csv"), recorder, seconds_before)
+    result = {
+        "method": case.method,
+        "seed": case.seed,
+        "evaluations": len(recorder.rows),
+        **score_choice(problem, test_tasks, point, best_rows(recorder.rows, 1)[0]),
+        "seconds": seconds,
+        "seconds of evaluation": recorder.evaluation_seconds + seconds_before,
+        "commit": commit(),
+        "dtype": str(problem.language_model.model.dtype).removeprefix("torch."),
+        "recommended": point.tolist(),
+    }
+    partial_path = result_path.with_suffix(".part")
+    partial_path.write_text(json.dumps(result, indent=1))
+    partial_path.rename(result_path)
+    if journal is not None:
+        journal.close()
+    scores = f"dev {result['dev']:.3f} test {result['test']:.3f}"
+    return f"{result_path.stem}: {scores}, {seconds:.1f} s"
+
+
+def is_resumable(case: Case) -> bool:
+    return case.suite in SUITES and SUITES[case.suite].resumable
+
+
+def open_journal(path: Path, problem: LoRAMergeProblem) -> Journal:
+    """A journal of the evaluations of the problem, which starts with those that are in it."""
+    journal = Journal(path)
+    problem.load_history(journal.records)
+
+    def append(evaluations: list) -> None:
+        journal.append([e.as_record() for e in evaluations if e.seconds])
+
+    problem.on_evaluations = append
+    return journal
+
+
+def write_evaluations(path: Path, recorder: Recorder, seconds_before: float) -> None:
+    """Write a line per evaluation.
+
+    :param path: of the file.
+    :param recorder: what was evaluated.
+    :param seconds_before: to be added to the seconds since the start.
+    """
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        n = len(recorder.rows[0].point)
+        coefficients = [f"coefficient {k}" for k in range(n)]
+        table.writerow(["evaluation", "score", "seconds", *coefficients])
+        for row in recorder.rows:
+            point = [f"{value:.6g}" for value in row.point]
+            seconds = f"{row.seconds + seconds_before:.3f}"
+            table.writerow([f"{row.budget_used:.6g}", f"{row.score:.6g}", seconds, *point])
+
+
+def score_choice(
+    problem: Problem, test_tasks: list[Task], point: torch.Tensor, best_on_dev: torch.Tensor
+) -> dict:
+    """Scores of the final choice, and of the best on dev, which is only reported."""
+    dev = score_by_task(problem, point)
+    test = score_by_task(problem, point, test_tasks)
+    test_of_best = test
+    if not torch.equal(point, best_on_dev):
+        test_of_best = score_by_task(problem, best_on_dev, test_tasks)
+    return {
+        "dev": mean(dev),
+        "test": mean(test),
+        "test of the best on dev": mean(test_of_best),
+        "dev by task": dev,
+        "test by task": test,
+    }
+
+
+def score_by_task(
+    problem: Problem, point: torch.Tensor, tasks: list[Task] | None = None
+) -> dict[str, float]:
+    scores = problem.score_tasks(point, tasks)
+    return {name: float(values.mean()) for name, values in scores.items()}
+
+
+def mean(scores: dict[str, float]) -> float:
+    return sum(scores.values()) / len(scores)

@@ -1,0 +1,1 @@
+"""How fast evaluation and steps are, and what a long run needs."""

@@ -1,0 +1,1 @@
+"""Merges without a search: `python -m benchmarks.static_merges`."""
