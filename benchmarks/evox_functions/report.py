@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 CASE = ["budget", "n", "function"]
+QUARTILES = {"lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75}
 
 
 def report(folder: Path) -> None:
@@ -60,9 +61,9 @@ def final_values(curves: pd.DataFrame) -> pd.Series:
 def write_quartiles(final: pd.Series, path: Path) -> None:
     """Write quartiles over seeds."""
     by_algorithm = final.groupby([*CASE, "algorithm"])
-    table = by_algorithm.quantile([0.25, 0.5, 0.75]).unstack()
-    table.columns = ["lower quartile", "median", "upper quartile"]
-    table.insert(0, "seeds", by_algorithm.size())
+    table = pd.DataFrame({"seeds": by_algorithm.size()})
+    for name, share in QUARTILES.items():
+        table[name] = by_algorithm.agg(lambda values, share=share: np.quantile(values, share))
     table.to_csv(path, float_format="%.6g")
 
 
