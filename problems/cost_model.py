@@ -10,6 +10,7 @@ The passes are counted by scoring the task with a forward pass that computes not
 measured on the real model.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evox_evogm.problems.adapters.merging import StackedModule, WeightMerger, merged
+from evox_evogm.problems.inference.capabilities import count_layers
 from evox_evogm.problems.inference.forward import Forward
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.tasks.metrics import score_tasks
@@ -118,7 +120,8 @@ class CountingForward(Forward):
         size = float(rows * width)
         if self.shared_layers and cache is None:
             different = len(tokens.unique(dim=0))
-            depth = self.model.config.num_hidden_layers
+            depth = count_layers(self.model)
+            assert depth is not None, "layers that are shared have been counted"
             size -= (rows - different) * width * self.shared_layers / depth
         if cache is not None and width == 1:
             self.steps.append(size)
@@ -213,24 +216,34 @@ def _prompt_rate(model: LanguageModel) -> Rate:
 
 
 def _step_rate(model: LanguageModel) -> Rate:
-    """The rate of decoding steps, with the model as it is."""
+    """The rate of decoding steps, with the model as it is.
+
+    Without a cache there are none: each token takes a pass over all tokens.
+    """
+    if not model.capabilities.cache:
+        return Rate(0.0, 0.0)
     points = []
     for rows in STEP_ROWS:
         candidates, tokens, mask = _random_batch(model, rows)
         cache = model.forward.new_cache()
-        model.forward(candidates, tokens, mask, [0] * rows, cache)
+        model.forward(candidates, tokens, mask, [0] * len(candidates), cache)
 
-        def run_step(candidates=candidates, tokens=tokens[:, :1], cache=cache):
-            mask = tokens.new_ones(len(candidates), cache.get_seq_length() + 1)
+        widths = itertools.count(WIDTH + 1)  # of the cache and the new token
+
+        def run_step(candidates=candidates, tokens=tokens[:, :1], cache=cache, widths=widths):
+            mask = tokens.new_ones(len(candidates), next(widths))
             model.forward(candidates, tokens, mask, [1] * len(candidates), cache)
 
-        points.append((rows, _least_seconds(run_step, model.device)))
+        points.append((len(candidates), _least_seconds(run_step, model.device)))
     return _line_through(points)
 
 
 def _random_batch(model: LanguageModel, rows: int) -> tuple[list[int], torch.Tensor, torch.Tensor]:
     """Rows of two candidates in turn: their candidates, random tokens and the mask of these."""
-    candidates = [row % 2 for row in range(rows)]
+    if not model.capabilities.batch_rows:
+        rows = 1
+    mixes = model.capabilities.mix_candidates
+    candidates = [row % 2 if mixes else 0 for row in range(rows)]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.tokenizer.vocab_size, (rows, WIDTH), generator=generator)
     tokens = tokens.to(model.device)

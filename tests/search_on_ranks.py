@@ -82,6 +82,20 @@ def merge_problem(experts):
     return LoRAMergeProblem(build_model(), folders, [TASK], tokenizer=build_tokenizer(), **settings)
 
 
+def merge_problem_with_failures(experts):
+    """Merges with a negative first coefficient fail."""
+    problem = merge_problem(experts)
+    score = problem.scorer.score
+
+    def score_some(pop, tasks):
+        if (pop[:, 0] < 0).any():
+            raise RuntimeError("the first coefficient is negative")
+        return score(pop, tasks)
+
+    problem.scorer.score = score_some
+    return problem
+
+
 def histories(experts, spread=lambda problem: problem, **workflow_settings):
     """A search per case.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from evox_evogm.problems.adapters.check_fit import check_fit, check_together
+from evox_evogm.problems.adapters.check_fit import check_together, fit_experts
 from evox_evogm.problems.adapters.read_adapter import read_expert
 
 
@@ -75,15 +75,19 @@ def with_files(change):
     return make
 
 
-def load_experts(folders, model, tokenizer=None, names=None):
+def load_experts(folders, model, tokenizer=None, names=None, *, same_base=False):
     """Read adapters, and check that they fit together and fit the model, as a problem does."""
+    return fit_folders(folders, model, tokenizer, names, same_base=same_base).experts
+
+
+def fit_folders(folders, model, tokenizer=None, names=None, *, same_base=False):
+    """The same with the notes on what was taken for the same although it differs."""
     experts = []
     for index, folder in enumerate(folders):
         name = None if names is None else names[index]
         experts.append(read_expert(folder, name=name))
-    check_together(experts)
-    check_fit(experts, model, tokenizer)
-    return experts
+    check_together(experts, same_base=same_base)
+    return fit_experts(experts, model, tokenizer, same_base=same_base)
 
 
 def check_refusal(bench, folders, message, names=None):

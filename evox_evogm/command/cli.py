@@ -13,17 +13,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evox_evogm.command.messages import (
+    fail,
+    print_adapter,
+    print_no_information,
+    print_plan,
+    print_result,
+)
+from evox_evogm.command.statuses import (
+    ERRORS,
+    INTERRUPTED,
+    NO_ADAPTER,
+    NO_INFORMATION,
+    STATUSES,
+    UNUSABLE_INPUT,
+    sentence_of,
+    status_of,
+)
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from evox_evogm.command.merge_run import MergeRun
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
-INTERRUPTED = 130
-STATUSES = (
-    "Exit status: 0 when the run is finished, 2 for input that cannot be used, "
-    f"1 if the search itself fails, {INTERRUPTED} when interrupted."
-)
 
 app = typer.Typer(
     add_completion=False,
@@ -100,7 +113,7 @@ def demo(
     """Merge the shipped adapters of SmolLM2-135M-Instruct, in about two minutes."""
     if quick:
         fail("demo: expected --full or nothing, found --quick; the demo is quick without it")
-        raise typer.Exit(2)
+        raise typer.Exit(UNUSABLE_INPUT)
     settings = DEMO / ("full.yaml" if full else "demo.yaml")
     options = {"budget": budget, "seed": seed, "device": device, "dtype": dtype}
     raise typer.Exit(attempt(settings, out or first_free_folder(), options, debug))
@@ -136,27 +149,22 @@ def attempt(settings: Path, out: Path, options: dict, debug: bool) -> int:
     :return: the exit status.
     """
     try:
-        run(settings, out, options)
+        return run(settings, out, options)
     except KeyboardInterrupt:
         fail(f"interrupted; the same command with --out {out} goes on from here")
         return INTERRUPTED
-    except (ValueError, ModuleNotFoundError, OSError, RuntimeError) as error:
+    except ERRORS as error:
         if debug:
             raise
-        fail(str(error))
-        return 1 if type(error) is RuntimeError else 2
-    return 0
+        fail(sentence_of(error))
+        return status_of(error)
 
 
-def fail(sentence: str) -> None:
-    """Print an error as one line without control characters."""
-    from evox_evogm.command.escaping import sanitize
+def run(settings_path: Path, out: Path, options: dict) -> int:
+    """Read the settings, search, score, export, and print the table.
 
-    print(f"evogm: {sanitize(sentence)}", file=sys.stderr)
-
-
-def run(settings_path: Path, out: Path, options: dict) -> None:
-    """Read the settings, search, score, export, and print the table."""
+    :return: the exit status of a run that is finished.
+    """
     from rich.console import Console
 
     from evox_evogm.command.escaping import sanitize
@@ -170,9 +178,10 @@ def run(settings_path: Path, out: Path, options: dict) -> None:
     print(f"reading the base model {base}, experts and tasks{regressing} ...", flush=True)
     with MergeRun(settings, folder, out) as merge_run:
         if merge_run.finished:
-            print(f"this run is finished: {out / 'report.md'}")
+            result = reopen(merge_run)
         else:
-            finish(merge_run, Console(markup=False, highlight=False, emoji=False))
+            result = finish(merge_run, Console(markup=False, highlight=False, emoji=False))
+    return status_of_result(result)
 
 
 def silence_transformers() -> None:
@@ -185,8 +194,11 @@ def silence_transformers() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def finish(merge_run: "MergeRun", console: "Console") -> None:
-    """Make what is left of a run, and print its result."""
+def finish(merge_run: "MergeRun", console: "Console") -> dict:
+    """Make what is left of a run, and print its result.
+
+    :return: what `result.json` holds.
+    """
     from evox_evogm.command.progress import show_progress
 
     print_plan(merge_run)
@@ -194,41 +206,43 @@ def finish(merge_run: "MergeRun", console: "Console") -> None:
         best = merge_run.search(on_progress)
     print("\nscoring the base, the experts and the merge on test examples ...", flush=True)
     rows = merge_run.score_rows(best)
-    print_result(merge_run.finish(best, rows), merge_run.out, console)
+    noted = len(merge_run.notes)
+    result = merge_run.finish(best, rows)
+    print_result(result, result["notes"][noted:], merge_run.out, console)
+    return result
 
 
-def print_plan(merge_run: "MergeRun") -> None:
-    """Say what a run is going to do, before its first evaluation."""
-    problem = merge_run.problem
-    examples = sum(len(task.examples) for task in problem.tasks)
-    tasks = f"{len(problem.tasks)} tasks with {examples} dev examples"
-    where = f"on {problem.language_model.device} in {merge_run.dtype}"
-    print(f"{problem.n_experts} experts, {tasks}, {merge_run.budget} evaluations {where}")
-    print(f"run folder: {merge_run.out}", flush=True)
-    if merge_run.saved is not None:
-        print("an earlier process began this run; it goes on", flush=True)
+def reopen(merge_run: "MergeRun") -> dict:
+    """Say that a run is finished, and make its adapter again if something is wrong with it.
+
+    :return: what `result.json` holds.
+    """
+    result = merge_run.result()
+    print(f"this run is finished: {merge_run.out / 'report.md'}")
+    fault = merge_run.adapter_fault()
+    if fault is not None:
+        fail(f"adapter: {fault}; making it again from the coefficients")
+        result = merge_run.export_again()
+        print_adapter(result["adapter"], merge_run.out)
+    if result["no_information"]:
+        print_no_information(result["no_information"])
+    return result
 
 
-def print_result(result: dict, out: Path, console: "Console") -> None:
-    """Print the table of scores, the coefficients, and where the files are.
+def status_of_result(result: dict) -> int:
+    """The exit status of a finished run. Says what is wrong with its result, if anything.
 
     :param result: what `result.json` holds.
     """
-    from evox_evogm.command.escaping import sanitize
-    from evox_evogm.command.score_table import print_scores
-
-    print("\nscores, dev / test")
-    print_scores(result["scores"], console)
-    coefficients = []
-    for name, value in result["coefficients"].items():
-        coefficients.append(f"{sanitize(name)} {value:+.3f}")
-    whose = " of the regressed experts" if result["regmean"] else ""
-    print(f"\ncoefficients{whose}: {', '.join(coefficients)}")
-    if result["adapter"]:
-        difference = result["adapter"]["largest_relative_difference"]
-        check = f"loaded again with plain peft: equal to the merge within {difference:.1e}"
-        print(f"adapter: {out / result['adapter']['folder']} ({check})")
-    print(f"report: {out / 'report.md'}")
+    adapter = result["adapter"]
+    if adapter and adapter["error"]:
+        advice = "scores and report are written, and the same command makes the adapter again"
+        fail(f"adapter: {adapter['error']}; {advice}")
+        return NO_ADAPTER
+    if result["no_information"]:
+        fail(result["no_information"]["sentence"])
+        return NO_INFORMATION
+    return 0
 
 
 if __name__ == "__main__":

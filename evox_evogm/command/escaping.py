@@ -10,6 +10,14 @@ def sanitize(text: str) -> str:
     return " ".join(printable.split())
 
 
+def printable_lines(text: str) -> list[str]:
+    """The lines of a text, with blanks in place of characters that steer a terminal."""
+    lines = []
+    for line in text.splitlines():
+        lines.append("".join(char if char.isprintable() else " " for char in line))
+    return lines
+
+
 def escape_markdown(text: str) -> str:
     """A text that Markdown shows as it is: no cell, no link, no markup of its own."""
     escaped = ""

@@ -9,14 +9,22 @@ The run folder holds
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from evox.workflows import StdWorkflow
 
+from evox_evogm.command.adapter import adapter_fault, export_merge
 from evox_evogm.command.experts import expert_folders, tasks_of_experts
+from evox_evogm.command.information import (
+    describe_flat_tasks,
+    explain_no_information,
+    flat_tasks,
+)
+from evox_evogm.command.notes import notes_of_failed_rows, notes_of_inputs
 from evox_evogm.command.progress import OnProgress, ProgressCounter
-from evox_evogm.command.result import describe_merge, export_merge, write_result
+from evox_evogm.command.result import describe_merge, read_result, write_result
 from evox_evogm.command.run_folder import (
     RESULT,
     RunLock,
@@ -32,6 +40,7 @@ from evox_evogm.command.search_algorithm import (
     describe_step,
     make_algorithm,
     population_size,
+    recommendation_cost,
     recommended,
 )
 from evox_evogm.command.settings import RunSettings
@@ -83,7 +92,7 @@ class MergeRun:
         if self.saved is not None:
             check_same_inputs(self.digests, self.out)
         self.workflow = StdWorkflow(self.algorithm, self.problem, opt_direction="max", device="cpu")
-        self.records: list[dict] = []  # the history
+        self.records: list[dict] = []  # the history, without scores by example
         self.counter: ProgressCounter | None = None
 
     def _settings_as_saved(self, settings: RunSettings) -> RunSettings:
@@ -102,6 +111,7 @@ class MergeRun:
     ) -> LoRAMergeProblem:
         settings = self.settings
         local_base = folder / settings.base
+        template = settings.chat_template_file
         return LoRAMergeProblem(
             str(local_base) if local_base.is_dir() else settings.base,
             experts,
@@ -115,6 +125,9 @@ class MergeRun:
             racing=Racing() if settings.racing else None,
             regmean=own_tasks,
             trust_remote_code=settings.trust_remote_code,
+            same_base=settings.same_base,
+            chat_template=settings.chat_template,
+            chat_template_file=None if template is None else folder / template,
             on_evaluations=self._report,
         )
 
@@ -135,15 +148,21 @@ class MergeRun:
 
     @property
     def budget(self) -> int:
-        """The most full evaluations that the search makes: no step may exceed them."""
+        """The most full evaluations that the search makes, the recommended merge among them."""
         budget = self.settings.budget
-        # A pruned merge is less than one: the number of steps is known only where none is pruned.
-        return budget if self.settings.racing else budget - budget % self.algorithm.pop_size
+        if self.settings.racing:  # a pruned merge is less than one: the number of steps is open
+            return budget
+        return budget - (budget - recommendation_cost(self.algorithm)) % self.algorithm.pop_size
 
     @property
     def dtype(self) -> str:
         """Of the base model, by its name."""
         return str(self.problem.language_model.model.dtype).removeprefix("torch.")
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found out about tasks, base and experts, a line each."""
+        return notes_of_inputs(self.problem, self.tasks)
 
     def search(self, on_progress: OnProgress = lambda progress: None) -> torch.Tensor:
         """Run all steps from the settings' seed, or those that an earlier process left.
@@ -162,10 +181,14 @@ class MergeRun:
             journal=self.lock.journal,
         )
         self.records = search.records
+        forget_examples(self.records)
         made = search.problem.position
         self.counter = ProgressCounter(self.budget, self.records, made, on_progress)
-        while self.counter.done + self.algorithm.pop_size <= self.budget:
+        next_steps = self.algorithm.pop_size + recommendation_cost(self.algorithm)
+        while self.counter.done + next_steps <= self.budget:
             search.run(search.steps + 1)
+        # The recommended merge, if it is evaluated, belongs to the last step, in any process.
+        search.problem.step = search.steps - 1
         return recommended(self.workflow.algorithm, self.records)
 
     def _begin(self) -> None:
@@ -174,10 +197,12 @@ class MergeRun:
         chosen = {"dtype": self.dtype, "mode": dict(self.problem.modes)}
         self.settings = self.settings.model_copy(update=chosen)
         made = made_with(self.problem.language_model)
-        write_inputs(self.out, self.settings, self.digests, made)
+        write_inputs(self.out, self.settings, self.digests, made, self.notes)
 
     def _report(self, evaluations: list) -> None:
         assert self.counter is not None
+        first = self.counter.position
+        forget_examples(self.records[first : first + len(evaluations)])
         self.counter.report(evaluations)
 
     def score_rows(self, best: torch.Tensor) -> list[ScoreRow]:
@@ -197,6 +222,7 @@ class MergeRun:
         """
         result = describe_merge(self.problem, best, rows, self.tasks, self.records)
         result["algorithm"] = self.settings.algorithm
+        result |= self._judge(rows)
         result["adapter"] = export_merge(self.problem, best, self.out)
         result["seed"] = self.settings.seed
         result["dtype"] = self.dtype
@@ -204,6 +230,47 @@ class MergeRun:
         result |= made_with(self.problem.language_model)
         write_result(result, self.out)
         return result
+
+    def _judge(self, rows: Sequence[ScoreRow]) -> dict:
+        """What `result.json` says of how much the scores say, and what else a reader has to know.
+
+        :param rows: of the final table.
+        """
+        flat = flat_tasks(rows, self.records, self.tasks)
+        notes = [*self.notes, *notes_of_failed_rows(rows)]
+        if len(flat) < len(self.tasks.dev):
+            return {"notes": notes + describe_flat_tasks(flat), "no_information": None}
+        found = explain_no_information(flat, self.problem.language_model)
+        return {"notes": notes, "no_information": asdict(found)}
+
+    def adapter_fault(self) -> str | None:
+        """Why the adapter of this finished run has to be made again, or None."""
+        return adapter_fault(self.result(), self.out)
+
+    def result(self) -> dict:
+        """What `result.json` of this finished run holds."""
+        return read_result(self.out)
+
+    def export_again(self) -> dict:
+        """Make the adapter of this finished run again, from its coefficients.
+
+        :return: what `result.json` now holds.
+        """
+        result = self.result()
+        coefficients = [result["coefficients"][expert.name] for expert in self.problem.experts]
+        result["adapter"] = export_merge(self.problem, torch.tensor(coefficients), self.out)
+        write_result(result, self.out)
+        return result
+
+
+def forget_examples(records: Sequence[dict]) -> None:
+    """Drop scores and margins by example from records: the history and the cache have them.
+
+    :param records: of evaluations that are on disk and in the cache of the problem.
+    """
+    for record in records:
+        record.pop("examples", None)
+        record.pop("margins", None)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""The result of a run: `result.json`, the report, and the merge as one adapter with its card."""
+"""The result of a run: `result.json`, the report, and the card of the adapter."""
 
 import json
 from collections.abc import Sequence
@@ -7,35 +7,17 @@ from pathlib import Path
 
 import torch
 
+from evox_evogm.command.escaping import escape_markdown
 from evox_evogm.command.progress import full_evaluations
 from evox_evogm.command.report import model_card, report_markdown
-from evox_evogm.command.run_folder import RESULT
+from evox_evogm.command.run_folder import RESULT, damaged, read_table
 from evox_evogm.command.scores import ScoreRow
+from evox_evogm.command.task_settings import SPLITS
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.problems.adapters.read_adapter import CONFIG
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.resume.atomic_write import atomic_write
 from evox_evogm.resume.journal import to_json
-
-ADAPTER = "adapter"
-EXACT = 1e-5  # relative difference of weights up to which a reloaded adapter counts as the merge
-
-
-def export_merge(problem: LoRAMergeProblem, best: torch.Tensor, out: Path) -> dict | None:
-    """Export a merge as one adapter, and check it with plain peft.
-
-    :param best: `(n,)` effective coefficients.
-    :param out: the run folder.
-    :return: what `result.json` says of the adapter; None if all coefficients are 0, as in the base.
-    :raises RuntimeError: if plain peft reads another merge.
-    """
-    if not bool((best != 0).any()):
-        return None
-    difference = problem.export(best, out / ADAPTER)
-    if difference > EXACT:
-        found = f"found one that differs by {difference:.1e}, over {EXACT}"
-        raise RuntimeError(f"adapter: expected the weights of the merge, {found} (relative)")
-    return {"folder": ADAPTER, "largest_relative_difference": difference}
 
 
 def describe_merge(
@@ -79,6 +61,23 @@ def describe_tasks(problem: LoRAMergeProblem, tasks: RunTasks) -> dict[str, dict
     return described
 
 
+def read_result(out: Path) -> dict:
+    """What `result.json` of a finished run holds.
+
+    :raises ValueError: if it is damaged.
+    """
+    result = {"notes": [], "no_information": None, **read_table(out / RESULT, json.loads)}
+    try:
+        for row in result["scores"]:
+            for split in SPLITS:
+                row[split] = {name: float(score) for name, score in row[split].items()}
+        if result["adapter"]:
+            result["adapter"] = {"sha256": {}, "error": None, **result["adapter"]}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(damaged(out / RESULT, error)) from error
+    return result
+
+
 def write_result(result: dict, out: Path) -> None:
     """Write the report, the card of the adapter, and `result.json`.
 
@@ -87,9 +86,21 @@ def write_result(result: dict, out: Path) -> None:
     """
     atomic_write(out / "report.md", report_markdown(result).encode())
     if result["adapter"]:
-        adapter = out / result["adapter"]["folder"]
-        config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-        card = model_card(result, config["base_model_name_or_path"])
-        atomic_write(adapter / "README.md", card.encode())
+        write_card(result, out / result["adapter"]["folder"])
     text = json.dumps(to_json(result), indent=2) + "\n"
     atomic_write(out / RESULT, text.encode())  # last: now the run is finished
+
+
+def write_card(result: dict, folder: Path) -> None:
+    """Write the card of the adapter, which says so where the adapter cannot be used.
+
+    :param folder: of the adapter.
+    """
+    error = result["adapter"]["error"]
+    if error is None:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        card = model_card(result, config["base_model_name_or_path"])
+    else:
+        card = f"# Do not use this adapter\n\n{escape_markdown(error)}\n"
+    if folder.is_dir():
+        atomic_write(folder / "README.md", card.encode())

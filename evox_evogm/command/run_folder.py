@@ -5,7 +5,7 @@ what these name. One process at a time has a folder, by the lock of its journal.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -71,14 +71,19 @@ def _precedes_a_run(path: Path) -> bool:
 
 
 def write_inputs(
-    out: Path, settings: RunSettings, digests: Mapping[str, str], made_with: Mapping
+    out: Path,
+    settings: RunSettings,
+    digests: Mapping[str, str],
+    made_with: Mapping,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write down what a run is made of, before its first evaluation.
 
     :param digests: of what the settings name, by name.
     :param made_with: what else may explain a difference, but does not keep a run from going on.
+    :param notes: what was found out about the inputs, a line each.
     """
-    inputs = {"format": FORMAT, "sha256": digests, "made with": made_with}
+    inputs = {"format": FORMAT, "sha256": digests, "made with": made_with, "notes": list(notes)}
     atomic_write(out / INPUTS, (json.dumps(inputs, indent=2) + "\n").encode())
     config = yaml.safe_dump(settings.as_table(), sort_keys=False)
     atomic_write(out / CONFIG, config.encode())  # last: it makes the folder a run
@@ -92,11 +97,11 @@ def saved_settings(out: Path) -> RunSettings | None:
     if not has_begun(out):
         return None
     saved_digests(out)  # refuses another format
-    table = _read_table(out / CONFIG, yaml.safe_load)
+    table = read_table(out / CONFIG, yaml.safe_load)
     try:
         return parse_settings(table, "settings")
     except ValueError as error:
-        raise ValueError(_damaged(out / CONFIG, error)) from error
+        raise ValueError(damaged(out / CONFIG, error)) from error
 
 
 def saved_digests(out: Path) -> dict[str, str]:
@@ -104,7 +109,7 @@ def saved_digests(out: Path) -> dict[str, str]:
 
     :raises ValueError: if they are damaged, or of another version.
     """
-    inputs = _read_table(out / INPUTS, json.loads)
+    inputs = read_table(out / INPUTS, json.loads)
     digests = inputs.get("sha256")
     if inputs.get("format") != FORMAT or not isinstance(digests, dict):
         found = f"found {inputs.get('format')} in {out / INPUTS}"
@@ -113,20 +118,26 @@ def saved_digests(out: Path) -> dict[str, str]:
     return digests
 
 
-def _read_table(path: Path, parse: Callable[[str], object]) -> dict:
+def read_table(path: Path, parse: Callable[[str], object]) -> dict:
+    """The table in a file of a run folder.
+
+    :param parse: reads the text of the file.
+    :raises ValueError: if the file is missing or damaged.
+    """
     try:
         table = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         expected = f"expected {path} beside the history of the run"
         raise ValueError(f"out: {expected}, found none") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(_damaged(path, error)) from error
+        raise ValueError(damaged(path, error)) from error
     if not isinstance(table, dict):
-        raise ValueError(_damaged(path, "not a table"))
+        raise ValueError(damaged(path, "not a table"))
     return table
 
 
-def _damaged(path: Path, reason) -> str:
+def damaged(path: Path, reason) -> str:
+    """The error message of a damaged file."""
     return f"out: expected {path} as evogm wrote it, found it damaged: {reason}"
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evox_evogm.command.escaping import sanitize
+from evox_evogm.command.scores import label
 
 UNLIMITED = 10_000  # columns of a console that is no terminal
 
@@ -17,12 +18,12 @@ UNLIMITED = 10_000  # columns of a console that is no terminal
 def table_cells(rows: Sequence[dict], tasks: Sequence[str]) -> list[list[str]]:
     """A header and a line a model: its name, and `dev / test` for every task and for the mean.
 
-    :param rows: as in `result["scores"]`: name, dev and test scores by task.
+    :param rows: as in `result["scores"]`: name, kind, dev and test scores by task.
     :param tasks: the names of those that get a column. The mean is over all.
     """
     cells = [["model", *tasks, "mean"]]
     for row in rows:
-        line = [row["name"]]
+        line = [label(row["kind"], row["name"])]
         for task in tasks:
             line.append(_pair(row["dev"][task], row["test"][task]))
         line.append(_pair(_mean(row["dev"]), _mean(row["test"])))

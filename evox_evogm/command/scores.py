@@ -1,28 +1,41 @@
 """The rows of the final table: dev and test scores of the base, the experts and the merges."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 
+from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.tasks import RunTasks
+from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.retries import evaluate_with_retries
+from evox_evogm.problems.tasks.task import Task
 
 Scores = dict[str, float]  # the mean score of each task, by its name
+Kind = Literal["base", "expert", "average", "RegMean", "merge"]
+ROW_NAMES = ("base", "average", "RegMean", "EvoGM", "SurrogateEvoGM")  # of rows of no expert
+EXPERT = "expert "  # goes before the name of an expert that could be another row's
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """The scores of one model, higher is better.
+    """The scores of one model, higher is better. NaN where the model has none.
 
     :param name: of the model.
+    :param kind: what the model is; an expert may have the name of another row.
     :param dev: mean scores on the dev examples, by task.
     :param test: mean scores on the test examples, by task.
+    :param failure: why the model could not be scored, or None.
     """
 
     name: str
+    kind: Kind
     dev: Scores
     test: Scores
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,10 +44,23 @@ class Candidate:
 
     :param name: of the row.
     :param coefficients: `(n,)` effective coefficients.
+    :param kind: of the row.
     """
 
     name: str
     coefficients: torch.Tensor
+    kind: Kind = "merge"
+
+
+def label(kind: str, name: str) -> str:
+    """The name of a row as a reader sees it, different for different rows.
+
+    An expert called "average" is shown as "expert average". Names of experts that begin with
+    "expert " get another one, so that no two experts are shown alike.
+    """
+    shown = sanitize(name)
+    is_ambiguous = shown in ROW_NAMES or f"{shown} ".startswith(EXPERT)
+    return f"{EXPERT}{shown}" if kind == "expert" and is_ambiguous else shown
 
 
 def score_rows(
@@ -59,13 +85,13 @@ def score_rows(
     :param records: the history of the search.
     """
     n = problem.n_experts
-    given = [Candidate("base", torch.zeros(n))]
+    given = [Candidate("base", torch.zeros(n), "base")]
     for expert, coefficients in zip(problem.experts, torch.eye(n), strict=True):
-        given.append(Candidate(expert.name, coefficients))
-    given.append(Candidate("average", torch.eye(n).mean(0)))
+        given.append(Candidate(expert.name, coefficients, "expert"))
+    given.append(Candidate("average", torch.eye(n).mean(0), "average"))
     if not problem.regressed:
         return score_candidates(problem, tasks, [*given, best], records)
-    regressed = [Candidate("RegMean", torch.ones(n)), best]
+    regressed = [Candidate("RegMean", torch.ones(n), "RegMean"), best]
     rows = score_candidates(problem.with_experts_as_given(), tasks, given, [])
     return rows + score_candidates(problem, tasks, regressed, records)
 
@@ -78,23 +104,32 @@ def score_candidates(
 ) -> list[ScoreRow]:
     """A row for every candidate, scored as one population.
 
+    What fails is scored again: with smaller batches if memory ran out, otherwise each candidate
+    alone. A candidate that fails twice has a row without scores.
+
     :param problem: whose experts the coefficients are over.
     :param tasks: in both splits.
     :param candidates: at least one.
     :param records: what was evaluated before, with dev scores.
+    :raises RuntimeError: if no candidate can be scored.
     """
     population = torch.stack([candidate.coefficients for candidate in candidates])  # (P, n)
     known = dev_scores_by_point(records)
     points = [tuple(point) for point in population.tolist()]
     unseen = [row for row, point in enumerate(points) if point not in known]
-    if unseen:
-        new = mean_scores(problem, population[unseen])
-        for row, scores in zip(unseen, new, strict=True):
-            known[points[row]] = scores
-    test = mean_scores(problem, population, tasks.test)
+    failures: dict[tuple[float, ...], str | None] = {}
+    for found in score_models(problem, population[unseen]):
+        known[found.point] = found.scores
+        failures[found.point] = found.failure
+    test = score_models(problem, population, tasks.test)
+    if all(found.failure for found in test):
+        expected = f"expected test scores, found that all {len(test)} models failed"
+        raise RuntimeError(f"scores: {expected}: {test[0].failure}")
     rows = []
-    for candidate, point, scores in zip(candidates, points, test, strict=True):
-        rows.append(ScoreRow(candidate.name, known[point], scores))
+    for candidate, found in zip(candidates, test, strict=True):
+        failure = found.failure or failures.get(found.point)
+        dev = known[found.point]
+        rows.append(ScoreRow(candidate.name, candidate.kind, dev, found.scores, failure))
     return rows
 
 
@@ -105,6 +140,43 @@ def dev_scores_by_point(records: Sequence[dict]) -> dict[tuple[float, ...], Scor
         if record["score"] is not None and "estimate" not in record:
             found.setdefault(tuple(record["coefficients"]), record["tasks"])
     return found
+
+
+class Scored(NamedTuple):
+    """The scores of one merge."""
+
+    point: tuple[float, ...]
+    """Its effective coefficients."""
+    scores: Scores
+    """NaN in every task if the merge failed."""
+    failure: str | None
+    """Why it failed, or None."""
+
+
+def score_models(
+    problem: LoRAMergeProblem, population: torch.Tensor, tasks: Sequence[Task] | None = None
+) -> list[Scored]:
+    """Score each merge of a population, and what fails once more.
+
+    :param population: a `(P, n)` tensor of effective coefficients.
+    :param tasks: by default those of the problem.
+    """
+
+    def evaluate(pop: torch.Tensor) -> list[Evaluation]:
+        evaluations = []
+        for point, means in zip(pop.tolist(), mean_scores(problem, pop, tasks), strict=True):
+            scores = {name: (mean,) for name, mean in means.items()}
+            evaluations.append(Evaluation(tuple(point), scores, seconds=0.0))
+        return evaluations
+
+    names = [task.name for task in (problem.tasks if tasks is None else tasks)]
+    models = []
+    for found in evaluate_with_retries(population, evaluate, problem.language_model):
+        scores = dict.fromkeys(names, math.nan)
+        if not found.failure:
+            scores = {name: means[0] for name, means in found.scores.items()}
+        models.append(Scored(found.coefficients, scores, found.failure))
+    return models
 
 
 def mean_scores(problem: LoRAMergeProblem, population: torch.Tensor, tasks=None) -> list[Scores]:

@@ -36,12 +36,22 @@ def population_size(settings: RunSettings, n: int) -> int:
     :param n: the number of experts.
     :raises ValueError: if the budget is smaller.
     """
-    default = POP_SIZE if settings.algorithm == "SurrogateEvoGM" else max(2, 2 * n)
-    pop_size = settings.pop_size or default
-    if settings.budget < pop_size:
-        expected = f"expected at least one population, {pop_size} evaluations"
-        raise ValueError(f"budget: {expected}, found {settings.budget}")
+    if settings.algorithm == "SurrogateEvoGM":
+        pop_size = settings.pop_size or POP_SIZE
+        expected = f"one population and the recommended merge, {pop_size + 1} evaluations"
+        least = pop_size + 1
+    else:
+        pop_size = settings.pop_size or max(2, 2 * n)
+        expected = f"one population, {pop_size} evaluations"
+        least = pop_size
+    if settings.budget < least:
+        raise ValueError(f"budget: expected at least {expected}, found {settings.budget}")
     return pop_size
+
+
+def recommendation_cost(algorithm: SurrogateEvoGM | EvoGM) -> int:
+    """Evaluations that `recommended` makes: SurrogateEvoGM evaluates the point it recommends."""
+    return 1 if isinstance(algorithm, SurrogateEvoGM) else 0
 
 
 def make_algorithm(

@@ -94,6 +94,23 @@ class RunSettings(StrictSettings):
     trust_remote_code: bool = setting(
         False, "a bool", "Let transformers run code that comes with the base model."
     )
+    same_base: bool = setting(
+        False,
+        "a bool",
+        "Take all adapters for adapters of this base, whatever name of a base they have. Shapes "
+        "and weights are compared all the same.",
+    )
+    chat_template: dict | None = setting(
+        None,
+        "a table",
+        "Arguments for the chat template of tasks with chat: true, such as enable_thinking: false.",
+    )
+    chat_template_file: str | None = setting(
+        None,
+        "a text",
+        "A chat template in place of the base's: a file, or a folder with one, such as an "
+        "adapter's.",
+    )
 
     @field_validator("tasks", mode="before")
     @classmethod

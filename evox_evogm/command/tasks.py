@@ -1,7 +1,7 @@
 """From the settings of tasks to the tasks themselves: a dev and a test task for every entry."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evox_evogm.command.task_settings import TaskSettings, parse_task
@@ -15,10 +15,12 @@ class RunTasks:
 
     :param dev: what the search sees.
     :param test: what scores the final table besides, in the same order.
+    :param notes: a line for every split that has fewer examples than the settings want.
     """
 
     dev: list[Task]
     test: list[Task]
+    notes: list[str] = field(default_factory=list)
 
     def by_split(self) -> list[tuple[str, Task]]:
         """All dev tasks, then all test tasks, each with the name of its split."""
@@ -38,7 +40,17 @@ def read_tasks(entries: Iterable[TaskSettings], folder: Path) -> RunTasks:
         dev, test = read_task(entry, folder)
         tasks.dev.append(dev)
         tasks.test.append(test)
+        tasks.notes.extend(note_too_few(dev, "dev", entry.dev))
+        tasks.notes.extend(note_too_few(test, "test", entry.test))
     return tasks
+
+
+def note_too_few(task: Task, split: str, wanted: int | None) -> list[str]:
+    """A note if a split has fewer examples than the settings want, else none."""
+    found = len(task.examples)
+    if wanted is None or found >= wanted:
+        return []
+    return [f"task {task.name!r}: expected {wanted} {split} examples, found {found}, used all"]
 
 
 def read_task(entry, folder: Path) -> tuple[Task, Task]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from evox_evogm.command.escaping import escape_markdown
+from evox_evogm.command.escaping import escape_markdown, printable_lines
 
 BAR_LENGTH = 20  # characters of the largest coefficient
 
@@ -27,6 +27,7 @@ def render(template: str, **values) -> str:
     )
     environment.filters["row"] = table_row
     environment.filters["bar"] = bar
+    environment.filters["code_block"] = code_block
     return environment.get_template(template).render(values)
 
 
@@ -41,6 +42,12 @@ def table_row(cells: Iterable) -> Markup:
     """A line of a Markdown table."""
     escaped = [str(_escape(cell)) for cell in cells]
     return Markup(f"| {' | '.join(escaped)} |")
+
+
+def code_block(text: str) -> Markup:
+    """A text line by line as it is. Indented, so that nothing in it can end the block."""
+    lines = [f"    {line}" for line in printable_lines(text)]
+    return Markup("\n".join(lines) or "    ")
 
 
 def bar(value: float, coefficients: Iterable[float]) -> str:

@@ -156,6 +156,7 @@ class ResumableSearch:
         state = read_on_rank_0(self._read)
         if state is not None:
             self.steps, self.problem.position = state.steps, state.evaluations
+            self.problem.step = max(0, state.steps - 1)  # of what is evaluated between two steps
         self.problem.load_history()
         if state is not None:
             load_tensors(self.workflow, state.tensors, self._device())

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ UNSUPPORTED = {
     "alora_invocation_tokens": "activated LoRA",
     "arrow_config": "Arrow routing",
     "trainable_token_indices": "trainable_token_indices",
-    "target_parameters": "target_parameters",
     "layer_replication": "layer_replication",
     "megatron_config": "Megatron layers",
     "ensure_weight_tying": "ensure_weight_tying",
@@ -38,6 +37,10 @@ UNSUPPORTED = {
 PLAIN_INITIALISATIONS = (True, False, "true", "false", "gaussian", "orthogonal", "eva")
 # Characters of a rank or alpha pattern, and of the module names that it is tried on.
 LONGEST_PATTERN = 200
+# Patterns of a table times modules that they are tried on: some seconds.
+MOST_MATCHES = 2_000_000
+# A value by the regular expressions of a table, in the order of the file: the first match counts.
+Patterns = Sequence[tuple[re.Pattern[str], Any]]
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,20 @@ class LoraSettings:
     :param base: the name or path of the base model, empty if the configuration has none.
     :param rank: r of the modules that no rank pattern matches.
     :param alpha: alpha of the modules that no alpha pattern matches.
-    :param rank_pattern: r by a regular expression of module names.
-    :param alpha_pattern: alpha by a regular expression of module names.
+    :param rank_pattern: r by regular expressions of module names.
+    :param alpha_pattern: alpha by regular expressions of module names.
     :param use_rslora: whether the scale is alpha / sqrt(r), not alpha / r.
+    :param target_parameters: the ends of the names of parameters that are no weights of layers,
+        such as those of the experts of a mixture.
     """
 
     base: str
     rank: int
     alpha: float
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Patterns
+    alpha_pattern: Patterns
     use_rslora: bool
+    target_parameters: tuple[str, ...] = ()
 
     def scale(self, rank: int, alpha: float) -> float:
         """s of a module with this r and this alpha."""
@@ -87,9 +93,10 @@ def read_config(folder: Path, where: str) -> LoraSettings:
         base=str(config.get("base_model_name_or_path") or ""),
         rank=config["r"],
         alpha=config["lora_alpha"],
-        rank_pattern=_patterns(config, "rank_pattern"),
-        alpha_pattern=_patterns(config, "alpha_pattern"),
+        rank_pattern=compile_patterns(_patterns(config, "rank_pattern"), "rank_pattern", where),
+        alpha_pattern=compile_patterns(_patterns(config, "alpha_pattern"), "alpha_pattern", where),
         use_rslora=use_rslora,
+        target_parameters=tuple(config.get("target_parameters") or ()),
     )
 
 
@@ -97,21 +104,60 @@ def rank_and_alpha(settings: LoraSettings, module: str, where: str) -> tuple[int
     """r and alpha of a module as peft finds them.
 
     :param where: the adapter as error messages name it.
+    :raises ValueError: if the module's name is so long that patterns may take long.
+    """
+    patterns = settings.rank_pattern or settings.alpha_pattern
+    if patterns and len(module) > LONGEST_PATTERN:
+        raise ValueError(
+            f"{where}: expected names of modules of at most {LONGEST_PATTERN} characters, "
+            f"found {module[:50]!r}..."
+        )
+    rank = _first_match(settings.rank_pattern, module, settings.rank)
+    alpha = _first_match(settings.alpha_pattern, module, settings.alpha)
+    return rank, alpha
+
+
+def check_pattern_count(settings: LoraSettings, modules: int, where: str) -> None:
+    """Refuse so many patterns that it would take long to try them on all modules.
+
+    :param modules: how many there are.
+    :param where: the adapter as error messages name it.
+    """
+    tables = {"rank_pattern": settings.rank_pattern, "alpha_pattern": settings.alpha_pattern}
+    for table, patterns in tables.items():
+        if len(patterns) * modules > MOST_MATCHES:
+            raise ValueError(
+                f"{where}: expected at most {MOST_MATCHES // modules} patterns in {table} "
+                f"for {modules} modules, found {len(patterns)}"
+            )
+
+
+def compile_patterns(patterns: Mapping[str, Any], setting: str, where: str) -> Patterns:
+    """A table of patterns, each of which matches the end of a module's name, as in peft.
+
+    :param setting: what the table is called.
+    :param where: the adapter as error messages name it.
     :raises ValueError: if a pattern is no regular expression, or one that may take long.
     """
-    rank_pattern = _first_match("rank_pattern", settings.rank_pattern, module, where)
-    alpha_pattern = _first_match("alpha_pattern", settings.alpha_pattern, module, where)
-    rank = settings.rank if rank_pattern is None else settings.rank_pattern[rank_pattern]
-    alpha = settings.alpha if alpha_pattern is None else settings.alpha_pattern[alpha_pattern]
-    return rank, alpha
+    compiled = []
+    for pattern, value in patterns.items():
+        if not _is_quick(pattern):
+            raise ValueError(
+                f"{where}: expected names or short regular expressions in {setting}, "
+                f"with at most one group and two repetitions, found {pattern[:50]!r}"
+            )
+        try:
+            compiled.append((re.compile(rf"(.*\.)?({pattern})$"), value))
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(
+                f"{where}: expected a regular expression in {setting}, found {pattern!r} ({error})"
+            ) from error
+    return compiled
 
 
 def _load_json(path: Path, where: str) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(
-            f"{where}: expected {CONFIG}, found none; "
-            "give the folder that peft's save_pretrained wrote"
-        )
+        raise ValueError(f"{where}: expected {CONFIG}, found {_adapters_inside(path.parent)}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -122,8 +168,21 @@ def _load_json(path: Path, where: str) -> dict[str, Any]:
     return config
 
 
+def _adapters_inside(folder: Path) -> str:
+    """What a folder without an adapter has in its place, and what to give instead."""
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    if inside:
+        return f"adapters in its folders {', '.join(inside)}; give one of these"
+    return "none; give the folder that peft's save_pretrained wrote"
+
+
 def _check_kind(config: Mapping[str, Any], where: str) -> None:
     """Refuse adapters of other kinds, and LoRA with anything beside A and B."""
+    if "peft_type" not in config and "fine_tune_type" in config:
+        raise ValueError(
+            f"{where}: expected an adapter of peft, found one of MLX; "
+            "convert it to the format of peft"
+        )
     if config.get("peft_type") != "LORA":
         raise ValueError(
             f"{where}: expected peft_type LORA, found {config.get('peft_type')!r}; "
@@ -160,6 +219,7 @@ def _check_types(config: Mapping[str, Any], where: str) -> None:
         "lora_alpha": ("number", _is_number),
         "rank_pattern": ("table", _is_table),
         "alpha_pattern": ("table", _is_table),
+        "target_parameters": ("list of names", _is_list_of_names),
     }
     for setting, (expected, fits) in types.items():
         value = config.get(setting)
@@ -198,6 +258,14 @@ def _patterns(config: Mapping[str, Any], setting: str) -> dict[str, Any]:
     return config.get(setting) or {}
 
 
+def _first_match(patterns: Patterns, module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the module's name, or the default."""
+    for pattern, value in patterns:
+        if pattern.match(module):
+            return value
+    return default
+
+
 def _is_whole_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -206,29 +274,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_list_of_names(value: object) -> bool:
+    return value is None or isinstance(value, list) and all(isinstance(n, str) for n in value)
+
+
 def _is_table(value: object) -> bool:
     # Older versions of peft left empty tables out.
     return value is None or isinstance(value, dict)
-
-
-def _first_match(table: str, patterns: Mapping[str, Any], module: str, where: str) -> str | None:
-    """The first pattern that matches the end of the module's name, as in peft, or None."""
-    for pattern in patterns:
-        if not _is_quick(pattern) or len(module) > LONGEST_PATTERN:
-            raise ValueError(
-                f"{where}: expected names or short regular expressions in {table}, "
-                "with at most one group and two repetitions, "
-                f"found {pattern[:50]!r} for {module[:50]!r}"
-            )
-        try:
-            match = re.match(rf"(.*\.)?({pattern})$", module)
-        except re.error as error:
-            raise ValueError(
-                f"{where}: expected a regular expression in {table}, found {pattern!r} ({error})"
-            ) from error
-        if match:
-            return pattern
-    return None
 
 
 def _is_quick(pattern: str) -> bool:

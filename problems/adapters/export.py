@@ -1,14 +1,27 @@
 """Write a merge as one LoRA adapter in PEFT format, and check it by reading it back with peft."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from evox_evogm.problems.adapters.adapter_config import CONFIG
 from evox_evogm.problems.adapters.merging import StackedModule, stack_experts
+from evox_evogm.problems.adapters.parameters import (
+    WRAPPED,
+    flatten_factors,
+    unflatten_factors,
+    without_wrappers,
+)
 from evox_evogm.problems.adapters.read_adapter import WEIGHTS, Expert
+from evox_evogm.problems.adapters.tensor_names import PREFIX
+from evox_evogm.resume.atomic_write import atomic_write
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import ParamWrapper
 
 
 def export_adapter(
@@ -18,6 +31,7 @@ def export_adapter(
 
     The factors are concatenated, with lambda_k s_k inside B. The rank of a module is the sum of the
     experts' ranks there, and its alpha equals its rank. Experts with coefficient 0 are left out.
+    Each file is written whole or not at all, the configuration last.
 
     :param coefficients: an `(n,)` tensor of effective coefficients.
     :param folder: created if it is missing.
@@ -33,17 +47,21 @@ def export_adapter(
             "the merge is the base model itself"
         )
     tensors = {}
+    keys = _tensor_names(modules)
     for name, module in modules.items():
-        key_a, key_b = _tensor_names(name, embedding=module.embedding)
+        key_a, key_b = keys[name]
         scaled_b = module.b * module.channel_weights(coefficients)
-        tensors[key_a] = module.a.contiguous()
-        tensors[key_b] = scaled_b.contiguous()
-    config = _adapter_config(modules, base)
+        a, b = flatten_factors(module.a, scaled_b)
+        tensors[key_a] = a.contiguous()
+        tensors[key_b] = b.contiguous()
+    config = json.dumps(_adapter_config(modules, base), indent=2) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # Weights and configuration of two merges must never stand together.
+    (folder / CONFIG).unlink(missing_ok=True)
     # Not by safetensors' save_file, which does not raise an OSError on a full disk.
-    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    atomic_write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    atomic_write(folder / CONFIG, config.encode())
 
 
 def reload_difference(
@@ -59,22 +77,60 @@ def reload_difference(
     from peft import PeftModel
 
     modules, coefficients = _stack_used(experts, coefficients)
-    reloaded = PeftModel.from_pretrained(model, folder)
-    try:
-        layers = dict(reloaded.get_base_model().named_modules())
-        worst = 0.0
-        for name, module in modules.items():
-            scaled_b = module.b * module.channel_weights(coefficients)
-            expected = scaled_b @ module.a  # (D_out, D_in)
-            found = layers[name].get_delta_weight("default").to("cpu", torch.float32)
-            # Conv1D and embeddings keep (D_in, D_out).
-            if module.embedding or found.shape != expected.shape:
-                found = found.mT
-            difference = (found - expected).norm() / expected.norm().clamp_min(1e-30)
-            worst = max(worst, float(difference))
-    finally:
-        reloaded.unload()
+    missing = set(modules)
+    worst = 0.0
+    with _flags_kept(model):
+        reloaded = PeftModel.from_pretrained(model, folder)
+        try:
+            for name, found in _deltas(reloaded.get_base_model()):
+                module = modules[name]
+                scaled_b = module.b * module.channel_weights(coefficients)
+                expected = scaled_b @ module.a  # (D_out, D_in)
+                difference = (found - expected).norm() / expected.norm().clamp_min(1e-30)
+                worst = max(worst, float(difference))
+                missing.discard(name)
+        finally:
+            reloaded.unload()
+    assert not missing, f"peft did not load {missing}"
     return worst
+
+
+def _deltas(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a loaded adapter adds to each weight, by the name of the layer or parameter.
+
+    :return: names and `(D_out, D_in)` or `(E, D_out, D_in)` tensors in float32 on the CPU.
+    """
+    from peft.tuners.lora import LoraLayer, ParamWrapper
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, ParamWrapper):
+            yield f"{without_wrappers(name)}.{layer.parameter_name}", _delta_of_parameter(layer)
+        elif isinstance(layer, LoraLayer):
+            delta = layer.get_delta_weight("default").to("cpu", torch.float32)
+            is_linear = isinstance(layer.get_base_layer(), torch.nn.Linear)
+            yield name, delta if is_linear else delta.mT  # Conv1D and embeddings: (D_in, D_out)
+
+
+def _delta_of_parameter(wrapper: "ParamWrapper") -> torch.Tensor:
+    """What a loaded adapter adds to a parameter: peft's own product has the base's precision."""
+    a = wrapper.lora_A["default"].weight.detach().to("cpu", torch.float32)
+    b = wrapper.lora_B["default"].weight.detach().to("cpu", torch.float32)
+    a, b = unflatten_factors(a, b, wrapper.get_param())
+    return wrapper.scaling["default"] * b @ a
+
+
+@contextmanager
+def _flags_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Have a model's modes and gradients afterwards as they were: peft freezes what it wraps."""
+    modes = {module: module.training for module in model.modules()}
+    gradients = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, requires_grad in gradients.items():
+            parameter.requires_grad_(requires_grad)
 
 
 def _stack_used(
@@ -88,20 +144,31 @@ def _stack_used(
     return modules, coefficients[used]
 
 
-def _tensor_names(module: str, *, embedding: bool) -> tuple[str, str]:
-    """The names that peft gives A and B of a module."""
-    prefix = f"base_model.model.{module}"
-    if embedding:
-        return f"{prefix}.lora_embedding_A", f"{prefix}.lora_embedding_B"
-    return f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"
+def _tensor_names(modules: Mapping[str, StackedModule]) -> dict[str, tuple[str, str]]:
+    """The names that peft gives A and B of each module, see `factors_of_parameters`."""
+    outside: dict[str, int] = {}  # by module, how many of its parameters are wrapped further out
+    names = {}
+    for name, module in sorted(modules.items(), key=lambda item: -(item[1].place or 0)):
+        prefix = f"{PREFIX}{name}"
+        if module.is_parameter:
+            holder = name.rpartition(".")[0]
+            wraps = outside.get(holder, 0)
+            outside[holder] = wraps + 1
+            prefix = f"{PREFIX}{holder}{wraps * WRAPPED}"
+        if module.embedding:
+            names[name] = f"{prefix}.lora_embedding_A", f"{prefix}.lora_embedding_B"
+        else:
+            names[name] = f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"
+    return names
 
 
 def _adapter_config(modules: Mapping[str, StackedModule], base: str) -> dict:
     """The settings of an adapter whose alpha equals its rank in every module: s is 1."""
-    ranks = {name: len(module.a) for name, module in modules.items()}
+    ranks = {name: module.rank for name, module in modules.items()}
     largest = max(ranks.values())
     patterns = {name: rank for name, rank in ranks.items() if rank != largest}
-    return {
+    parameters = [name for name in sorted(modules) if modules[name].is_parameter]
+    config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -114,5 +181,8 @@ def _adapter_config(modules: Mapping[str, StackedModule], base: str) -> dict:
         "fan_in_fan_out": False,
         "inference_mode": True,
         "lora_dropout": 0.0,
-        "target_modules": sorted(ranks),
+        "target_modules": [name for name in sorted(modules) if not modules[name].is_parameter],
     }
+    if parameters:
+        config["target_parameters"] = parameters
+    return config

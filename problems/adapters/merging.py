@@ -6,17 +6,21 @@ c = repeat(lambda_k s_k, r_k). There are two modes.
 
 - Unmerged (`merged`): hooks add the experts' part, and the rows of one batch may belong to
   different candidates.
+  Parameters that are no weights of layers go to the rows of their candidates
+  (`candidate_parameters.py`).
 - Merged (`WeightMerger`): one candidate goes into the weights, and every token then costs what it
   costs in the base.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from evox_evogm.problems.adapters.candidate_parameters import parameters_by_row
+from evox_evogm.problems.adapters.layers import keeps_inputs_first, weight_of
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
 
 if TYPE_CHECKING:
@@ -27,11 +31,12 @@ if TYPE_CHECKING:
 class StackedModule:
     """The factors of all experts of one module; R is the sum of their ranks.
 
-    :param a: A, an `(R, D_in)` tensor.
-    :param b: B, a `(D_out, R)` tensor.
+    :param a: A, an `(R, D_in)` tensor, or `(E, R, D_in)` of a parameter of E matrices.
+    :param b: B, a `(D_out, R)` tensor, or `(E, D_out, R)`.
     :param expert: an `(R,)` tensor, the index of each channel's expert.
     :param scale: an `(R,)` tensor, s of each channel's expert.
     :param embedding: whether the module is an embedding.
+    :param place: of a parameter, its place among those of its module; None of a layer.
     """
 
     a: torch.Tensor
@@ -39,6 +44,17 @@ class StackedModule:
     expert: torch.Tensor
     scale: torch.Tensor
     embedding: bool
+    place: int | None = None
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether the factors are those of a parameter, not of a layer."""
+        return self.place is not None
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.a.shape[-2]
 
     def only(self, used: torch.Tensor) -> "StackedModule":
         """The module with the channels of some experts.
@@ -48,8 +64,8 @@ class StackedModule:
         keep = used[self.expert]
         return replace(
             self,
-            a=self.a[keep],
-            b=self.b[:, keep],
+            a=self.a[..., keep, :],
+            b=self.b[..., keep],
             expert=self.expert[keep],
             scale=self.scale[keep],
         )
@@ -82,7 +98,7 @@ def stack_experts(
     for name in sorted(parts):
         own_dtype, own_device = dtype, device
         if model is not None:
-            weight = _weight_of(model, name)
+            weight = weight_of(model, name)
             own_device = weight.device
             if weight.dtype.is_floating_point and weight.dtype.itemsize > 1:
                 own_dtype = weight.dtype
@@ -98,9 +114,9 @@ def _stack_module(
     :param parts: by the index of the expert, in ascending order.
     """
     factors = list(parts.values())
-    a = torch.cat([one.a for one in factors])
-    b = torch.cat([one.b for one in factors], dim=1)
-    ranks = torch.tensor([len(one.a) for one in factors])
+    a = torch.cat([one.a for one in factors], dim=-2)
+    b = torch.cat([one.b for one in factors], dim=-1)
+    ranks = torch.tensor([one.a.shape[-2] for one in factors])
     experts = torch.tensor(list(parts))
     scales = torch.tensor([one.scale for one in factors])
     return StackedModule(
@@ -109,14 +125,8 @@ def _stack_module(
         expert=experts.repeat_interleave(ranks).to(device),
         scale=scales.repeat_interleave(ranks).to(device),
         embedding=factors[0].embedding,
+        place=factors[0].place,
     )
-
-
-def _weight_of(model: torch.nn.Module, name: str) -> torch.Tensor:
-    """The weight of a module that an expert touches."""
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, torch.Tensor), f"{name} has no weight"
-    return weight
 
 
 def _weights_in_dtype(module: StackedModule, coefficients: torch.Tensor) -> torch.Tensor:
@@ -146,7 +156,7 @@ class Population:
         for name, module in modules.items():
             if not used.all():
                 module = module.only(used.to(module.expert.device))
-            if len(module.a):
+            if module.rank:
                 self.modules[name] = module
                 self.weights[name] = _weights_in_dtype(module, coefficients)
         self.owners: int | torch.Tensor = 0
@@ -180,17 +190,31 @@ class Population:
             `dims` dimensions.
         """
         weights = self.weights[name]  # (P, R)
-        if isinstance(self.owners, int):
-            return weights[self.owners]
-        owners = self.owners.to(weights.device)
-        if output and self.output_rows is not None:
-            owners = owners[self.output_rows.to(owners.device)]
-        # A module's input may be (N C, D) where the batch is (N, C, D).
-        if rows > len(owners):
-            assert rows % len(owners) == 0, f"{name} sees {rows} rows of a batch of {len(owners)}"
-            owners = owners.repeat_interleave(rows // len(owners))
+        owners = self.owners_of_rows(rows, weights.device, output=output)
+        if isinstance(owners, int):
+            return weights[owners]
         middle = [1] * (dims - 2)
         return weights[owners].view(-1, *middle, weights.shape[1])
+
+    def owners_of_rows(
+        self, rows: int, device: torch.device, *, output: bool = False
+    ) -> int | torch.Tensor:
+        """The candidate of each row of a module's input, or the one of all rows.
+
+        :param rows: the number of rows of the input.
+        :param device: of the result.
+        :param output: whether the module is the output layer.
+        """
+        if isinstance(self.owners, int):
+            return self.owners
+        owners = self.owners.to(device)
+        if output and self.output_rows is not None:
+            owners = owners[self.output_rows.to(device)]
+        # A module's input may be (N C, D) where the batch is (N, C, D).
+        if rows > len(owners):
+            assert rows % len(owners) == 0, f"found {rows} rows in a batch of {len(owners)}"
+            owners = owners.repeat_interleave(rows // len(owners))
+        return owners
 
 
 @contextmanager
@@ -199,7 +223,8 @@ def merged(
 ) -> Iterator[Population]:
     """Inside the block the model computes as if merged; afterwards it is as it was.
 
-    The weights do not change: hooks add the experts' part to the outputs of their modules.
+    The weights do not change: hooks add the experts' part to the outputs of their modules. A module
+    whose own parameters experts change is given others while it runs.
 
     :param model: the base model.
     :param modules: the experts, as `stack_experts` returns them.
@@ -208,17 +233,59 @@ def merged(
     :return: the candidates. Every row belongs to the first one until `select` says otherwise.
     """
     population = Population(modules, torch.atleast_2d(coefficients))
-    handles = []
-    try:
-        for name in population.modules:
+    with ExitStack() as stack:
+        parameters = []
+        for name, module in population.modules.items():
+            if module.is_parameter:
+                parameters.append(name)
+                continue
             layer = model.get_submodule(name)
             is_output = layer is model.get_output_embeddings()
             hook = _expert_hook(population, name, output=is_output)
-            handles.append(layer.register_forward_hook(hook))
+            stack.callback(layer.register_forward_hook(hook).remove)
+        if parameters:
+            stack.enter_context(_parameters_of(model, population, parameters))
         yield population
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _parameters_of(
+    model: "PreTrainedModel", population: Population, names: list[str]
+) -> AbstractContextManager[None]:
+    """Inside the block, modules have the parameters of the candidates of their rows."""
+
+    def parameter_of(name: str, candidate: int) -> torch.Tensor:
+        channels = population.weights[name][candidate]
+        return merge_weight(model, name, population.modules[name], channels)
+
+    def owners_of(rows: int) -> int | torch.Tensor:
+        return population.owners_of_rows(rows, model.device)
+
+    return parameters_by_row(model, names, parameter_of, owners_of)
+
+
+def merge_weight(
+    model: torch.nn.Module,
+    name: str,
+    module: StackedModule,
+    channels: torch.Tensor,
+    *,
+    original: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The weight of a layer, or a parameter, with the experts of a candidate.
+
+    :param channels: an `(R,)` tensor, the weights of the channels.
+    :param original: what the experts are added to. Defaults to the weight.
+    :param out: written to if given.
+    """
+    if original is None:
+        original = weight_of(model, name).detach()
+    if keeps_inputs_first(model, name):
+        left, right = module.a.mT * channels, module.b.mT
+    else:
+        left, right = module.b * channels, module.a
+    add_product = torch.addmm if left.ndim == 2 else torch.baddbmm
+    return add_product(original, left, right, out=out)
 
 
 def _expert_hook(population: Population, name: str, *, output: bool) -> Callable:
@@ -263,25 +330,22 @@ class WeightMerger:
         self.modules = modules
         self.weights: dict[str, torch.Tensor] = {}
         self.originals: dict[str, torch.Tensor] = {}
-        self.transposed: set[str] = set()  # Conv1D and embeddings keep (D_in, D_out)
         self.unchanged: dict[str, StackedModule] = {}
         layers_of_weights = _count_layers_of_weights(model)
         for name, module in modules.items():
-            weight = _weight_of(model, name)
+            weight = weight_of(model, name)
             if weight.dtype != module.a.dtype or layers_of_weights[weight.data_ptr()] > 1:
                 self.unchanged[name] = module
                 continue
             self.weights[name] = weight
             self.originals[name] = weight.detach().clone()
-            if not isinstance(model.get_submodule(name), torch.nn.Linear):
-                self.transposed.add(name)
 
     @staticmethod
     def bytes_kept(model: torch.nn.Module, modules: Iterable[str]) -> int:
         """The size of the copy for these modules, at most."""
         sizes = {}
         for name in modules:
-            weight = _weight_of(model, name)
+            weight = weight_of(model, name)
             sizes[id(weight)] = weight.nbytes
         return sum(sizes.values())
 
@@ -293,12 +357,9 @@ class WeightMerger:
         """
         for name, weight in self.weights.items():
             module = self.modules[name]
-            original = self.originals[name]
             channels = _weights_in_dtype(module, coefficients)  # (R,)
-            if name in self.transposed:
-                torch.addmm(original, module.a.mT * channels, module.b.mT, out=weight.data)
-            else:
-                torch.addmm(original, module.b * channels, module.a, out=weight.data)
+            original = self.originals[name]
+            merge_weight(self.model, name, module, channels, original=original, out=weight.data)
 
     @torch.no_grad()
     def restore(self) -> None:

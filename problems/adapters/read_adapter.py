@@ -4,9 +4,8 @@
 of such a product is refused with one sentence, because the merge would silently leave it out.
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,32 +13,46 @@ import torch
 from evox_evogm.problems.adapters.adapter_config import (
     CONFIG,
     LoraSettings,
+    check_pattern_count,
     rank_and_alpha,
     read_config,
 )
+from evox_evogm.problems.adapters.same_base import hub_id
+from evox_evogm.problems.adapters.tensor_names import (
+    COPY_NAME,
+    FACTOR_NAME,
+    SHARDED,
+    check_one_adapter,
+    explain_key,
+)
 
 WEIGHTS = "adapter_model.safetensors"
-TENSOR_NAME = re.compile(
-    r"base_model\.model\.(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?"
-)
-# peft saves the frozen weights of embeddings and output layers that an adapter targets.
-BASE_COPY = re.compile(r"base_model\.model\.(?P<layer>.+)\.base_layer\.weight")
 
 
 @dataclass(frozen=True)
 class Factors:
     """One module of one expert: tau = s B A.
 
-    :param a: A, an `(r, D_in)` tensor. D_in of an embedding is the size of the vocabulary.
-    :param b: B, a `(D_out, r)` tensor.
+    The experts of a mixture share one parameter of E matrices. There A and B have E in front.
+
+    :param a: A, an `(r, D_in)` or `(E, r, D_in)` tensor. D_in of an embedding is the size of the
+        vocabulary.
+    :param b: B, a `(D_out, r)` or `(E, D_out, r)` tensor.
     :param scale: s.
     :param embedding: whether the module is an embedding.
+    :param place: of a parameter, its place among those of its module; None of a layer.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
     embedding: bool
+    place: int | None = None
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether the factors are those of a parameter, not of a layer."""
+        return self.place is not None
 
 
 @dataclass(frozen=True)
@@ -49,15 +62,19 @@ class Expert:
     :param name: shown in messages and reports.
     :param folder: where the adapter was read.
     :param base: the base model that the adapter names, empty if it names none.
-    :param modules: the factors by module name.
-    :param base_copies: layers of the base of which the adapter's file holds a copy.
+    :param modules: the factors by module name: as the file has it, until `fit_experts` has found
+        the name that the base has for it. Those of a parameter have the parameter's name.
+    :param base_copies: layers of the base of which the adapter's file holds a copy, each with the
+        name of that tensor.
+    :param settings: what the configuration says.
     """
 
     name: str
     folder: Path
     base: str
     modules: dict[str, Factors]
-    base_copies: tuple[str, ...] = ()
+    base_copies: Mapping[str, str] = field(default_factory=dict)
+    settings: LoraSettings | None = None
 
 
 def read_expert(folder, *, name: str | None = None) -> Expert:
@@ -72,30 +89,17 @@ def read_expert(folder, *, name: str | None = None) -> Expert:
     name = name or folder.name
     where = describe(name, folder)
     if not folder.is_dir():
+        advice = "" if hub_id(str(folder)) is None else "; download it first, if it is a hub id"
         raise ValueError(
-            f"{where}: expected a folder with {CONFIG} and {WEIGHTS}, found no such folder"
+            f"{where}: expected a folder with {CONFIG} and {WEIGHTS}, found no such folder{advice}"
         )
     settings = read_config(folder, where)
-    pairs: dict[str, dict[str, torch.Tensor]] = {}  # by module, lora_A and lora_B
-    embeddings = set()
-    base_copies = []
-    for key, tensor in read_tensors(folder, where).items():
-        copied = BASE_COPY.fullmatch(key)
-        if copied:
-            base_copies.append(copied["layer"])
-            continue
-        factor = _check_factor(key, tensor, where)
-        pairs.setdefault(factor["module"], {})[factor["factor"]] = tensor
-        if factor["embedding"]:
-            embeddings.add(factor["module"])
-    if not pairs:
-        raise ValueError(f"{where}: expected LoRA tensors in {WEIGHTS}, found none")
+    pairs, base_copies = _sort_tensors(read_tensors(folder, where), where)
+    check_pattern_count(settings, len(pairs), where)
     modules = {}
     for module in sorted(pairs):
-        modules[module] = _make_factors(
-            module, pairs[module], settings, where, embedding=module in embeddings
-        )
-    return Expert(name, folder, settings.base, modules, tuple(base_copies))
+        modules[module] = _make_factors(module, pairs[module], settings, where)
+    return Expert(name, folder, settings.base, modules, base_copies, settings)
 
 
 def describe(name: str, folder: Path) -> str:
@@ -136,37 +140,76 @@ def read_tensors(folder: Path, where: str) -> dict[str, torch.Tensor]:
     return converted
 
 
-def _check_factor(key: str, tensor: torch.Tensor, where: str) -> re.Match[str]:
-    """The module and the factor that a tensor's name stands for."""
-    match = TENSOR_NAME.fullmatch(key)
-    if not match:
+Pair = dict[str, torch.Tensor]  # by "A", "B", "embedding_A" and "embedding_B"
+
+
+def _sort_tensors(
+    tensors: Mapping[str, torch.Tensor], where: str
+) -> tuple[dict[str, Pair], dict[str, str]]:
+    """The factors in an adapter's file by module, and its copies of layers of the base.
+
+    :param tensors: by name.
+    :return: the pairs of factors, and by layer the names of copies.
+    """
+    pairs: dict[str, Pair] = {}
+    base_copies = {}
+    adapter_names = set()
+    for key, tensor in tensors.items():
+        factor = FACTOR_NAME.fullmatch(key)
+        if factor is not None:
+            _check_factor(key, tensor, where)
+            kind = (factor["embedding"] or "") + factor["factor"]
+            pairs.setdefault(factor["module"], {})[kind] = tensor
+            adapter_names.add(factor["adapter"] or "")
+            continue
+        copied = COPY_NAME.fullmatch(key)
+        if copied is None:
+            raise ValueError(
+                f"{where}: expected only lora_A and lora_B tensors, found {key!r}, "
+                f"{explain_key(key)}"
+            )
+        base_copies[copied["layer"]] = key
+    if not pairs:
+        raise ValueError(f"{where}: expected LoRA tensors in {WEIGHTS}, found none")
+    check_one_adapter(adapter_names, where)
+    return pairs, base_copies
+
+
+def _check_factor(key: str, tensor: torch.Tensor, where: str) -> None:
+    """Refuse a shard of a factor, and numbers that are not finite."""
+    if tensor.ndim < 2 or not tensor.numel():
         raise ValueError(
-            f"{where}: expected only lora_A and lora_B tensors, found {key!r}; "
-            "save the adapter as plain LoRA"
+            f"{where}: expected matrices, found {key!r} of shape {list(tensor.shape)}, {SHARDED}"
         )
     if not torch.isfinite(tensor).all():
         raise ValueError(
             f"{where}: expected finite weights, found NaN or infinity in {key!r}; "
             "use an earlier checkpoint"
         )
-    return match
 
 
-def _make_factors(
-    module: str,
-    pair: Mapping[str, torch.Tensor],
-    settings: LoraSettings,
-    where: str,
-    *,
-    embedding: bool,
-) -> Factors:
+def _make_factors(module: str, pair: Pair, settings: LoraSettings, where: str) -> Factors:
     """The factors of a module from its lora_A and lora_B."""
-    if set(pair) != {"A", "B"}:
-        raise ValueError(
-            f"{where}: expected lora_A and lora_B for {module}, found only lora_{''.join(pair)}"
-        )
-    a, b = pair["A"], pair["B"]
+    embedding = "embedding_A" in pair or "embedding_B" in pair
+    kinds = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+    if set(pair) != set(kinds):
+        found = ", ".join(f"lora_{kind}" for kind in pair)
+        raise ValueError(f"{where}: expected lora_A and lora_B for {module}, found only {found}")
+    a, b = (pair[kind] for kind in kinds)
     rank, alpha = rank_and_alpha(settings, module, where)
+    if not settings.target_parameters:  # what belongs to a parameter is not known without the base
+        check_rank(module, a, b, rank, where)
+    return Factors(a, b, settings.scale(rank, alpha), embedding)
+
+
+def check_rank(module: str, a: torch.Tensor, b: torch.Tensor, rank: int, where: str) -> None:
+    """Refuse factors of another rank than the configuration says.
+
+    :param a: A, expected as an `(r, D_in)` tensor.
+    :param b: B, expected as a `(D_out, r)` tensor.
+    :param rank: r.
+    :param where: the adapter as error messages name it.
+    """
     matrices = a.ndim == b.ndim == 2
     if not matrices or a.shape[0] != b.shape[1] or a.shape[0] != rank:
         raise ValueError(
@@ -174,7 +217,6 @@ def _make_factors(
             f"found lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)}; "
             f"{CONFIG} and {WEIGHTS} do not belong together"
         )
-    return Factors(a, b, settings.scale(rank, alpha), embedding)
 
 
 def _other_weights(folder: Path) -> str:

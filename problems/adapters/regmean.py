@@ -125,6 +125,7 @@ def regress_experts(
         expert, or if the model with an expert gives numbers that are not finite.
     """
     _check_tasks(experts, tasks)
+    _check_modules(experts)
     requests = []
     for expert in experts:
         own = []
@@ -184,6 +185,20 @@ def _check_tasks_of_expert(expert: str, tasks: object) -> None:
         raise ValueError(
             f"regmean: expected for expert {expert!r} every task once, found {', '.join(names)}"
         )
+
+
+def _check_modules(experts: Sequence[Expert]) -> None:
+    """Refuse experts of parameters: the inputs of a single matrix among several are not seen.
+
+    :raises ValueError: one sentence saying which.
+    """
+    for expert in experts:
+        for name, factors in expert.modules.items():
+            if factors.is_parameter:
+                raise ValueError(
+                    f"regmean: expected experts of layers, found {name} in {expert.name!r}, "
+                    "which is a parameter of another module; search without regmean"
+                )
 
 
 def _chunks(

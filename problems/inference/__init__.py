@@ -1,1 +1,1 @@
-"""The language model that answers: base, batches, forward passes, caches."""
+"""The language model: its base, and batches, caches, forward passes and decoding."""

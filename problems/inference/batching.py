@@ -6,9 +6,12 @@ Rows are padded on the left, so that the scored tokens stand at the end of every
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
+
+from evox_evogm.problems.inference.capabilities import count_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,15 +43,23 @@ class Batching:
     :param max_memory: the most bytes that a forward pass takes beyond the model.
     :param memory: the estimate of these bytes.
     :param pad_id: the token that fills rows up.
+    :param pad_rows: whether rows of different length may share a batch.
+    :param batch_rows: whether rows may share a batch at all.
     """
 
     batch_tokens: int
     max_memory: int
     memory: MemoryEstimate
     pad_id: int
+    pad_rows: bool = True
+    batch_rows: bool = True
 
     def split(
-        self, rows: Sequence[Sequence[int]], scored: Sequence[int], cached: int | None = None
+        self,
+        rows: Sequence[Sequence[int]],
+        scored: Sequence[int],
+        cached: int | None = None,
+        added: int = 0,
     ) -> Iterator[list[int]]:
         """Split rows into batches of similar length within the limits.
 
@@ -56,16 +67,17 @@ class Batching:
         :param scored: at how many positions of each row logits are needed.
         :param cached: how many other tokens of each row the cache holds in the end; None without
             a cache.
+        :param added: how many tokens each row gets before its last pass.
         :return: the numbers of the rows of each batch.
         """
-        for run in runs_of_similar_lengths(rows, self.batch_tokens):
-            width = len(rows[run[0]])
+        for run in self._runs(rows):
+            width = len(rows[run[0]]) + added
             in_cache = 0 if cached is None else width + cached
             batch: list[int] = []
             logits = 0
             for row in run:
                 size = len(batch) + 1
-                if batch and not self._fits(size, width, in_cache, logits + scored[row]):
+                if batch and not self._may_grow(size, width, in_cache, logits + scored[row]):
                     yield batch
                     batch = []
                     logits = 0
@@ -73,13 +85,21 @@ class Batching:
                 logits += scored[row]
             yield batch
 
-    def _fits(self, size: int, width: int, in_cache: int, logits: int) -> bool:
-        """Whether a batch of `size` rows is within the limits.
+    def _runs(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Row numbers, longest first, in runs of rows that may share batches."""
+        if self.pad_rows:
+            return runs_of_similar_lengths(rows, self.batch_tokens)
+        return runs_of_equal_lengths(rows)
+
+    def _may_grow(self, size: int, width: int, in_cache: int, logits: int) -> bool:
+        """Whether a batch may have `size` rows, more than one.
 
         :param width: C, the tokens of each row.
         :param in_cache: the cached tokens of each row.
         :param logits: the scored positions of all rows.
         """
+        if not self.batch_rows:
+            return False
         memory = size * (width * self.memory.token + in_cache * self.memory.cached)
         memory += logits * self.memory.logits
         return size * width <= self.batch_tokens and memory <= self.max_memory
@@ -132,6 +152,13 @@ def runs_of_similar_lengths(rows: Sequence[Sequence[int]], batch_tokens: int) ->
     return runs
 
 
+def runs_of_equal_lengths(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Row numbers, longest first, in runs of rows of the same length."""
+    order = sorted(range(len(rows)), key=lambda row: (-len(rows[row]), rows[row]))
+    borders = places_of_new_lengths([len(rows[row]) for row in order])
+    return [order[start:end] for start, end in pairwise(borders)]
+
+
 def places_of_new_lengths(lengths: Sequence[int]) -> list[int]:
     """The places where a length differs from the one before it, and the end."""
     places = []
@@ -156,7 +183,7 @@ def estimate_memory(model: "PreTrainedModel") -> MemoryEstimate:
         if is_projection(module) and module is not output:
             widths.append(max(width_of(module)))
     widest = max(widths, default=hidden)
-    depth = getattr(model.config, "num_hidden_layers", 1)
+    depth = count_layers(model) or 1
     return MemoryEstimate(
         token=8 * widest * size,
         cached=4 * depth * hidden * size,

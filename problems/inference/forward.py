@@ -7,7 +7,8 @@ layers that all candidates have in common run once for rows of the same tokens.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # Takes the candidate of each row of a batch, and the rows that the output layer will see.
 Select = Callable[[Sequence[int], torch.Tensor], None]
+CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 
 
 class Forward:
@@ -35,6 +37,11 @@ class Forward:
         self.model = model
         self.select = select
         self.shared_layers = shared_layers
+        self.give_positions = True  # whether the model is given a mask and positions
+        self.arguments = arguments_of(model)
+        self.cache_argument = find_cache_argument(model)
+        self.is_compiled = is_compiled(model)
+        self.growing_ropes = find_growing_ropes(model)
 
     @property
     def device(self) -> torch.device:
@@ -49,9 +56,14 @@ class Forward:
         return other
 
     def new_cache(self) -> "Cache":
-        """An empty cache for the keys and values of this model."""
+        """An empty cache for the states of this model.
+
+        :raises ValueError: if the model takes no cache.
+        """
         from transformers import DynamicCache
 
+        if self.cache_argument is None:
+            raise ValueError(f"{type(self.model).__name__} takes no cache")
         return DynamicCache(config=self.model.config)
 
     def __call__(
@@ -73,27 +85,98 @@ class Forward:
         :param target_offset: how many positions at the end of each row follow the scored ones.
         """
         rows, width = tokens.shape
-        counts = torch.tensor(scored)
-        owners = torch.arange(rows).repeat_interleave(counts)  # (Q,)
+        output_rows = torch.arange(rows).repeat_interleave(torch.tensor(scored))  # (Q,)
         wanted = last_positions(width, scored, target_offset).to(self.device)
         if self.select is not None:
-            self.select(candidates, owners)
+            self.select(candidates, output_rows)
         lower_layers: AbstractContextManager[None] = nullcontext()
         if self.shared_layers and cache is None:
             different, which = torch.stack([tokens, mask]).unique(dim=1, return_inverse=True)
             if different.shape[1] < rows:
                 tokens, mask = different
                 lower_layers = lower_layers_once(self.model, self.shared_layers, which)
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -width:]
+        given = {"input_ids": tokens, "use_cache": cache is not None}
+        if self.give_positions:
+            # Recurrent layers see the tokens of this pass only, attention also those before it.
+            recurrent = self.cache_argument == "cache_params"
+            given["attention_mask"] = mask[:, -width:] if recurrent else mask
+            given["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)[:, -width:]
+        if self.cache_argument is not None:
+            given[self.cache_argument] = cache
         with output_layer_on(self.model, wanted), lower_layers:
-            output = self.model(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        return output.logits
+            logits = self.run_model(given).logits
+        if logits.ndim == 3:  # the output layer runs somewhere else
+            logits = logits.flatten(0, 1)[wanted]
+        return logits
+
+    def run_model(self, given: dict[str, Any]):
+        """Call the model with those arguments that it takes; its output.
+
+        - What was compiled in place runs as it was before, because compiled code ignores hooks.
+        - A RoPE that grows with the longest row so far begins at its original context.
+        """
+        taken = {}
+        for name, value in given.items():
+            if self.arguments is None or name in self.arguments:
+                taken[name] = value
+        for rope in self.growing_ropes:
+            reset_rope(rope)
+        if not self.is_compiled:
+            return self.model(**taken)
+        with torch.compiler.set_stance("force_eager"):
+            return self.model(**taken)
+
+
+def arguments_of(model: "PreTrainedModel") -> set[str] | None:
+    """The names of the arguments of a pass, or None if it takes any."""
+    parameters = signature(type(model).forward).parameters
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return set(parameters)
+
+
+def find_cache_argument(model: "PreTrainedModel") -> str | None:
+    """The name under which a pass takes its cache, or None if it takes none."""
+    parameters = signature(type(model).forward).parameters
+    for name in CACHE_ARGUMENTS:
+        if name in parameters:
+            return name
+    return None
+
+
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Whether torch.compile was applied to a model in place, or to a part of it."""
+    for module in model.modules():
+        if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
+            return True
+        if hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):
+            return True
+    return False
+
+
+def find_growing_ropes(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules whose rotary frequencies change with the longest row so far."""
+    found = []
+    for module in model.modules():
+        rope_types = getattr(module, "rope_type", ())
+        if isinstance(rope_types, dict):
+            rope_types = rope_types.values()
+        elif isinstance(rope_types, str):
+            rope_types = [rope_types]
+        if any("dynamic" in rope_type for rope_type in rope_types):
+            found.append(module)
+    return found
+
+
+def reset_rope(rope: torch.nn.Module) -> None:
+    """Give a RoPE the frequencies of its original context, as after loading."""
+    for name, original in list(rope.named_buffers(recurse=False)):
+        if not name.endswith("original_inv_freq"):
+            continue
+        prefix = name.removesuffix("original_inv_freq")  # the type of the layers, if there are two
+        setattr(rope, f"{prefix}inv_freq", original)
+        if hasattr(rope, f"{prefix}max_seq_len_cached"):
+            setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
 
 
 def last_positions(width: int, scored: Sequence[int], target_offset: int) -> torch.Tensor:

@@ -6,26 +6,26 @@ all candidates have in common (`shared_layers.py`).
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 
 from evox_evogm.problems.inference.batching import Batching, estimate_memory
+from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.decoding import decode_greedily
 from evox_evogm.problems.inference.forward import Forward, Select
 from evox_evogm.problems.inference.likelihoods import Likelihoods, score_continuations
+from evox_evogm.problems.inference.limits import limits_of
 from evox_evogm.problems.inference.prefix_cache import PreparedBatch, Row, prepare_batches
+from evox_evogm.problems.inference.prompts import Prompts, Request, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_MEMORY = 2 * 2**30
-TEXTS_KEPT = 2**16
-Request = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt and of its continuation
 
 
 class LanguageModel:
@@ -40,7 +40,11 @@ class LanguageModel:
     :param max_memory: bytes that a forward pass may take beyond the model, as estimated. A single
         row may take more.
     :param share_prefixes: whether first tokens that several requests share may run once.
-    :raises ValueError: if the tokenizer has no end-of-text token.
+    :param capabilities: what the base gives rightly, as `probe.py` finds it out; everything by
+        default.
+    :param chat_template: arguments for the tokenizer's chat template.
+    :raises ValueError: if the tokenizer has no end-of-text token, or the chat template reads no
+        such argument.
     """
 
     def __init__(
@@ -51,24 +55,24 @@ class LanguageModel:
         batch_tokens: int = 2048,
         max_memory: int = MAX_MEMORY,
         share_prefixes: bool = True,
+        capabilities: Capabilities | None = None,
+        chat_template: Mapping | None = None,
     ):
-        if tokenizer.eos_token_id is None:
-            raise ValueError("base: expected a tokenizer with an end-of-text token, found none")
+        self.prompts = Prompts(tokenizer, chat_arguments=chat_template)
+        self.limits = limits_of(model)
         self.model = model
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.max_memory = max_memory
-        self.share_prefixes = share_prefixes
         self.memory = estimate_memory(model)
         self.forward = Forward(model)
-        # Padding is never attended to, so any token will do where the tokenizer has none for it.
-        self.pad_id = tokenizer.pad_token_id
-        if self.pad_id is None:
-            self.pad_id = tokenizer.eos_token_id
-        self._prompt_tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
-        self._continuation_tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
-        # A search meets the same short texts again and again.
-        self.decode_and_keep = lru_cache(TEXTS_KEPT)(self.decode)
+        self.rely_on(capabilities or Capabilities(share_prefixes=share_prefixes))
+        self.pad_id = self.prompts.padding_token(self.limits.vocabulary)
+
+    def rely_on(self, capabilities: Capabilities) -> None:
+        """Make batches, caches and passes as the base gives them rightly."""
+        self.capabilities = capabilities
+        self.forward.give_positions = capabilities.positions
 
     @contextmanager
     def candidates(self, select: Select, shared_layers: int = 0) -> Iterator[None]:
@@ -79,6 +83,8 @@ class LanguageModel:
         :param shared_layers: how many of the first decoder layers are the same for all candidates.
         """
         outside = self.forward
+        if not self.capabilities.share_layers:
+            shared_layers = 0
         self.forward = outside.for_candidates(select, shared_layers)
         try:
             yield
@@ -116,52 +122,17 @@ class LanguageModel:
             tokens.add(more)
         return tokens
 
-    def prompt_tokens(self, prompt: str, *, chat: bool = False) -> tuple[int, ...]:
-        """Tokens of a prompt, with the first tokens that the tokenizer adds.
+    def prompt_tokens(self, prompt: str, *, chat: bool = False) -> Tokens:
+        """Tokens of a prompt, see `Prompts.tokens`."""
+        return self.prompts.tokens(prompt, chat=chat)
 
-        :param chat: put the prompt through the tokenizer's chat template.
-        :raises ValueError: if the prompt has no token, or `chat` meets a tokenizer without a
-            template.
-        """
-        if (prompt, chat) not in self._prompt_tokens:
-            text = self._chat_text(prompt) if chat else prompt
-            tokens = self.tokenizer(text, add_special_tokens=not chat)["input_ids"]
-            if not tokens:
-                raise ValueError(f"task: expected prompts of at least one token, found {prompt!r}")
-            self._prompt_tokens[prompt, chat] = tuple(tokens)
-        return self._prompt_tokens[prompt, chat]
-
-    def _chat_text(self, prompt: str) -> str:
-        """The text of a chat in which the reply to a prompt begins."""
-        if not self.tokenizer.chat_template:
-            raise ValueError(
-                "base: a task asks for chat prompts, but its tokenizer has no chat template"
-            )
-        messages = [{"role": "user", "content": prompt}]
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-        assert isinstance(text, str), "one chat is one text"
-        return text
-
-    def continuation_tokens(self, text: str, *, chat: bool = False) -> tuple[int, ...]:
-        """Tokens of an answer: after a blank in plain prompts, at the start of the reply in a chat.
-
-        :raises ValueError: if the answer has no token.
-        """
-        if (text, chat) not in self._continuation_tokens:
-            continuation = text if chat else f" {text}"
-            tokens = self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
-            if not tokens:
-                raise ValueError(f"task: expected answers of at least one token, found {text!r}")
-            self._continuation_tokens[text, chat] = tuple(tokens)
-        return self._continuation_tokens[text, chat]
+    def request(self, prompt: str, answer: str, *, chat: bool = False) -> Request:
+        """Tokens of a prompt and of an answer behind it, see `Prompts.requests`."""
+        return self.prompts.request(prompt, answer, chat=chat)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, without special tokens."""
-        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
-        assert isinstance(text, str), "one row of tokens is one text"
-        return text
+        return self.prompts.decode(tokens)
 
     def _prepare(self, rows: Sequence[Row], max_new_tokens: int = 0) -> Iterator[PreparedBatch]:
         return prepare_batches(
@@ -169,7 +140,7 @@ class LanguageModel:
             self.forward,
             self.batching,
             max_new_tokens=max_new_tokens,
-            share_prefixes=self.share_prefixes,
+            capabilities=self.capabilities,
         )
 
     @torch.no_grad()
@@ -194,9 +165,7 @@ class LanguageModel:
             rows.append(Row(tuple(prompt), candidate, shareable=len(prompt) - 1))
         results = [torch.empty(0)] * len(prompts)
         for batch in self._prepare(rows):
-            logits = self.forward(
-                batch.candidates, batch.tokens, batch.mask, batch.scored, batch.cache
-            ).float()  # (N, V)
+            logits = batch.run(self.forward).float()  # (N, V)
             normalizers = logits.logsumexp(-1)  # (N,)
             for index, row in enumerate(batch.rows):
                 chosen = logits[index, list(tokens[row])]
@@ -225,14 +194,7 @@ class LanguageModel:
             for row in batch.rows:
                 targets += requests[row][1]
             # The logits of a token stand at the position before it.
-            logits = self.forward(
-                batch.candidates,
-                batch.tokens,
-                batch.mask,
-                batch.scored,
-                batch.cache,
-                target_offset=1,
-            )  # (Q, V)
+            logits = batch.run(self.forward, target_offset=1)  # (Q, V)
             target_ids = torch.tensor(targets, device=self.device)  # (Q,)
             result.fill(batch.rows, score_continuations(logits, target_ids, batch.scored))
         return result
@@ -275,6 +237,11 @@ class LanguageModel:
         for batch in self._prepare(rows, max_new_tokens):
             batch = replace(batch, rows=[numbers[row] for row in batch.rows])
             decode_greedily(
-                batch, self.forward, replies, end_tokens=self.end_tokens, is_complete=is_complete
+                batch,
+                self.forward,
+                replies,
+                end_tokens=self.end_tokens,
+                is_complete=is_complete,
+                drop_rows=self.capabilities.drop_rows,
             )
         return [self.decode(reply) for reply in replies]

@@ -5,13 +5,14 @@ continuations.
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from evox_evogm.problems.inference.batching import Batching
+from evox_evogm.problems.inference.capabilities import Capabilities, text_config
 from evox_evogm.problems.inference.forward import Forward
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 LEAST_SAVING = 0.25  # of the tokens; a prefix costs a pass of its own and copies of its cache
 # Settings of models whose attention is limited to a window over the columns.
-WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
+WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size")
 
 
 class Row(NamedTuple):
@@ -61,6 +62,7 @@ class PreparedBatch:
     :param mask: an `(N, cached + C)` tensor, 0 at the padding.
     :param scored: for each row at how many positions logits are needed.
     :param cache: of the tokens that have run; None if none have.
+    :param cached_decoding: whether more tokens may follow with a cache.
     """
 
     rows: list[int]
@@ -69,6 +71,13 @@ class PreparedBatch:
     mask: torch.Tensor
     scored: list[int]
     cache: "Cache | None"
+    cached_decoding: bool = True
+
+    def run(self, forward: Forward, target_offset: int = 0) -> torch.Tensor:
+        """The logits `(Q, V)` of the scored positions, see `Forward.__call__`."""
+        return forward(
+            self.candidates, self.tokens, self.mask, self.scored, self.cache, target_offset
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ def prepare_batches(
     batching: Batching,
     *,
     max_new_tokens: int = 0,
-    share_prefixes: bool = True,
+    capabilities: Capabilities | None = None,
 ) -> Iterator[PreparedBatch]:
     """Prepare batches of rows for a pass over the tokens that they do not share.
 
@@ -102,66 +111,152 @@ def prepare_batches(
 
     :param rows: the rows; the batches name them by their place here.
     :param max_new_tokens: how many tokens will follow each row.
-    :param share_prefixes: whether rows may share first tokens.
+    :param capabilities: what may be relied on; everything by default.
     """
-    longest = max((len(row.tokens) for row in rows), default=0)
-    if share_prefixes and may_share_prefixes(forward.model, longest, max_new_tokens):
-        lengths = shared_lengths(rows)
-    else:
-        lengths = [0] * len(rows)
-    prefixes = group_by_prefix(rows, lengths)
-    for prefix in prefixes:
-        if not prefix.tokens:
-            yield from _batches_of([prefix], None, rows, forward, batching, max_new_tokens)
-    prefixes = [prefix for prefix in prefixes if prefix.tokens]
-    prefix_tokens = [prefix.tokens for prefix in prefixes]
-    for numbers in batching.split(prefix_tokens, scored=[0] * len(prefixes), cached=0):
-        group = [prefixes[number] for number in numbers]
-        cached = run_prefixes(group, forward, batching)
-        yield from _batches_of(group, cached, rows, forward, batching, max_new_tokens)
+    capabilities = capabilities or Capabilities()
+    for numbers, able in split_by_kind(rows, max_new_tokens, capabilities):
+        some_rows = [rows[number] for number in numbers]
+        for batch in _prepare_rows(some_rows, forward, batching, max_new_tokens, able):
+            yield replace(batch, rows=[numbers[row] for row in batch.rows])
 
 
-def _batches_of(
-    group: Sequence[SharedPrefix],
-    cached: PrefixCache | None,
+def split_by_kind(
+    rows: Sequence[Row], max_new_tokens: int, capabilities: Capabilities
+) -> list[tuple[list[int], Capabilities]]:
+    """The numbers of rows that may be prepared together, with what may be relied on for them."""
+    numbers_of: dict[tuple[str, int], list[int]] = {}
+    for number, row in enumerate(rows):
+        kind = capabilities.row_kind(len(row.tokens), max_new_tokens)
+        candidate = 0 if capabilities.mix_candidates else row.candidate
+        numbers_of.setdefault((kind, candidate), []).append(number)
+    parts = []
+    for (kind, _), numbers in numbers_of.items():
+        parts.append((numbers, capabilities.for_kind(kind)))
+    return parts
+
+
+def _prepare_rows(
     rows: Sequence[Row],
     forward: Forward,
     batching: Batching,
     max_new_tokens: int,
+    capabilities: Capabilities,
 ) -> Iterator[PreparedBatch]:
-    """Batches of the rows that have the prefixes of a group, without these prefixes.
+    """Prepare batches of rows for which the same may be relied on."""
+    pads = capabilities.pad_rows
+    if max_new_tokens and capabilities.cache:
+        pads = pads and capabilities.pad_cached_rows
+    batching = replace(batching, pad_rows=pads, batch_rows=capabilities.batch_rows)
+    lengths = lengths_to_share(rows, forward.model, max_new_tokens, capabilities)
+    prefixes = group_by_prefix(rows, lengths)
+    make = _BatchMaker(rows, forward, batching, max_new_tokens, capabilities)
+    for prefix in prefixes:
+        if not prefix.tokens:
+            yield from make.batches([prefix], None)
+    prefixes = [prefix for prefix in prefixes if prefix.tokens]
+    prefix_tokens = [prefix.tokens for prefix in prefixes]
+    for numbers in batching.split(prefix_tokens, scored=[0] * len(prefixes), cached=0):
+        group = [prefixes[number] for number in numbers]
+        yield from make.batches(group, run_prefixes(group, forward, batching))
 
-    :param cached: the prefixes; None if they are empty.
+
+def lengths_to_share(
+    rows: Sequence[Row],
+    model: "PreTrainedModel",
+    max_new_tokens: int,
+    capabilities: Capabilities,
+) -> list[int]:
+    """How many first tokens of each row run in a pass of their own, see `shared_lengths`."""
+    longest = max((len(row.tokens) for row in rows), default=0)
+    if not (capabilities.share_prefixes and capabilities.cache):
+        return [0] * len(rows)
+    if capabilities.pad_after_prefix and not may_pad_after_prefix(model, longest, max_new_tokens):
+        return [0] * len(rows)
+    return shared_lengths(rows)
+
+
+@dataclass(frozen=True)
+class _BatchMaker:
+    """Makes batches of rows without the prefixes that ran before.
+
+    :param rows: all rows.
+    :param batching: how rows become batches.
+    :param max_new_tokens: how many tokens will follow each row.
+    :param capabilities: what may be relied on for these rows.
     """
-    members: list[int] = []  # numbers of rows
-    places: list[int] = []  # of the prefix of each member in the group
-    for place, prefix in enumerate(group):
-        members += prefix.rows
-        places += [place] * len(prefix.rows)
-    rests = []
-    for row, place in zip(members, places, strict=True):
-        rests.append(rows[row].tokens[len(group[place].tokens) :])
-    scored = [rows[row].scored for row in members]
-    other_tokens = None  # in the cache in the end
-    if cached is not None:
-        other_tokens = cached.width + max_new_tokens
-    elif max_new_tokens:
-        other_tokens = max_new_tokens
-    for batch in batching.split(rests, scored, other_tokens):
-        tokens, mask = batching.pad_left([rests[member] for member in batch], forward.device)
+
+    rows: Sequence[Row]
+    forward: Forward
+    batching: Batching
+    max_new_tokens: int
+    capabilities: Capabilities
+
+    def batches(
+        self, group: Sequence[SharedPrefix], cached: PrefixCache | None
+    ) -> Iterator[PreparedBatch]:
+        """Batches of the rows that have the prefixes of a group.
+
+        :param cached: the prefixes; None if they are empty.
+        """
+        members: list[int] = []  # numbers of rows
+        places: list[int] = []  # of the prefix of each member in the group
+        for place, prefix in enumerate(group):
+            members += prefix.rows
+            places += [place] * len(prefix.rows)
+        rests = []
+        for row, place in zip(members, places, strict=True):
+            rests.append(self.rows[row].tokens[len(group[place].tokens) :])
+        for batch in self._split(rests, members, cached):
+            rests_of_batch = [rests[member] for member in batch]
+            places_of_batch = [places[member] for member in batch]
+            numbers = [members[member] for member in batch]
+            yield self._prepare(numbers, rests_of_batch, places_of_batch, cached)
+
+    def _split(
+        self, rests: list[tuple[int, ...]], members: list[int], cached: PrefixCache | None
+    ) -> Iterator[list[int]]:
+        """Split rows without their prefixes into batches."""
+        batching = self.batching
+        if cached is not None and not self.capabilities.pad_after_prefix:
+            batching = replace(batching, pad_rows=False)
+        scored = [self.rows[row].scored for row in members]
+        if not self.capabilities.cache:
+            return batching.split(rests, scored, added=self.max_new_tokens)
+        other_tokens = None  # in the cache in the end
+        if cached is not None:
+            other_tokens = cached.width + self.max_new_tokens
+        elif self.max_new_tokens:
+            other_tokens = self.max_new_tokens
+        return batching.split(rests, scored, other_tokens)
+
+    def _prepare(
+        self,
+        numbers: list[int],
+        rests: list[tuple[int, ...]],
+        places: list[int],
+        cached: PrefixCache | None,
+    ) -> PreparedBatch:
+        """The batch of some rows.
+
+        :param numbers: of the rows.
+        :param rests: their tokens behind their prefixes.
+        :param places: of their prefixes in `cached`.
+        """
+        device = self.forward.device
+        tokens, mask = self.batching.pad_left(rests, device)
         cache = None
         if cached is not None:
-            prefix_rows = torch.tensor([places[member] for member in batch], device=forward.device)
+            prefix_rows = torch.tensor(places, device=device)
             cache = rows_of_cache(cached.cache, prefix_rows)
             mask = torch.cat([cached.mask[prefix_rows], mask], 1)
-        numbers = [members[member] for member in batch]
-        yield PreparedBatch(
+        return PreparedBatch(
             rows=numbers,
-            candidates=[rows[number].candidate for number in numbers],
+            candidates=[self.rows[number].candidate for number in numbers],
             tokens=tokens,
             mask=mask,
-            scored=[scored[member] for member in batch],
+            scored=[self.rows[number].scored for number in numbers],
             cache=cache,
+            cached_decoding=self.capabilities.cache,
         )
 
 
@@ -177,18 +272,30 @@ def run_prefixes(
 
 
 def rows_of_cache(cache: "Cache", rows: torch.Tensor) -> "Cache":
-    """A cache that holds some rows of another one, which stays as it is."""
+    """A cache that holds some rows of another one, which stays as it is.
+
+    All states of each layer are selected: keys and values, and those of recurrent layers.
+    """
     part = copy.copy(cache)
-    part.layers = [copy.copy(layer) for layer in cache.layers]
-    part.batch_select_indices(rows)  # replaces the tensors of the copied layers
+    part.layers = [copy_layer(layer) for layer in cache.layers]
+    part.reorder_cache(rows)  # replaces the tensors of the copied layers
     return part
 
 
-def may_share_prefixes(model: "PreTrainedModel", longest: int, max_new_tokens: int) -> bool:
-    """Whether a prefix and the rest of a row may run in two passes.
+def copy_layer(layer):
+    """A layer of a cache with the same tensors, which may be replaced in either."""
+    copied = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):  # the states of recurrent layers
+            setattr(copied, name, dict(value))
+    return copied
 
-    Padding stands between them. So the model has to take positions as they are given, and padding
-    must not push tokens out of a window over the columns.
+
+def may_pad_after_prefix(model: "PreTrainedModel", longest: int, max_new_tokens: int) -> bool:
+    """Whether padding may stand between a prefix and the rest of a row.
+
+    So the model has to take positions as they are given, and padding must not push tokens out of a
+    window over the columns.
 
     :param longest: the number of tokens of the longest row.
     :param max_new_tokens: how many tokens will follow.
@@ -196,11 +303,18 @@ def may_share_prefixes(model: "PreTrainedModel", longest: int, max_new_tokens: i
     if "position_ids" not in signature(type(model).forward).parameters:
         return False
     columns = 2 * longest + max_new_tokens
+    return all(columns <= window for window in windows_of(model))
+
+
+def windows_of(model: "PreTrainedModel") -> list[int]:
+    """The windows over the columns to which attention is limited in some layers."""
+    config = text_config(model)
+    windows = []
     for name in WINDOWS:
-        window = getattr(model.config, name, None)
-        if window is not None and columns > window:
-            return False
-    return True
+        window = getattr(config, name, None)
+        if isinstance(window, int):
+            windows.append(window)
+    return windows
 
 
 def group_by_prefix(rows: Sequence[Row], lengths: Sequence[int]) -> list[SharedPrefix]:

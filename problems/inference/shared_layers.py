@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evox_evogm.problems.inference.capabilities import count_layers, text_config
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -36,7 +38,7 @@ def decoder_layers(model: "PreTrainedModel") -> tuple[str, torch.nn.ModuleList] 
 
     None if not exactly one list of modules has as many as the model has layers.
     """
-    count = getattr(model.config, "num_hidden_layers", None)
+    count = count_layers(model)
     found = []
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
@@ -47,12 +49,12 @@ def decoder_layers(model: "PreTrainedModel") -> tuple[str, torch.nn.ModuleList] 
 def count_shared_layers(model: "PreTrainedModel", adapted: Iterable[str]) -> int:
     """How many of the first decoder layers no expert touches, nor anything before them.
 
-    0 if the model is of a kind that `lower_layers_once` does not know.
+    0 if `lower_layers_once` cannot handle the model.
 
     :param adapted: names of the modules that experts touch.
     """
     found = decoder_layers(model)
-    attention = getattr(model.config, "_attn_implementation", None)
+    attention = getattr(text_config(model), "_attn_implementation", None)
     if found is None or attention not in PLAIN_ATTENTIONS:
         return 0
     name, layers = found

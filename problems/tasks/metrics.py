@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 import torch
 
-from evox_evogm.problems.inference.language_model import LanguageModel, Request
+from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prefix_cache import LEAST_SAVING, common_prefix
+from evox_evogm.problems.inference.prompts import Request
+from evox_evogm.problems.tasks.check_tokens import TokenCheck, naming
 from evox_evogm.problems.tasks.task import METRIC_NAMES, Example, Task
 
-Choices = list[tuple[int, ...]]  # the tokens of each choice of a question
 SHORT_OUTPUT = 100  # characters; ten new tokens stay below this
 HALF_CHARACTER = "\ufffd"  # what the tokenizer writes for bytes that are no whole character
 LEAST_MARGIN = 1e-6  # of a right answer, whose margin has to be above 0
@@ -31,7 +32,7 @@ LEAST_MARGIN = 1e-6  # of a right answer, whose margin has to be above 0
 class Case(NamedTuple):
     """An example for one candidate.
 
-    :param candidate: the candidate that answers.
+    :param candidate: whose answer is scored.
     :param example: the question.
     """
 
@@ -40,27 +41,34 @@ class Case(NamedTuple):
 
 
 def tokenize_task(task: Task, model: LanguageModel) -> int:
-    """Make all tokens that scoring the task needs. The model keeps them.
+    """Make all tokens that scoring the task needs, and check that the base can take them.
+
+    The model keeps them.
 
     :return: the number of tokens of all prompts.
-    :raises ValueError: if a prompt or an answer has none, or if the task wants a chat template that
-        the tokenizer lacks.
+    :raises ValueError: naming task and example, if a prompt or an answer has no token, if a base
+        cannot take the tokens (`check_tokens.py`), or if its chat template cannot be used.
     """
+    check = TokenCheck(task, model)
+    tokens = 0
     for example in task.examples:
-        for answer in scored_answers(task, example):
-            model.continuation_tokens(answer, chat=task.chat)
-    prompts = [model.prompt_tokens(example.prompt, chat=task.chat) for example in task.examples]
-    return sum(len(prompt) for prompt in prompts)
+        with naming(task, example):
+            prompt = model.prompt_tokens(example.prompt, chat=task.chat)
+            requests = scored_requests(task, model, example)
+        check.add(example, prompt, requests)
+        tokens += len(prompt)
+    check.finish()
+    return tokens
 
 
-def scored_answers(task: Task, example: Example) -> list[str]:
-    """The texts whose likelihoods the metric needs."""
+def scored_requests(task: Task, model: LanguageModel, example: Example) -> list[Request]:
+    """The prompts and answers whose likelihoods the metric needs, in tokens."""
     if task.metric == "choice_likelihood":
-        return [continuation_of(task, key, text) for key, text in example.choices]
+        return choice_requests(task, model, example)
     if task.metric == "gold_log_probability":
-        return [gold_text(task, example)]
+        return [answer_request(task, model, example)]
     if task.metric == "exact_match" and task.match == "equal":
-        return [gold_text(task, example)]
+        return [greedy_request(task, model, example)]
     return []
 
 
@@ -70,7 +78,7 @@ def score_task(
     """Score every example of a task.
 
     :param task: S examples and a metric.
-    :param model: the language model that answers.
+    :param model: the language model.
     :param margins: an `(S,)` tensor on the CPU to write the margins to, see `METRICS_BY_SIGN`.
     :return: an `(S,)` float32 tensor on the CPU, higher is better.
     """
@@ -170,25 +178,44 @@ def gold_text(task: Task, example: Example) -> str:
     return continuation_of(task, example.target, dict(example.choices)[example.target])
 
 
+def answer_request(task: Task, model: LanguageModel, example: Example) -> Request:
+    """The prompt of an example and its right answer, in tokens."""
+    return model.request(example.prompt, gold_text(task, example), chat=task.chat)
+
+
 def gold_request(task: Task, model: LanguageModel, example: Example) -> Request:
     """The prompt of an example, and its right answer with the end of the text, in tokens."""
+    prompt, answer = answer_request(task, model, example)
+    return prompt, (*answer, model.end_token)
+
+
+def greedy_request(task: Task, model: LanguageModel, example: Example) -> Request:
+    """The prompt that an answer is decoded from, and the right answer with the end of the text."""
     prompt = model.prompt_tokens(example.prompt, chat=task.chat)
-    answer = model.continuation_tokens(gold_text(task, example), chat=task.chat)
+    answer = model.prompts.reply(example.prompt, gold_text(task, example), chat=task.chat)
     return prompt, (*answer, model.end_token)
 
 
 def requests_of(task: Task, model: LanguageModel) -> list[Request]:
-    """The questions of a task with their right answers and the end of the text, in tokens."""
-    return [gold_request(task, model, example) for example in task.examples]
+    """The questions of a task with their right answers and the end of the text, in tokens.
+
+    :raises ValueError: as `tokenize_task` does.
+    """
+    check = TokenCheck(task, model)
+    requests = []
+    for example in task.examples:
+        with naming(task, example):
+            request = gold_request(task, model, example)
+        check.add(example, request[0], [request])
+        requests.append(request)
+    check.finish()
+    return requests
 
 
-def choice_tokens(task: Task, model: LanguageModel, example: Example) -> Choices:
-    """The tokens that are scored of each choice."""
-    tokens = []
-    for key, text in example.choices:
-        continuation = continuation_of(task, key, text)
-        tokens.append(model.continuation_tokens(continuation, chat=task.chat))
-    return tokens
+def choice_requests(task: Task, model: LanguageModel, example: Example) -> list[Request]:
+    """The prompt with what is scored of each choice, in tokens."""
+    answers = [continuation_of(task, key, text) for key, text in example.choices]
+    return model.prompts.requests(example.prompt, answers, chat=task.chat)
 
 
 def choice_log_probabilities(
@@ -196,52 +223,59 @@ def choice_log_probabilities(
 ) -> list[torch.Tensor]:
     """Per case the summed log-probability in nats of each choice."""
     cases = cases_or_all(task, cases)
-    choices = [choice_tokens(task, model, case.example) for case in cases]
-    short: list[int] = []  # cases whose choices are one token each
+    requests = [choice_requests(task, model, case.example) for case in cases]
+    candidates = candidates_of(cases)
+    short: list[int] = []  # cases that one pass over the prompt scores
     long: list[int] = []
-    for index, tokens in enumerate(choices):
-        is_short = all(len(choice) == 1 for choice in tokens)
-        (short if is_short else long).append(index)
+    for index, choices in enumerate(requests):
+        (short if are_single_tokens(choices) else long).append(index)
     results = [torch.empty(0)] * len(cases)
     for indices, score in ((short, score_single_tokens), (long, score_long_choices)):
         if indices:
-            some_cases = [cases[index] for index in indices]
-            some_choices = [choices[index] for index in indices]
-            found = score(task, model, some_cases, some_choices)
+            some_requests = [requests[index] for index in indices]
+            some_candidates = [candidates[index] for index in indices]
+            found = score(model, some_requests, some_candidates)
             for index, scores in zip(indices, found, strict=True):
                 results[index] = scores
     return results
 
 
+def are_single_tokens(choices: Sequence[Request]) -> bool:
+    """Whether all choices are one token behind the same prompt."""
+    first_prompt, _ = choices[0]
+    return all(len(choice) == 1 and prompt == first_prompt for prompt, choice in choices)
+
+
 def score_single_tokens(
-    task: Task, model: LanguageModel, cases: Sequence[Case], choices: Sequence[Choices]
+    model: LanguageModel, requests: Sequence[Sequence[Request]], candidates: Sequence[int]
 ) -> Sequence[torch.Tensor]:
     """Log-probabilities of choices of one token: a pass over a prompt scores all its choices.
 
-    :param choices: per case the tokens of each choice.
+    :param requests: per case the prompt with each choice.
     """
-    prompts = prompts_of(task, model, cases)
-    first_tokens = []
-    for tokens in choices:
-        first_tokens.append([choice[0] for choice in tokens])
-    return model.next_token_log_probabilities(prompts, first_tokens, candidates_of(cases))
+    prompts = []
+    tokens = []
+    for choices in requests:
+        prompts.append(choices[0][0])
+        tokens.append([choice[0] for _, choice in choices])
+    return model.next_token_log_probabilities(prompts, tokens, candidates)
 
 
 def score_long_choices(
-    task: Task, model: LanguageModel, cases: Sequence[Case], choices: Sequence[Choices]
+    model: LanguageModel, requests: Sequence[Sequence[Request]], candidates: Sequence[int]
 ) -> Sequence[torch.Tensor]:
     """Log-probabilities of choices of any length: a request for each choice.
 
-    :param choices: per case the tokens of each choice.
+    :param requests: per case the prompt with each choice.
     """
-    requests = []
-    candidates = []
+    rows: list[Request] = []
+    row_candidates: list[int] = []
     sizes = []
-    for prompt, case, tokens in zip(prompts_of(task, model, cases), cases, choices, strict=True):
-        requests += [(prompt, choice) for choice in tokens]
-        candidates += [case.candidate] * len(tokens)
-        sizes.append(len(tokens))
-    return model.likelihoods(requests, candidates).log_probability.split(sizes)
+    for choices, candidate in zip(requests, candidates, strict=True):
+        rows += choices
+        row_candidates += [candidate] * len(choices)
+        sizes.append(len(choices))
+    return model.likelihoods(rows, row_candidates).log_probability.split(sizes)
 
 
 def choice_likelihood(
@@ -285,10 +319,7 @@ def gold_log_probability(
 ) -> torch.Tensor:
     """Mean log-probability in nats per token of the right answer, which is also the margin."""
     cases = cases_or_all(task, cases)
-    requests = []
-    for prompt, case in zip(prompts_of(task, model, cases), cases, strict=True):
-        answer = model.continuation_tokens(gold_text(task, case.example), chat=task.chat)
-        requests.append((prompt, answer))
+    requests = [answer_request(task, model, case.example) for case in cases]
     lengths = torch.tensor([len(answer) for _, answer in requests])
     scores = model.likelihoods(requests, candidates_of(cases)).log_probability / lengths
     if margins is not None:
@@ -309,8 +340,8 @@ def is_decided(text: str, target: str, match: str) -> bool:
     """Whether nothing that may follow a text can change its score."""
     if match == "contains":
         return target in text
-    if match == "last_10_words" or text.endswith(HALF_CHARACTER):
-        return False
+    if match == "last_10_words" or text.endswith(HALF_CHARACTER) or HALF_CHARACTER in target:
+        return False  # bytes that follow may turn earlier ones into half characters
     text = text.lstrip()
     target = target.strip()
     if target.startswith(text):
@@ -354,6 +385,43 @@ def generated_match(
     return right
 
 
+class PassVerdict(NamedTuple):
+    """What one forward pass over a question and its target says of the greedy answer.
+
+    :param score: 0 or 1; None if the answer has to be decoded.
+    :param first_tokens: the tokens that an answer to decode begins with.
+    """
+
+    score: float | None
+    first_tokens: tuple[int, ...] = ()
+
+
+def judge_by_pass(
+    task: Task, model: LanguageModel, example: Example, first_miss: int, missed_token: int
+) -> PassVerdict:
+    """The score of an exact match as far as a forward pass decides it.
+
+    :param first_miss: the index of the first token of the target that greedy decoding would not
+        choose.
+    :param missed_token: what it would choose there.
+    """
+    _, gold = greedy_request(task, model, example)
+    target = gold_text(task, example)
+    if len(gold) > task.max_new_tokens:  # decoding stops before the end of the target
+        return PassVerdict(None)
+    # A tokenizer may lose something of the target, such as capitals, which no answer has then.
+    if first_miss == len(gold) or missed_token in model.end_tokens:
+        text = model.prompts.decode_and_keep(gold[: min(first_miss, len(gold) - 1)])
+        return PassVerdict(float(agrees(text, target, task.match)))
+    answer = (*gold[:first_miss], missed_token)
+    if HALF_CHARACTER in target:  # bytes that follow may turn earlier ones into half characters
+        return PassVerdict(None, answer)
+    text = model.prompts.decode_and_keep(answer).strip()
+    if HALF_CHARACTER in text or target.strip().startswith(text):
+        return PassVerdict(None, answer)
+    return PassVerdict(0.0)
+
+
 def exact_match(
     task: Task,
     model: LanguageModel,
@@ -373,30 +441,20 @@ def exact_match(
     cases = cases_or_all(task, cases)
     if task.match != "equal":
         return generated_match(task, model, cases, stop_early=True, margins=margins)
-    requests = [gold_request(task, model, case.example) for case in cases]
+    requests = [greedy_request(task, model, case.example) for case in cases]
     likelihoods = model.likelihoods(requests, candidates_of(cases))
-    end_tokens = model.end_tokens
+    first_misses = likelihoods.first_miss.tolist()
+    missed_tokens = likelihoods.missed_token.tolist()
     right = torch.zeros(len(cases))
     undecided: list[int] = []
-    forced_tokens: list[tuple[int, ...]] = []  # the first tokens of the undecided answers
-    for row, (_, gold) in enumerate(requests):
-        first_miss = int(likelihoods.first_miss[row])
-        missed_token = int(likelihoods.missed_token[row])
-        target = gold_text(task, cases[row].example)
-        if len(gold) > task.max_new_tokens:  # decoding stops before the end of the target
+    forced_tokens: list[tuple[int, ...]] = []
+    for row, case in enumerate(cases):
+        verdict = judge_by_pass(task, model, case.example, first_misses[row], missed_tokens[row])
+        if verdict.score is None:
             undecided.append(row)
-            forced_tokens.append(())
-        elif first_miss == len(gold):
-            right[row] = 1.0
-        elif missed_token in end_tokens:
-            text = model.decode_and_keep(gold[:first_miss])
-            right[row] = agrees(text, target, task.match)
+            forced_tokens.append(verdict.first_tokens)
         else:
-            answer = (*gold[:first_miss], missed_token)
-            text = model.decode_and_keep(answer).strip()
-            if HALF_CHARACTER in text or target.strip().startswith(text):
-                undecided.append(row)
-                forced_tokens.append(answer)
+            right[row] = verdict.score
     if undecided:
         undecided_cases = [cases[row] for row in undecided]
         right[undecided] = generated_match(
@@ -478,15 +536,22 @@ assert set(METRICS) == set(METRIC_NAMES)
 METRICS_BY_SIGN = frozenset(METRIC_NAMES) - {"gold_log_probability"}
 
 
-def outcomes_of(tasks: Sequence[Task]) -> tuple[torch.Tensor, torch.Tensor]:
+def outcomes_of(tasks: Sequence[Task]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How the margins of all examples, one task after another, count in the mean over tasks.
 
-    :return: two `(S,)` tensors: the weight of each margin, and whether it counts by being above 0.
+    :return: three `(S,)` tensors: the weight of each margin, whether it counts by being above 0,
+        and the number of its task, whose margins have one unit.
     """
     weights = []
     by_sign = []
-    for task in tasks:
+    groups = []
+    for number, task in enumerate(tasks):
         size = len(task.examples)
         weights += [1 / (len(tasks) * size)] * size
         by_sign += [task.metric in METRICS_BY_SIGN] * size
-    return torch.tensor(weights), torch.tensor(by_sign)
+        groups += [number] * size
+    return (
+        torch.tensor(weights, dtype=torch.float32),
+        torch.tensor(by_sign),
+        torch.tensor(groups),
+    )

@@ -264,6 +264,15 @@ CASES = {
         settings(trust_remote_code="yes"),
         "trust_remote_code: expected a bool, found 'yes'",
     ),
+    "same_base in words": (settings(same_base="yes"), "same_base: expected a bool, found 'yes'"),
+    "chat_template a text": (
+        settings(chat_template="qwen"),
+        "chat_template: expected a table, found 'qwen'",
+    ),
+    "no chat template file": (
+        settings(chat_template_file="none"),
+        "chat_template_file: expected a file with a chat template",
+    ),
     "a setting twice": (replaced("run.yaml", "seed: 3", "seed: 3\nseed: 4"), "found 'seed' twice"),
     "a name twice": (
         both(
@@ -406,6 +415,14 @@ CASES = {
         "expected the answer to be one of its choices (it has none)",
     ),
     "dev of 0": (task(dev=0), "expected dev to be a number of examples, at least 1, found 0"),
+    "dev true": (
+        task(dev=True),
+        "task 'sums': expected dev to be a number of examples, at least 1, found True",
+    ),
+    "test true": (
+        task(test=True),
+        "task 'sums': expected test to be a number of examples, at least 1, found True",
+    ),
     "dev in words": (
         task(dev="all"),
         "expected dev to be a number of examples, at least 1, found 'all'",

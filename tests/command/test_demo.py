@@ -15,9 +15,13 @@ from evox_evogm.command.tasks import read_task
 from evox_evogm.problems.adapters.check_fit import check_together
 from evox_evogm.problems.adapters.merging import merged, stack_experts
 from evox_evogm.problems.adapters.read_adapter import read_expert
-from evox_evogm.problems.inference.base_model import SMOLLM2, load_base, weights_sha256
+from evox_evogm.problems.inference.base_model import (
+    SMOLLM2,
+    default_dtype,
+    load_base,
+    weights_sha256,
+)
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.lora_merge import default_dtype
 from evox_evogm.problems.tasks.metrics import score_task
 from evox_evogm.problems.tasks.readers import split_of
 

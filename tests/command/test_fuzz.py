@@ -14,7 +14,7 @@ from evox_evogm.command.experts import expert_folders
 from evox_evogm.command.settings import RunSettings, read_settings
 from evox_evogm.command.task_settings import TaskSettings
 from evox_evogm.command.tasks import read_task
-from evox_evogm.problems.adapters.check_fit import check_fit, check_together
+from evox_evogm.problems.adapters.check_fit import check_together, fit_experts
 from evox_evogm.problems.adapters.read_adapter import CONFIG, WEIGHTS, read_expert
 from evox_evogm.problems.tasks.readers import read_json_lines, read_swarm_eval
 
@@ -128,7 +128,7 @@ def test_adapter_configurations(effort, make_adapter, model, tokenizer):
         expert = read(lambda: read_expert(folder))
         if expert is not None:
             read(lambda: check_together([expert, expert]))
-            read(lambda: check_fit([expert], model, tokenizer))
+            read(lambda: fit_experts([expert], model, tokenizer))
 
     check()
 
@@ -157,7 +157,7 @@ def test_adapter_weights(effort, make_adapter, model, tokenizer):
             len(changed).to_bytes(8, "little") + changed + plain[8 + size :],
         ):
             (folder / WEIGHTS).write_bytes(content)
-            read(lambda: check_fit([read_expert(folder)], model, tokenizer))
+            read(lambda: fit_experts([read_expert(folder)], model, tokenizer))
 
     check()
 
@@ -184,7 +184,7 @@ def test_names_of_tensors(effort, make_adapter, model, tokenizer):
         save_file({**({} if alone else plain), **added}, folder / WEIGHTS)
         expert = read(lambda: read_expert(folder))
         if expert is not None:
-            read(lambda: check_fit([expert], model, tokenizer))
+            read(lambda: fit_experts([expert], model, tokenizer))
 
     check()
 

@@ -211,7 +211,9 @@ def test_a_full_disk_ends_in_one_sentence_and_the_run_goes_on_later(project, cap
         append(self, block)
 
     monkeypatch.setattr(Journal, "append", full)
-    assert "No space left on device" in refusal(project, capsys)
+    assert merge(project) == 1
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and error.count("\n") == 1
     monkeypatch.setattr(Journal, "append", append)
     assert merge(project) == 0
     assert merge(project, out="whole") == 0
@@ -225,7 +227,7 @@ def test_a_disk_that_is_really_full_ends_in_one_sentence_and_leaves_no_scraps(pr
     command = [sys.executable, "-m", "evox_evogm.command.cli", "merge"]
     command += [project / "run.yaml", "--out", project / "out"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=full)
-    assert result.returncode == 2
+    assert result.returncode == 1
     state = project / "out" / "state.safetensors"
     assert result.stderr == f"evogm: [Errno 27] File too large: '{state}'\n"
     assert sorted(path.name for path in (project / "out").iterdir()) == [
@@ -286,7 +288,9 @@ def test_an_expert_that_has_no_scores_is_shown_without_them(project, monkeypatch
     assert [row["test"]["sums"] for row in result["scores"] if row["name"] == "second"] == ["nan"]
 
 
-def test_a_merge_that_fails_twice_scores_worst_and_the_run_has_a_result(project, monkeypatch):
+def test_a_merge_that_fails_twice_scores_worst_and_the_run_has_a_result(
+    project, capsys, monkeypatch
+):
     from evox_evogm.problems.population_scorer import PopulationScorer
 
     score = PopulationScorer.score
@@ -296,10 +300,37 @@ def test_a_merge_that_fails_twice_scores_worst_and_the_run_has_a_result(project,
             raise RuntimeError("broken")
         return score(self, pop, tasks)
 
-    with monkeypatch.context() as search:
-        search.setattr(PopulationScorer, "score", second_fails)
-        assert merge(project) == 1  # in the end the expert cannot be scored for the table either
-    assert [row["evaluation"] for row in history(project / "out") if row["score"] is None] == [1]
+    monkeypatch.setattr(PopulationScorer, "score", second_fails)
     assert merge(project) == 0
+    assert [row["evaluation"] for row in history(project / "out") if row["score"] is None] == [1]
     result = json.loads((project / "out" / "result.json").read_text(), parse_constant=pytest.fail)
     assert result["evaluations"] == 16
+    rows = {row["name"]: row for row in result["scores"]}
+    failed = rows.pop("second")
+    assert failed["failure"] == "RuntimeError: broken"
+    assert failed["dev"] == failed["test"] == {"sums": "nan", "quiz": "nan"}
+    for row in rows.values():
+        assert row["failure"] is None and isinstance(row["test"]["sums"], float)
+    note = "second: could not be scored: RuntimeError: broken"
+    assert result["notes"] == [note] and f"note: {note}\n" in capsys.readouterr().out
+
+
+def test_a_run_whose_models_all_fail_in_the_final_table_has_no_result_and_goes_on_later(
+    project, capsys, monkeypatch
+):
+    from evox_evogm.problems.population_scorer import PopulationScorer
+
+    score = PopulationScorer.score
+
+    def test_fails(self, pop, tasks):
+        if len(tasks[-1].examples) == 6:
+            raise RuntimeError("broken")
+        return score(self, pop, tasks)
+
+    with monkeypatch.context() as today:
+        today.setattr(PopulationScorer, "score", test_fails)
+        assert merge(project) == 1
+    expected = "scores: expected test scores, found that all 5 models failed: RuntimeError: broken"
+    assert expected in capsys.readouterr().err
+    assert not (project / "out" / "result.json").exists()
+    assert merge(project) == 0

@@ -12,7 +12,8 @@ from builders import build_model, change_settings, history, interrupt_searches, 
 
 from evox_evogm.command import cli
 from evox_evogm.command.experts import expert_folders
-from evox_evogm.command.scores import Candidate, score_rows
+from evox_evogm.command.merge_run import MergeRun
+from evox_evogm.command.scores import Candidate, label, score_rows
 from evox_evogm.command.settings import read_settings
 from evox_evogm.command.tasks import read_tasks
 from evox_evogm.problems import LoRAMergeProblem
@@ -213,10 +214,14 @@ def test_the_help_says_the_exit_statuses_and_needs_no_transformers():
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         text = " ".join(result.stdout.split())
-        assert "0 when the run is finished, 2 for input that cannot be used" in text
-        assert (
-            "1 if the search itself fails, 130 when interrupted" in text and "--quick" not in text
-        )
+        assert "--quick" not in text
+        for meaning in (
+            "0 when the run is finished, 2 for input that cannot be used",
+            "1 if the search itself fails (memory or disk ran out, among others)",
+            "3 if the run is finished but base, experts and merges all score alike",
+            "4 if it is finished but its adapter cannot be used, 130 when interrupted",
+        ):
+            assert meaning in text
 
 
 @pytest.mark.parametrize(
@@ -236,7 +241,7 @@ SURROGATE = {"algorithm": "SurrogateEvoGM", "search": {"epochs": 2, "hidden_dims
 
 
 def test_a_search_with_a_surrogate_goes_on_as_one_in_one_piece(project, monkeypatch):
-    change_settings(project, **SURROGATE, pop_size=3, budget=9, racing=True)
+    change_settings(project, **SURROGATE, pop_size=3, budget=10, racing=True)
     assert merge(project, out="whole") == 0
     with monkeypatch.context() as first_process:
         interrupt_searches(first_process, steps=2)
@@ -244,7 +249,7 @@ def test_a_search_with_a_surrogate_goes_on_as_one_in_one_piece(project, monkeypa
     assert merge(project, out="cut") == 0
     assert history(project / "cut") == history(project / "whole")
     rows = history(project / "cut")
-    assert [row["step"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [row["step"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
     assert not {"round", "iteration"} & rows[0].keys()
     assert {name: len(values) for name, values in rows[0]["margins"].items()} == {
         "sums": 4,
@@ -261,7 +266,8 @@ def test_a_search_with_a_surrogate_evaluates_three_at_a_time_unless_the_settings
 ):
     change_settings(project, algorithm=..., search=SURROGATE["search"], pop_size=..., budget=7)
     assert merge(project) == 0
-    assert [row["step"] for row in history(project / "out")] == [0, 0, 0, 1, 1, 1]
+    # Two populations, and the recommended merge.
+    assert [row["step"] for row in history(project / "out")] == [0, 0, 0, 1, 1, 1, 1]
 
 
 def test_the_papers_method_evaluates_twice_as_many_as_there_are_experts(project):
@@ -276,12 +282,12 @@ def test_a_pruned_merge_spends_the_fraction_that_was_evaluated(project, capsys):
     tasks = [
         {"json_lines": "many.jsonl", "test_file": "test.jsonl", "metric": "gold_log_probability"}
     ]
-    change_settings(project, **SURROGATE, pop_size=6, budget=24, tasks=tasks, racing=True, seed=1)
+    change_settings(project, **SURROGATE, pop_size=6, budget=25, tasks=tasks, racing=True, seed=1)
     assert merge(project) == 0
     rows = history(project / "out")
     result = json.loads((project / "out" / "result.json").read_text())
     spent = [row.get("fraction_evaluated", 1.0) for row in rows]
-    assert 24 - 6 < sum(spent) <= 24 < len(rows)
+    assert 25 - 7 < sum(spent) <= 25 < len(rows)
     assert result["full_evaluations"] == round(sum(spent), 2) and result["evaluations"] == len(rows)
     for row in rows:
         evaluated = sum(len(scores) for scores in row["examples"].values())
@@ -293,4 +299,61 @@ def test_a_pruned_merge_spends_the_fraction_that_was_evaluated(project, capsys):
     assert "estimate" not in best
     change_settings(project, racing=False)
     assert merge(project, out="all") == 0
-    assert len(history(project / "all")) == 24
+    assert len(history(project / "all")) == 25
+
+
+def test_the_process_holds_the_scores_by_example_once_and_the_history_all(project, monkeypatch):
+    records = []
+    finish = MergeRun.finish
+
+    def watched(self, best, rows):
+        records.extend(self.records)
+        return finish(self, best, rows)
+
+    change_settings(project, **SURROGATE, pop_size=3, budget=7)
+    monkeypatch.setattr(MergeRun, "finish", watched)
+    with monkeypatch.context() as first_process:
+        interrupt_searches(first_process, steps=1)
+        assert merge(project) == 130
+    assert merge(project) == 0
+    assert len(records) == len(history(project / "out")) >= 6
+    for kept, written in zip(records, history(project / "out"), strict=True):
+        assert written.keys() - kept.keys() == {"examples", "margins"}
+        assert kept["coefficients"] == written["coefficients"]
+
+
+NAMES = ["EvoGM", "RegMean", "SurrogateEvoGM", "average", "base", "expert", "expert base"]
+
+
+def test_experts_with_the_names_of_other_rows_are_told_apart_everywhere(project, capsys):
+    experts = {}
+    for number, name in enumerate(NAMES):
+        experts[name] = f"experts/{('first', 'second')[number % 2]}"
+    change_settings(project, experts=experts, budget=4)
+    assert merge(project) == 0
+    rows = json.loads((project / "out" / "result.json").read_text())["scores"]
+    found = [(row["kind"], row["name"]) for row in rows]
+    assert found == [
+        ("base", "base"),
+        *[("expert", name) for name in NAMES],
+        ("average", "average"),
+        ("merge", "EvoGM"),
+    ]
+    shown = [f"expert {name}" for name in NAMES]
+    printed = capsys.readouterr().out
+    report = (project / "out" / "report.md").read_text()
+    for name in ("base", *shown, "average", "EvoGM"):
+        assert len(re.findall(rf"^{name}  ", printed, re.M)) == 1
+        assert len(re.findall(rf"^\| {name} \| .* / ", report, re.M)) == 1
+
+
+@pytest.mark.parametrize("name", [*NAMES, "expert  x", "base\x1b", " average "])
+def test_no_expert_has_the_label_of_another_row(name):
+    others = ["base", "average", "RegMean", "EvoGM", "SurrogateEvoGM"]
+    assert label("expert", name) not in others
+    assert [label("base", other) for other in others] == others
+
+
+def test_other_experts_keep_their_names_in_the_table():
+    assert label("expert", "maths") == "maths"
+    assert label("expert", "experts of maths") == "experts of maths"

@@ -13,11 +13,13 @@ from evox_evogm.command.score_table import print_scores
 ROWS = [
     {
         "name": "base",
+        "kind": "base",
         "dev": {"add": 0.25, "long_task_name": 1.0},
         "test": {"add": 0.5, "long_task_name": 0.0},
     },
     {
         "name": "EvoGM",
+        "kind": "merge",
         "dev": {"add": 0.75, "long_task_name": 0.5},
         "test": {"add": 0.125, "long_task_name": -0.25},
     },
@@ -44,7 +46,7 @@ def test_the_table_shows_dev_and_test_of_every_task_and_their_mean():
 def test_a_log_gets_the_whole_table_and_a_narrow_terminal_the_means():
     tasks = [f"task_{number}" for number in range(20)]
     scores = dict.fromkeys(tasks, 0.5)
-    rows = [{"name": "base", "dev": scores, "test": scores}]
+    rows = [{"name": "base", "kind": "base", "dev": scores, "test": scores}]
     assert printed(rows)[-1].count(".500 / .500") == 21
     terminal = {"force_terminal": True, "color_system": None, "width": 80}
     lines = printed(rows, **terminal)
@@ -69,7 +71,9 @@ def result(coefficients, **changes):
         "device": "cpu",
         "threads": 2,
         "seconds": 12.0,
-        "adapter": {"folder": "adapter", "largest_relative_difference": 1e-8},
+        "adapter": {"folder": "adapter", "largest_relative_difference": 1e-8, "error": None},
+        "notes": [],
+        "no_information": None,
         **changes,
     }
 
@@ -133,7 +137,7 @@ def test_a_name_is_shown_without_what_would_steer_a_terminal_or_mark_it_up(conso
 
 def test_no_name_is_a_link_an_entity_or_a_cell_of_the_report_and_of_the_card():
     task = {"metric": "exact_match", "dev": 4, "test": 8, "version": NAME}
-    rows = [{"name": NAME, "dev": {NAME: 1.0}, "test": {NAME: 1.0}}]
+    rows = [{"name": NAME, "kind": "expert", "dev": {NAME: 1.0}, "test": {NAME: 1.0}}]
     changes = {"tasks": {NAME: task}, "scores": rows}
     report = report_markdown(result({NAME: 1.0}, **changes))
     assert f"| {ESCAPED} | +1.0000 |" in report

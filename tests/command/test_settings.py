@@ -59,6 +59,9 @@ algorithm: EvoGM
 mode: {mmlu: merged}
 max_memory: 1
 search: {n_rounds: 2, lr: 0.01}
+same_base: true
+chat_template: {enable_thinking: false}
+chat_template_file: adapters/code
 """
     )
     settings, folder = read_settings(path)
@@ -80,6 +83,9 @@ search: {n_rounds: 2, lr: 0.01}
         mode={"mmlu": "merged"},
         max_memory=1,
         search={"n_rounds": 2, "lr": 0.01},
+        same_base=True,
+        chat_template={"enable_thinking": False},
+        chat_template_file="adapters/code",
     )
     assert settings.as_table()["tasks"][0] == {"swarm_eval": "mmlu.json", "dev": 20, "test": 30}
     assert parse_settings(settings.as_table(), "") == settings
@@ -92,6 +98,7 @@ def test_what_a_file_leaves_out_has_the_stated_default(write):
     assert (settings.device, settings.dtype, settings.trust_remote_code) == ("auto", "auto", False)
     assert (settings.pop_size, settings.search) == (None, {})
     assert (settings.algorithm, settings.mode, settings.racing) == ("SurrogateEvoGM", "auto", False)
+    assert (settings.same_base, settings.chat_template) == (False, None)
 
 
 def test_two_runs_do_not_share_their_search_settings(write):
@@ -127,7 +134,8 @@ def test_a_misspelt_setting_is_named_with_the_nearest_one(write, found, nearest)
 def test_a_setting_unlike_any_other_is_answered_with_the_list(write):
     known = (
         "base, experts, tasks, algorithm, search, budget, pop_size, seed, device, dtype, "
-        "batch_tokens, max_memory, mode, racing, regmean, trust_remote_code"
+        "batch_tokens, max_memory, mode, racing, regmean, trust_remote_code, same_base, "
+        "chat_template, chat_template_file"
     )
     assert refusal(write(zzz=3)).endswith(f"found the unknown setting 'zzz'; known are {known}")
 

@@ -21,7 +21,6 @@ from evox_evogm.problems.cost_model import (
 )
 from evox_evogm.problems.inference.forward import Forward
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.lora_merge import default_dtype
 from evox_evogm.problems.tasks.metrics import score_tasks
 
 pytestmark = pytest.mark.language_model
@@ -234,9 +233,3 @@ def test_a_run_can_be_repeated_with_the_modes_of_an_earlier_one(make_problem):
     pop = torch.rand(3, 2)
     scores = first.evaluate(pop)
     assert torch.equal(make_problem(mode=first.modes).evaluate(pop), scores)
-
-
-def test_the_default_dtype_is_one_that_the_processor_computes_in():
-    known = torch.cpu.get_capabilities()
-    fast = known.get("avx512_bf16") or known.get("amx_bf16")
-    assert default_dtype(torch.device("cpu")) == (torch.bfloat16 if fast else torch.float32)

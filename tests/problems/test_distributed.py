@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -11,11 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 from builders import history
+from evox.algorithms import PSO
+from evox.core import Problem
 from evox.problems.numerical import Ackley
-from search_on_ranks import histories, search
+from evox.workflows import StdWorkflow
+from ranks import on_ranks
+from search_on_ranks import histories, merge_problem_with_failures, search
 
+from evox_evogm import ResumableSearch
 from evox_evogm.problems import DistributedProblem
-from evox_evogm.problems.distributed import check_same_points, join_replies, rows_of_rank
+from evox_evogm.problems.distributed import Reply, check_same_points, join_replies, rows_of_rank
+from evox_evogm.problems.failures import AllFailed
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS / "search_on_ranks.py"
@@ -50,7 +57,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize(
+    "ranks", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_every_rank_has_the_history_of_one_process(ranks, tmp_path, experts, one_thread):
     out = tmp_path / "out.json"
     result = torchrun(ranks, SCRIPT, out, experts)
@@ -87,6 +96,7 @@ def test_box_and_outcomes_are_the_problems():
     assert spread.box is problem.box and spread.outcomes is problem.outcomes
 
 
+@pytest.mark.slow
 def test_the_ranks_that_are_left_say_that_one_has_died(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -112,6 +122,7 @@ def test_the_ranks_that_are_left_say_that_one_has_died(tmp_path):
         assert f"rank {rank} lost the other ranks: one has died" in message
 
 
+@pytest.mark.slow
 def test_torchrun_ends_the_others_and_names_the_rank_that_died(tmp_path):
     started = time.monotonic()
     result = torchrun(2, SCRIPT, tmp_path / "out.json", "die")
@@ -140,17 +151,135 @@ def test_every_point_is_in_one_share():
 
 
 def test_replies_are_joined_in_the_order_of_the_ranks_and_an_error_is_raised():
-    first, third = torch.tensor([1.0, 2.0]), torch.tensor([3.0])
-    assert join_replies([first, None, third]).tolist() == [1.0, 2.0, 3.0]
+    first, third = Reply(torch.tensor([1.0, 2.0])), Reply(torch.tensor([3.0]))
+    assert join_replies([first, Reply(), third]).tolist() == [1.0, 2.0, 3.0]
     with pytest.raises(
         RuntimeError, match="rank 1 of 2 could not evaluate its share of the population: OSError: x"
     ):
-        join_replies([first, "OSError: x"])
+        join_replies([first, Reply(error="OSError: x")])
+
+
+def test_a_population_has_failed_only_if_every_share_has():
+    share = Reply(torch.tensor([1.0]))
+    failed = Reply(torch.tensor([-torch.inf]), failure="first")
+    also_failed = Reply(torch.tensor([-torch.inf, -torch.inf]), failure="second")
+    assert join_replies([failed, share]).tolist() == [-torch.inf, 1.0]
+    message = "all 3 merges of a population failed: first$"
+    with pytest.raises(AllFailed, match=message) as caught:
+        join_replies([failed, also_failed, Reply()])
+    assert caught.value.fitness.tolist() == 3 * [-torch.inf]
+
+
+def test_the_error_of_a_failed_population_can_be_pickled():
+    error = pickle.loads(pickle.dumps(AllFailed(torch.zeros(2, 3), "broken")))
+    assert "all 2 merges of a population failed: broken" in str(error)
+    assert error.fitness.shape == (2, 3) and error.reason == "broken"
 
 
 def test_without_ranks_the_problem_is_evaluated_here():
     points = torch.rand(5, 3)
     assert torch.equal(DistributedProblem(Ackley()).evaluate(points), Ackley().evaluate(points))
+
+
+class SomeFail(Problem):
+    """Points with a negative first coordinate fail; the fitness is a number or M numbers.
+
+    :param broken_at: the populations, counted from 0, in which every point fails.
+    """
+
+    def __init__(self, columns=None, broken_at=()):
+        super().__init__()
+        self.columns, self.broken_at, self.populations = columns, broken_at, 0
+
+    def evaluate(self, pop):
+        failed = (pop[:, 0] < 0) | (self.populations in self.broken_at)
+        self.populations += 1
+        fitness = torch.where(failed, -torch.inf, -pop.square().sum(1))
+        if self.columns is not None:
+            fitness = fitness[:, None].repeat(1, self.columns)
+        if failed.all():
+            raise AllFailed(fitness, f"first of {len(pop)}")
+        return fitness
+
+
+POINTS = torch.tensor([[1.0, 0.5], [-1.0, 0.5], [-0.2, 3.0], [0.3, 3.0]])
+
+
+@pytest.mark.parametrize("columns", [None, 2])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_failed_points_that_are_all_of_a_share_are_worst(count, columns):
+    def evaluate():
+        return DistributedProblem(SomeFail(columns)).evaluate(POINTS[:count]).tolist()
+
+    expected = SomeFail(columns).evaluate(POINTS[:count]).tolist()
+    assert on_ranks(3, evaluate) == 3 * [expected]
+
+
+def test_a_population_that_failed_on_all_ranks_is_an_error_on_all_ranks():
+    def evaluate():
+        DistributedProblem(SomeFail()).evaluate(POINTS[1:3].repeat(2, 1))
+
+    message = "evaluate: expected scores, found that all 4 merges of a population failed"
+    assert on_ranks(3, evaluate) == 3 * [f"AllFailed: {message}: first of 2"]
+
+
+def test_another_error_ends_the_search_on_all_ranks_whatever_else_failed():
+    class Broken(SomeFail):
+        def evaluate(self, pop):
+            if pop[0, 0] == POINTS[3, 0]:
+                raise RuntimeError("no arithmetic today")
+            return super().evaluate(pop)
+
+    def evaluate():
+        return DistributedProblem(Broken()).evaluate(POINTS[1:])
+
+    others = "RuntimeError: rank 2 of 3 could not evaluate its share of the population: "
+    error = "RuntimeError: no arithmetic today"
+    assert on_ranks(3, evaluate) == [others + error, others + error, error]
+
+
+@pytest.mark.language_model
+def test_merges_that_fail_on_ranks_count_as_in_one_process(experts, one_thread):
+    def evaluate(spread):
+        problem = spread(merge_problem_with_failures(experts))
+        return [problem.evaluate(POINTS[:3]).tolist(), problem.evaluate(POINTS[1:]).tolist()]
+
+    expected = evaluate(lambda problem: problem)
+    assert expected[0][0] > -torch.inf and expected[0][1:] == 2 * [-torch.inf]
+    assert on_ranks(3, evaluate, DistributedProblem) == 3 * [expected]
+
+
+def resumable_search(problem, folder, steps=5):
+    """Run a search without gradients, which a fork can make, to its end."""
+    torch.manual_seed(6)
+    bounds = torch.ones(2)
+    workflow = StdWorkflow(PSO(3, -bounds, bounds), problem, opt_direction="max")
+    with ResumableSearch(workflow, folder) as search:
+        search.run(steps)
+    return workflow.algorithm.fit.tolist()
+
+
+def test_a_search_with_failed_points_is_written_down_on_ranks_as_in_one_process(tmp_path):
+    def run_search(folder):
+        return resumable_search(DistributedProblem(SomeFail()), folder)
+
+    found = run_search(tmp_path / "one")
+    assert on_ranks(3, run_search, tmp_path / "three") == 3 * [found]
+    assert history(tmp_path / "three") == history(tmp_path / "one")
+    fitness = [row["fitness"] for row in history(tmp_path / "one")]
+    assert len(fitness) == 15 and 0 < fitness.count("-inf") < 15
+
+
+def test_a_population_that_failed_on_all_ranks_is_tried_again_when_the_search_goes_on(tmp_path):
+    def run_search(folder, broken_at=()):
+        return resumable_search(DistributedProblem(SomeFail(broken_at=broken_at)), folder)
+
+    found = run_search(tmp_path / "whole")
+    stopped = on_ranks(3, run_search, tmp_path / "cut", [2])
+    assert all("all 3 merges of a population failed" in error for error in stopped)
+    assert len(history(tmp_path / "cut")) == 6
+    assert on_ranks(3, run_search, tmp_path / "cut") == 3 * [found]
+    assert history(tmp_path / "cut") == history(tmp_path / "whole")
 
 
 def test_a_search_whose_rank_was_killed_goes_on_under_torchrun(tmp_path):

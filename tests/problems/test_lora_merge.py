@@ -9,7 +9,6 @@ from evox.workflows import EvalMonitor, StdWorkflow
 from evox_evogm import EvoGM
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.evaluation import Evaluation
-from evox_evogm.problems.inference.base_model import load_base
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.tasks.metrics import score_task
 from evox_evogm.problems.tasks.task import METRIC_NAMES
@@ -178,7 +177,8 @@ def test_outcomes_say_by_how_much_every_example_is_right(model, tokenizer, folde
     pop = torch.tensor([[0.3, -0.9], [1.0, 0.0], [-2.0, 0.5], [3.0, 3.0]])
     fitness = problem.evaluate(pop)
     assert fitness.shape == (4, 1 + 2 + 5 + 2)
-    weights, by_sign = problem.outcomes
+    weights, by_sign, groups = problem.outcomes
+    assert groups.tolist() == [0] * 2 + [1] * 5 + [2] * 2
     assert by_sign.tolist() == [False] * 2 + [True] * 7
     outcomes = fitness[:, 1:]
     assert 0 < float((outcomes[:, by_sign] > 0).float().mean()) < 1
@@ -465,18 +465,3 @@ def test_a_population_of_the_wrong_width_is_refused(problem):
         ValueError, match=r"expected \(P, 2\), one column per expert, found \(4, 3\)"
     ):
         problem.evaluate(torch.zeros(4, 3))
-
-
-def test_a_base_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(
-        ValueError, match="base: expected a transformers folder or hub id, found '.*nowhere'"
-    ):
-        load_base(tmp_path / "nowhere", dtype=torch.float32, device=torch.device("cpu"))
-
-
-def test_pickled_base_weights_are_not_read(tmp_path, model, tokenizer):
-    model.config.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="base: expected"):
-        load_base(tmp_path, dtype=torch.float32, device=torch.device("cpu"))

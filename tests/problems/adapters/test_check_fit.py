@@ -182,7 +182,7 @@ REFUSED = {
     ),
     "a larger output layer": (
         of_a_larger_vocabulary("lm_head"),
-        rf"{SHAPES} \(16, 257\) in lm_head, found \(16, 260\); it belongs to another base",
+        rf"{SHAPES} \(16, 257\) in lm_head, found \(16, 260\); its vocabulary differs",
     ),
     "a retrained vocabulary": (
         with_retrained_vocabulary,

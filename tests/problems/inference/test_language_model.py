@@ -40,8 +40,8 @@ def test_likelihoods_equal_one_forward_pass_per_request(architecture, batch_toke
     scorer = LanguageModel(model, tokenizer, batch_tokens=batch_tokens)
     requests = []
     for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
-        continuation = (*scorer.continuation_tokens(answer), scorer.end_token)
-        requests.append((scorer.prompt_tokens(prompt), continuation))
+        prompt_tokens, answer_tokens = scorer.request(prompt, answer)
+        requests.append((prompt_tokens, (*answer_tokens, scorer.end_token)))
     # A continuation that greedy decoding would choose in whole, so that both outcomes occur.
     prompt = scorer.prompt_tokens("hello")
     requests.append((prompt, plain_reply(model, prompt, 3)))
@@ -134,22 +134,6 @@ def test_nan_is_refused_while_decoding(tokenizer):
         scorer.generate([scorer.prompt_tokens("a")], 3)
 
 
-def test_chat_prompts_go_through_the_template_and_answers_start_the_reply(tokenizer):
-    tokenizer = deepcopy(tokenizer)
-    tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
-    )
-    scorer = LanguageModel(build_model(), tokenizer)
-    assert scorer.decode(scorer.prompt_tokens("hi", chat=True)) == "<user>hi<reply>"
-    assert scorer.decode(scorer.continuation_tokens("yes", chat=True)) == "yes"
-    assert scorer.decode(scorer.continuation_tokens("yes")) == " yes"
-
-
-def test_a_chat_prompt_without_a_template_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="chat prompts, but its tokenizer has no chat template"):
-        LanguageModel(build_model(), tokenizer).prompt_tokens("hi", chat=True)
-
-
 @pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
 def test_single_tokens_of_one_prompt_are_scored_as_separate_requests_would_be(
     batch_tokens, tokenizer
@@ -161,21 +145,6 @@ def test_single_tokens_of_one_prompt_are_scored_as_separate_requests_would_be(
     for prompt, row, found in zip(prompts, tokens, result, strict=True):
         expected = [plain_log_probability(scorer.model, prompt, (token,)) for token in row]
         torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-4)
-
-
-def test_prompts_and_answers_without_a_token_are_refused(tokenizer):
-    scorer = LanguageModel(build_model(), tokenizer)
-    with pytest.raises(ValueError, match="expected prompts of at least one token, found ''"):
-        scorer.prompt_tokens("")
-    with pytest.raises(ValueError, match="expected answers of at least one token, found ''"):
-        scorer.continuation_tokens("", chat=True)
-
-
-def test_a_tokenizer_without_an_end_of_text_is_refused(tokenizer):
-    tokenizer = deepcopy(tokenizer)
-    tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="expected a tokenizer with an end-of-text token"):
-        LanguageModel(build_model(), tokenizer)
 
 
 def test_every_end_token_of_the_models_generation_settings_ends_a_text(tokenizer):

@@ -9,7 +9,7 @@ from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prefix_cache import (
     Row,
     common_prefix,
-    may_share_prefixes,
+    may_pad_after_prefix,
     shared_lengths,
 )
 from evox_evogm.problems.tasks.metrics import choice_log_probabilities, exact_match, generated_match
@@ -131,4 +131,4 @@ def test_sliding_windows_do_not_see_padding_between_a_prefix_and_the_rest(tokeni
         expected.append(tokenizer.decode(reply[0, len(prompt) :], skip_special_tokens=True))
     assert scorer.generate(prompts, 30) == expected
     longest = max(len(prompt) for prompt in prompts)
-    assert may_share_prefixes(model, longest, 30) == (window == 400)
+    assert may_pad_after_prefix(model, longest, 30) == (window == 400)

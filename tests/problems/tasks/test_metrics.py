@@ -421,6 +421,7 @@ def test_the_margin_of_a_choice_is_its_lead_in_log_probability(model, tokenizer)
 def test_margins_count_by_their_sign_unless_they_are_the_score():
     two = free_answers(["p", "q"], ["a", "b"])
     gold = Task("gold", "1", "gold_log_probability", two[:1])
-    weights, by_sign = outcomes_of([Task("exact", "1", "exact_match", two), gold])
+    weights, by_sign, groups = outcomes_of([Task("exact", "1", "exact_match", two), gold])
     assert weights.tolist() == [0.25, 0.25, 0.5]
     assert by_sign.tolist() == [True, True, False]
+    assert groups.tolist() == [0, 0, 1]

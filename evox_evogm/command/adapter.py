@@ -1,0 +1,74 @@
+"""The adapter of a run: written, checked with plain peft, and found again by its digests."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from evox_evogm.command.escaping import sanitize
+from evox_evogm.problems.adapters.read_adapter import CONFIG, WEIGHTS
+from evox_evogm.problems.lora_merge import LoRAMergeProblem
+
+ADAPTER = "adapter"
+EXACT = 1e-5  # relative difference of weights up to which a reloaded adapter counts as the merge
+
+
+def export_merge(problem: LoRAMergeProblem, best: torch.Tensor, out: Path) -> dict | None:
+    """Export a merge as one adapter, and check it with plain peft.
+
+    What goes wrong here stands in the result and does not end the run, which still has its scores.
+
+    :param best: `(n,)` effective coefficients.
+    :param out: the run folder.
+    :return: what `result.json` says of the adapter, or None if all coefficients are 0, as in the
+        base: its folder, the largest relative difference of its weights from the merge, digests of
+        its files, and as `error` why it cannot be used (None if it can).
+    """
+    if not bool((best != 0).any()):
+        return None
+    folder = out / ADAPTER
+    difference, error = None, None
+    try:
+        difference = problem.export(best, folder)
+    except Exception as raised:  # peft, safetensors and the disk have errors of their own
+        error = f"{type(raised).__name__}: {sanitize(str(raised))}"
+    if difference is not None and not difference <= EXACT:  # nor NaN
+        found = f"found weights that differ by {difference:.1e}, over {EXACT} (relative)"
+        error = f"expected the weights of the merge, {found}"
+    return {
+        "folder": ADAPTER,
+        "largest_relative_difference": difference,
+        "sha256": file_digests(folder),
+        "error": error,
+    }
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of an adapter, by their names, without those that are missing."""
+    digests = {}
+    for name in (CONFIG, WEIGHTS):
+        path = folder / name
+        if path.is_file():
+            digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return digests
+
+
+def adapter_fault(result: dict, out: Path) -> str | None:
+    """Why the adapter of a finished run has to be made again, or None.
+
+    :param result: what `result.json` holds.
+    :param out: the run folder.
+    """
+    adapter = result["adapter"]
+    if adapter is None:
+        return None
+    if adapter["error"]:
+        return f"it could not be used: {adapter['error']}"
+    folder = out / adapter["folder"]
+    found = file_digests(folder)
+    for name, digest in adapter["sha256"].items():
+        if name not in found:
+            return f"{folder / name} is missing"
+        if found[name] != digest:
+            return f"{folder / name} is damaged or was changed"
+    return None

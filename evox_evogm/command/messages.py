@@ -1,0 +1,99 @@
+"""What the command prints: what a run is going to do, what it found, and what is wrong with it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evox_evogm.command.escaping import printable_lines, sanitize
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from evox_evogm.command.merge_run import MergeRun
+
+LONGEST_TEXT = 2000  # characters of a prompt or an output on a terminal; the report has all
+
+
+def fail(sentence: str) -> None:
+    """Print an error as one line without control characters."""
+    print(f"evogm: {sanitize(sentence)}", file=sys.stderr)
+
+
+def print_plan(merge_run: "MergeRun") -> None:
+    """Say what a run is going to do, before its first evaluation."""
+    problem = merge_run.problem
+    examples = sum(len(task.examples) for task in problem.tasks)
+    tasks = f"{len(problem.tasks)} tasks with {examples} dev examples"
+    where = f"on {problem.language_model.device} in {merge_run.dtype}"
+    print(f"{problem.n_experts} experts, {tasks}, {merge_run.budget} evaluations {where}")
+    print_notes(merge_run.notes)
+    print(f"run folder: {merge_run.out}", flush=True)
+    if merge_run.saved is not None:
+        print("an earlier process began this run; it goes on", flush=True)
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print what was found out about a run, a line each."""
+    for note in notes:
+        print(f"note: {sanitize(note)}")
+
+
+def print_result(result: dict, notes: Sequence[str], out: Path, console: "Console") -> None:
+    """Print the table of scores, the coefficients, and where the files are.
+
+    :param result: what `result.json` holds.
+    :param notes: those of its notes that were not printed yet.
+    :param out: the run folder.
+    :param console: where the table goes.
+    """
+    from evox_evogm.command.score_table import print_scores
+
+    print("\nscores, dev / test")
+    print_scores(result["scores"], console)
+    print_notes(notes)
+    if result["no_information"]:
+        print_no_information(result["no_information"])
+    coefficients = []
+    for name, value in result["coefficients"].items():
+        coefficients.append(f"{sanitize(name)} {value:+.3f}")
+    whose = " of the regressed experts" if result["regmean"] else ""
+    print(f"\ncoefficients{whose}: {', '.join(coefficients)}")
+    print_adapter(result["adapter"], out)
+    print(f"report: {out / 'report.md'}")
+
+
+def print_adapter(adapter: dict | None, out: Path) -> None:
+    """Print where the adapter is, if it can be used.
+
+    :param adapter: what `result.json` says of it.
+    """
+    if adapter and not adapter["error"]:
+        difference = adapter["largest_relative_difference"]
+        check = f"loaded again with plain peft: equal to the merge within {difference:.1e}"
+        print(f"adapter: {out / adapter['folder']} ({check})")
+
+
+def print_no_information(found: dict) -> None:
+    """Print that a run learned nothing, what usually causes it, and an example to look at.
+
+    :param found: the entries of a `NoInformation`.
+    """
+    print(f"\n{sanitize(found['sentence'])}. This is usually why:")
+    for cause in found["causes"]:
+        print(f"- {cause}")
+    example, task = sanitize(found["example"]), sanitize(found["task"])
+    print(f"\nexample {example} of task {task}, as the base gets it:")
+    _print_text(found["prompt"])
+    print("what the base writes:")
+    _print_text(found["output"])
+    print("what the task expects:")
+    _print_text(found["expected"])
+
+
+def _print_text(text: str) -> None:
+    """Print the end of a text, indented."""
+    if len(text) > LONGEST_TEXT:
+        text = f"...{text[-LONGEST_TEXT:]}"
+    for line in printable_lines(text) or [""]:
+        print(f"    {line}")

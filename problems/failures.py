@@ -1,0 +1,26 @@
+"""The error of a problem that has no fitness for any point of a population."""
+
+import torch
+
+
+class AllFailed(RuntimeError):
+    """Every merge of a population failed.
+
+    `DistributedProblem` takes the fitness from it: where the share of one rank failed, the other
+    shares decide whether the population has failed. A problem of your own may raise it too.
+
+    :param fitness: a `(P,)` or `(P, M)` tensor: what `evaluate` would return for these merges if
+        others beside them had scores.
+    :param reason: why the first merge failed.
+    """
+
+    def __init__(self, fitness: torch.Tensor, reason: str):
+        super().__init__(fitness, reason)  # both, so that the error can be pickled
+        self.fitness = fitness
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"evaluate: expected scores, found that all {len(self.fitness)} merges of a population "
+            f"failed: {self.reason}"
+        )

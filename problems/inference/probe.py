@@ -1,0 +1,478 @@
+"""What a base gives rightly, found out on this very base with prompts of the run's own tasks.
+
+Batches, padding, shared prefixes, caches, mixed candidates and merged weights all assume something
+of a base. The probe compares each with the plain pass: one row without padding, mask or cache. What
+differs by more than rounding is switched off, in this order:
+
+1. sharing prefixes with padding behind them, then at all,
+2. dropping rows that ended,
+3. rows of different length, first while decoding, then in any pass,
+4. decoding with a cache,
+5. layers that candidates have in common, then different candidates in one batch,
+6. several rows in a pass.
+
+A base that gives other logits for the same tokens, or whose later tokens change earlier logits, is
+refused.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from evox_evogm.problems.adapters.merging import (
+    StackedModule,
+    WeightMerger,
+    merged,
+    merged_in_place,
+)
+from evox_evogm.problems.inference.capabilities import Capabilities, changing_context, text_config
+from evox_evogm.problems.inference.decoding import DecodingBatch
+from evox_evogm.problems.inference.prefix_cache import Row, prepare_batches, windows_of
+from evox_evogm.problems.inference.shared_layers import count_shared_layers
+
+if TYPE_CHECKING:
+    from evox_evogm.problems.inference.language_model import LanguageModel
+
+log = logging.getLogger(__name__)
+
+STEPS = 4  # positions of each row that are compared; all but the first are decoded one by one
+TAIL = 2 * STEPS  # last tokens of the long row in which its fork differs
+LEAST_TOKENS = 24  # of the long row, so that most of its tokens can be shared
+MOST_TOKENS = 64  # of the long row: the probe makes about a dozen passes over it
+MOST_TOKENS_FOR_WINDOW = 1024  # where the long row has to be longer than a window
+# How far two ways to compute the same may be apart, in measured roundings (`rounded_differently`).
+# SmolLM2-135M: 1.3 at most in float32, 0.8 in bfloat16; real faults are thousands in float32.
+MOST_ROUNDINGS = 5.0
+LARGEST_LOGIT = 1e4  # what is beyond is a token that the model excludes
+
+
+def probe_base(
+    model: "LanguageModel",
+    modules: Mapping[str, StackedModule],
+    n_experts: int,
+    prompts: Sequence[tuple[int, ...]],
+    merger: WeightMerger | None = None,
+) -> Capabilities:
+    """Find out what may be relied on, and log it.
+
+    :param model: the base with its tokenizer. It stays as it is.
+    :param modules: the stacked experts.
+    :param n_experts: n.
+    :param prompts: the tokens of all prompts of the run.
+    :param merger: puts experts into the weights; None if the copy would take too much memory.
+    :raises ValueError: if the base is not causal, or plain passes cannot be repeated.
+    """
+    with torch.no_grad():
+        found = Probe(model, modules, n_experts, prompts, merger).find()
+    if found.notes:
+        for note in found.notes:
+            log.warning("base: %s", note)
+    else:
+        log.info("base: batches, caches and merges agree with plain passes")
+    return found
+
+
+class Probe:
+    """Comparisons of fast passes with plain ones.
+
+    - `short`, `other`: two rows of the same length, from the shortest prompt.
+    - `long`, `fork`: two rows that share all but their last tokens, from the longest prompt.
+    """
+
+    def __init__(
+        self,
+        model: "LanguageModel",
+        modules: Mapping[str, StackedModule],
+        n_experts: int,
+        prompts: Sequence[tuple[int, ...]],
+        merger: WeightMerger | None,
+    ):
+        """Take the rows from the prompts."""
+        self.model = model
+        self.modules = modules
+        self.n_experts = n_experts
+        self.merger = merger
+        context, grows = changing_context(model.model)
+        self.able = Capabilities(context=context, grows=grows)
+        limits = [*windows_of(model.model), *([] if context is None else [context])]
+        self.short, self.other, self.long, self.fork = rows_of(prompts, limits, model.model)
+        self.expected: dict[tuple[int, ...], torch.Tensor] = {}
+        self.rounding = 0.0
+
+    def find(self) -> Capabilities:
+        """Make all comparisons, the plain passes first."""
+        self._make_plain_passes()
+        if not all(bool(usable(logits).any()) for logits in self.expected.values()):
+            return self.able.note("found no finite logits, so nothing could be compared")
+        if self.model.forward.is_compiled:
+            self.able = self.able.note(
+                "was compiled in place and runs as it was before, because compiled code ignores "
+                "the experts"
+            )
+        self._check_passes()
+        self._check_decoding()
+        self._check_sharing()
+        if self.modules:
+            self._check_candidates()
+        return self.able
+
+    def _make_plain_passes(self) -> None:
+        """Compute what everything else is compared with.
+
+        :raises ValueError: if later tokens change earlier logits, or two passes differ.
+        """
+        for row in (self.short, self.other, self.long):
+            self.expected[row] = self._plain(row, STEPS)
+        self.rounding = self._measure_rounding()
+        self._check_repeatable()
+        # Of the last position that the two rows have in common.
+        before = self._plain(self.long, TAIL + 1)[:1]
+        fork = self._plain(self.fork, TAIL - 1)
+        self.expected[self.fork] = fork[-STEPS:]
+        name = type(self.model.model).__name__
+        if not self._agree(fork[:1], before):
+            raise ValueError(
+                f"base: expected a causal language model, found {name}, in which later tokens "
+                "change the logits of earlier ones, as in an encoder"
+            )
+
+    def _check_repeatable(self) -> None:
+        again = self._plain(self.short, STEPS)
+        if not self._agree(again, self.expected[self.short]):
+            raise ValueError(
+                "base: expected the same logits from the same tokens, found that two plain passes "
+                f"differ by {difference(again, self.expected[self.short]):.2g}"
+            )
+
+    def _plain(self, row: tuple[int, ...], count: int) -> torch.Tensor:
+        """The logits `(count, V)` of the last positions of a row, as a plain user computes them."""
+        forward = self.model.forward
+        given = {
+            "input_ids": torch.tensor([row], device=forward.device),
+            "use_cache": False,
+            "logits_to_keep": count,
+        }
+        return forward.run_model(given).logits[0, -count:].float()
+
+    def _measure_rounding(self) -> float:
+        """How far the logits move if every module's output is rounded in another way."""
+        moved = 0.0
+        with rounded_differently(self.model.model):
+            for row in (self.short, self.long):
+                moved = max(moved, difference(self._plain(row, STEPS), self.expected[row]))
+        return moved
+
+    def _agree(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether two ways to compute the same logits `(Q, V)` differ by rounding only."""
+        return difference(found, expected) <= MOST_ROUNDINGS * self.rounding
+
+    def _check_passes(self) -> None:
+        """Rows of equal length in one pass, and of different length."""
+        equal = [self.short, self.other]
+        no_positions = ("positions", "pad_rows", "pad_cached_rows", "share_prefixes")
+        alone = ("batch_rows", "mix_candidates", "pad_rows", "pad_cached_rows")
+        attempts = [(), no_positions, alone, (*no_positions, *alone)]
+        self._take_first(
+            "rows of equal length in a pass",
+            attempts,
+            lambda able: self._pass(equal, able.without("share_prefixes")),
+        )
+        if self.able.pad_rows:
+            different = [self.short, self.long]
+            self._take_first(
+                "rows of different length in a pass",
+                [(), ("pad_rows", "pad_cached_rows")],
+                lambda able: self._pass(different, able.without("share_prefixes")),
+            )
+
+    def _check_decoding(self) -> None:
+        """Steps with a cache, of rows of which one ends early."""
+
+        def decode(able: Capabilities) -> float:
+            rows = [self.short, self.other, self.long]
+            if able.pad_cached_rows:
+                rows.remove(self.other)
+            return self._steps(rows, able.without("share_prefixes"))
+
+        no_cache = ("cache", "drop_rows", "pad_cached_rows", "share_prefixes")
+        # Where rows of a cache cannot be selected, prefixes cannot be shared either.
+        no_selection = ("drop_rows", "share_prefixes")
+        attempts = [
+            (),
+            no_selection,
+            ("pad_cached_rows",),
+            (*no_selection, "pad_cached_rows"),
+            no_cache,
+        ]
+        self._take_first("decoding with a cache", attempts, decode)
+
+    def _check_sharing(self) -> None:
+        """Rows whose common beginning runs once, and steps behind them."""
+        if not self.able.share_prefixes:
+            return
+        rows = [self.long, self.fork]
+
+        def share(able: Capabilities) -> float:
+            return max(self._pass(rows, able), self._steps(rows, able))
+
+        attempts = [(), ("pad_after_prefix",), ("share_prefixes",)]
+        self._take_first("a shared beginning", attempts, share)
+
+    def _check_candidates(self) -> None:
+        """Experts by hooks and in the weights, and two candidates in one batch."""
+        pop = torch.full((2, self.n_experts), 0.5)
+        pop[0, 1::2] = -0.4
+        pop[1, ::2] = -0.3
+        with self._candidates(pop):
+            unmerged = self._logits([Row(self.short, 0, 0, STEPS)], self.able.plain())[0]
+        self._check_modes(unmerged, pop[:1])
+        if not self.able.unmerged:
+            return
+        rows = []
+        for tokens, candidate in ((self.short, 0), (self.short, 1), (self.other, 1)):
+            rows.append(Row(tokens, candidate, 0, STEPS))
+        with self._candidates(pop):
+            apart = [self._logits([row], self.able.plain())[0] for row in rows]
+            self._take_first(
+                "two candidates in one batch",
+                [(), ("share_layers",), ("share_layers", "mix_candidates")],
+                lambda able: largest_difference(self._logits(rows, able), apart),
+            )
+
+    @contextmanager
+    def _candidates(self, pop: torch.Tensor) -> Iterator[None]:
+        """Inside the block, rows belong to candidates of `pop`; hooks add their experts."""
+        base = self.model.model
+        with merged(base, self.modules, pop) as population:
+            shared_layers = count_shared_layers(base, population.modules)
+            with self.model.candidates(population.select, shared_layers):
+                yield
+
+    def _check_modes(self, unmerged: torch.Tensor, pop: torch.Tensor) -> None:
+        """Compare the two modes.
+
+        :param unmerged: the logits `(STEPS, V)` of the short row with experts added by hooks.
+        :param pop: a `(1, n)` tensor, the candidate.
+        """
+        base = self.expected[self.short]
+        same_as_base = self._agree(unmerged, base) and self._experts_do_something()
+        if self.merger is None:
+            if torch.equal(unmerged, base) and self._experts_do_something():
+                self._refuse_experts()
+            return
+        with merged_in_place(self.merger, pop) as candidates:
+            for _ in candidates:
+                in_weights = self._plain(self.short, STEPS)
+        if self._agree(unmerged, in_weights):
+            return
+        apart = difference(unmerged, in_weights) / self.rounding
+        if self._agree(in_weights, base):
+            self.able = self.able.without("merged").note(
+                "merged weights change no logits, so all tasks are unmerged"
+            )
+            return
+        reason = "as if there were none" if same_as_base else f"{apart:.0f} roundings away"
+        self.able = self.able.without("unmerged").note(
+            f"experts added by hooks give logits {reason}, so all tasks are merged"
+        )
+
+    def _refuse_experts(self) -> None:
+        raise ValueError(
+            "base: expected logits that change with the experts, found that hooks have no effect "
+            "and that merged weights take more than half of max_memory"
+        )
+
+    def _experts_do_something(self) -> bool:
+        """Whether any expert has an effect on any module."""
+        for module in self.modules.values():
+            if bool((module.a != 0).any()) and bool((module.b != 0).any()):
+                return True
+        return False
+
+    def _take_first(
+        self,
+        what: str,
+        attempts: Sequence[tuple[str, ...]],
+        check: Callable[[Capabilities], float],
+    ) -> None:
+        """Switch off the first of some sets of capabilities without which a comparison agrees.
+
+        :param what: is compared, for the note.
+        :param attempts: names of capabilities, from few to many.
+        :param check: gives the largest difference from plain passes.
+        :raises ValueError: if none agrees.
+        """
+        reasons = []
+        for names in attempts:
+            able = self.able.without(*names)
+            reason = self._reason_against(able, check)
+            if reason is None:
+                self.able = able
+                if reasons:
+                    self.able = able.note(f"{what}: {reasons[0]}; off: {', '.join(names)}")
+                return
+            reasons.append(reason)
+        raise ValueError(
+            f"base: expected passes that agree with plain ones, found for {what}: {reasons[-1]}"
+        )
+
+    def _reason_against(
+        self, able: Capabilities, check: Callable[[Capabilities], float]
+    ) -> str | None:
+        """What speaks against relying on some capabilities, or None."""
+        try:
+            apart = check(able)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # each model raises its own
+            message = (str(error).strip() or "no message").splitlines()[0]
+            return f"{type(error).__name__}: {message}"
+        if apart <= MOST_ROUNDINGS * self.rounding:
+            return None
+        return f"logits differ by {apart:.2g}, where rounding moves them by {self.rounding:.2g}"
+
+    def _pass(self, rows: Sequence[tuple[int, ...]], able: Capabilities) -> float:
+        """The largest difference of a pass over some rows from plain passes."""
+        requests = [Row(tokens, 0, len(tokens) - STEPS, STEPS) for tokens in rows]
+        found = self._logits(requests, able)
+        return largest_difference(found, [self.expected[tokens] for tokens in rows])
+
+    def _steps(self, rows: Sequence[tuple[int, ...]], able: Capabilities) -> float:
+        """The largest difference of decoding the last tokens of some rows from plain passes.
+
+        The first row ends after two tokens.
+        """
+        prompts = []
+        for tokens in rows:
+            prompt = tokens[: len(tokens) - STEPS + 1]
+            prompts.append(Row(prompt, 0, shareable=len(prompt) - 1))
+        found: list[list[torch.Tensor]] = [[] for _ in rows]
+        for batch in self._batches(prompts, able, STEPS - 1):
+            decoding = DecodingBatch(batch, self._forward(able), drop_rows=able.drop_rows)
+            while decoding.rows:
+                logits = decoding.next_logits()  # (R, V)
+                step = len(found[decoding.rows[0]])
+                running, chosen = [], []
+                for index, row in enumerate(decoding.rows):
+                    found[row].append(logits[index].float())
+                    place = len(prompts[row].tokens) + step
+                    chosen.append(rows[row][min(place, len(rows[row]) - 1)])
+                    if step + 1 < (2 if row == 0 else STEPS):
+                        running.append(index)
+                if not running:
+                    break
+                decoding.append(torch.tensor(chosen, device=logits.device), running)
+        parts = [torch.stack(logits) for logits in found]
+        expected = []
+        for tokens, part in zip(rows, parts, strict=True):
+            expected.append(self.expected[tokens][: len(part)])
+        return largest_difference(parts, expected)
+
+    def _logits(self, rows: Sequence[Row], able: Capabilities) -> list[torch.Tensor]:
+        """For each row the logits `(scored, V)` of its last positions, from fast passes."""
+        found = [torch.empty(0)] * len(rows)
+        for batch in self._batches(rows, able):
+            logits = batch.run(self._forward(able)).float()  # (Q, V)
+            for row, part in zip(batch.rows, logits.split(batch.scored), strict=True):
+                found[row] = part
+        return found
+
+    def _batches(self, rows: Sequence[Row], able: Capabilities, max_new_tokens: int = 0):
+        return prepare_batches(
+            rows,
+            self._forward(able),
+            self.model.batching,
+            max_new_tokens=max_new_tokens,
+            capabilities=able,
+        )
+
+    def _forward(self, able: Capabilities):
+        """The forward pass of some capabilities."""
+        forward = copy.copy(self.model.forward)
+        forward.give_positions = able.positions
+        if not able.share_layers:
+            forward.shared_layers = 0
+        return forward
+
+
+def rows_of(
+    prompts: Sequence[tuple[int, ...]], limits: Sequence[int], model
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The rows `short`, `other`, `long` and `fork` of the probe.
+
+    The long row is cut, but to more tokens than any limit that the longest prompt exceeds.
+
+    :param limits: windows and contexts of the base.
+    """
+    longest = max(prompts, key=len)
+    most = MOST_TOKENS
+    for limit in limits:
+        if limit < len(longest) and limit + TAIL <= MOST_TOKENS_FOR_WINDOW:
+            most = max(most, limit + TAIL)
+    positions = getattr(text_config(model), "max_position_embeddings", None) or math.inf
+    long = longest
+    while len(long) < min(LEAST_TOKENS, positions):
+        long = long + longest
+    long = long[: int(min(most, positions))]
+    shortest = min(prompts, key=len)
+    short = (shortest + longest)[: max(len(shortest), STEPS) + STEPS]
+    if len(short) >= len(long):
+        short = short[: max(STEPS + 1, len(long) // 2)]
+    other = tuple(reversed(short))
+    if other == short:
+        other = (*short[1:], long[0])
+    # The fork has two tokens less, the first of which is another one.
+    end = list(long[2 - TAIL :])
+    end[0] = next(token for token in (*short, *long, 0, 1) if token != long[-TAIL])
+    fork = (*long[:-TAIL], *end)
+    return short, other, long, fork
+
+
+@contextmanager
+def rounded_differently(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block every module's output moves by up to half a unit in its last place.
+
+    That is what another order of the same sums does.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def move(module, inputs, output):
+        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            return None
+        values = output.float()
+        size = values.square().mean(-1, keepdim=True).sqrt() * torch.finfo(output.dtype).eps / 2
+        noise = 2 * torch.rand(values.shape, generator=generator) - 1
+        return (values + size * noise.to(values.device)).to(output.dtype)
+
+    handles = []
+    for module in model.modules():
+        if not list(module.children()):
+            handles.append(module.register_forward_hook(move))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def usable(logits: torch.Tensor) -> torch.Tensor:
+    """Which logits can be compared: those of tokens that the model does not exclude."""
+    return logits.isfinite() & (logits.abs() < LARGEST_LOGIT)
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far logits `(Q, V)` are apart: the root mean square of the worst position."""
+    where = usable(expected)
+    apart = torch.where(where, found.float() - expected, 0.0).nan_to_num(math.inf)
+    squares = apart.square().sum(-1) / where.sum(-1).clamp_min(1)
+    return float(squares.max().sqrt())
+
+
+def largest_difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """The largest `difference` of pairs of logits."""
+    return max(difference(one, other) for one, other in zip(found, expected, strict=True))

@@ -1,0 +1,52 @@
+"""What a run tells about its parts: in the log, in inputs.json, result.json and the report."""
+
+import json
+
+import pytest
+from builders import change_settings, merge
+
+from evox_evogm.command.tasks import note_too_few
+from evox_evogm.problems import LoRAMergeProblem
+from evox_evogm.problems.tasks.task import Example, Task
+
+TOO_FEW = "task 'quiz': expected 50 test examples, found 6, used all"
+
+
+@pytest.fixture
+def small(project):
+    """A project with a budget of one population, whose quiz wants more examples than it has."""
+    tasks = [{"swarm_eval": "quiz.json", "metric": "gold_log_probability", "dev": 4, "test": 50}]
+    change_settings(project, budget=4, tasks=tasks)
+    return project
+
+
+def test_fewer_examples_than_the_settings_want_are_told(small, capsys):
+    assert merge(small) == 0
+    assert capsys.readouterr().out.count(f"note: {TOO_FEW}\n") == 1
+    for name in ("inputs.json", "result.json"):
+        assert json.loads((small / "out" / name).read_text())["notes"][0] == TOO_FEW
+    report = (small / "out" / "report.md").read_text()
+    assert "## Notes\n\n- task 'quiz'\\: expected 50 test examples, found 6, used all\n" in report
+
+
+@pytest.mark.parametrize(("wanted", "count"), [(None, 0), (1, 0), (2, 0), (3, 1)])
+def test_as_many_examples_as_wanted_need_no_note(wanted, count):
+    examples = (Example("0", "1 + 1", "2"), Example("1", "2 + 2", "4"))
+    task = Task("sums", "1", "exact_match", examples)
+    assert len(note_too_few(task, "dev", wanted)) == count
+
+
+def test_the_notes_of_a_problem_are_shown_on_one_line_without_control_characters(
+    small, capsys, monkeypatch
+):
+    make = LoRAMergeProblem.__init__
+
+    def noting(self, *rest, **named):
+        make(self, *rest, **named)
+        self.notes = ["no cache:\nit\x1b[31m differs"]
+
+    monkeypatch.setattr(LoRAMergeProblem, "__init__", noting)
+    assert merge(small) == 0
+    assert "note: no cache: it [31m differs\n" in capsys.readouterr().out
+    inputs = json.loads((small / "out" / "inputs.json").read_text())
+    assert inputs["notes"][:2] == [TOO_FEW, "no cache: it [31m differs"]

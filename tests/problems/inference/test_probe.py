@@ -1,0 +1,310 @@
+"""What a base gives rightly is found out on it, and scores are those of plain passes.
+
+Right values come from peft and plain transformers: one pass over each question, without padding,
+mask or cache.
+"""
+
+import copy
+import logging
+
+import pytest
+import torch
+import transformers as hf
+from builders import build_model, build_tokenizer
+
+from evox_evogm.problems import Example, LoRAMergeProblem, Task
+from evox_evogm.problems.inference.forward import reset_rope
+from evox_evogm.problems.inference.probe import difference, rounded_differently, rows_of
+
+pytestmark = pytest.mark.language_model
+
+SIZES = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "head_dim": 8,
+}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "decoder_sparse_step": 1,
+}
+MAMBA = {
+    "mamba_d_ssm": 32,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 16,
+}
+RECURRENT = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "state_size": 8,
+    "num_hidden_layers": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+GEMMA = {
+    **SIZES,
+    "head_dim": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 40,
+    "query_pre_attn_scalar": 8,
+}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+
+
+def multimodal_gemma3():
+    text = hf.Gemma3TextConfig(**GEMMA).to_dict()
+    config = hf.Gemma3Config(text_config=text, vision_config=VISION, mm_tokens_per_image=4)
+    return hf.AutoModelForCausalLM.from_config(config)
+
+
+# By name: what makes the base, the modules that experts touch, and what the probe switches off.
+BASES = {
+    "llama": (lambda: build_model(), ["q_proj", "v_proj"], []),
+    "gemma3": (lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**GEMMA)), ["q_proj"], []),
+    "gemma3 multimodal": (multimodal_gemma3, r".*language_model.*(q_proj|down_proj)", []),
+    "mistral": (
+        lambda: hf.MistralForCausalLM(hf.MistralConfig(**SIZES, sliding_window=20)),
+        ["q_proj"],
+        [],
+    ),
+    "dynamic rope": (
+        lambda: hf.LlamaForCausalLM(
+            hf.LlamaConfig(**SIZES, max_position_embeddings=48, rope_parameters=DYNAMIC)
+        ),
+        ["q_proj"],
+        [],
+    ),
+    "qwen3_next": (
+        lambda: hf.Qwen3NextForCausalLM(hf.Qwen3NextConfig(**SIZES, **LINEAR, **EXPERTS)),
+        ["q_proj", "in_proj_qkvz"],
+        ["pad_after_prefix"],
+    ),
+    "lfm2": (
+        lambda: hf.Lfm2ForCausalLM(hf.Lfm2Config(**SIZES, layer_types=["conv", "full_attention"])),
+        ["in_proj", "q_proj"],
+        ["pad_after_prefix"],
+    ),
+    "falcon_h1": (
+        lambda: hf.FalconH1ForCausalLM(hf.FalconH1Config(**SIZES, **MAMBA)),
+        ["q_proj", "in_proj"],
+        ["pad_after_prefix"],
+    ),
+    "mamba": (lambda: hf.MambaForCausalLM(hf.MambaConfig(**RECURRENT)), ["in_proj"], None),
+    "rwkv": (
+        lambda: hf.RwkvForCausalLM(
+            hf.RwkvConfig(
+                vocab_size=257, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32
+            )
+        ),
+        ["key", "value"],
+        ["share_prefixes", "drop_rows", "pad_rows", "pad_cached_rows", "cache"],
+    ),
+    "recurrent gemma": (
+        lambda: hf.RecurrentGemmaForCausalLM(
+            hf.RecurrentGemmaConfig(
+                **{**SIZES, "num_hidden_layers": 3},
+                attention_window_size=24,
+                head_dim=8,
+                lru_width=32,
+            )
+        ),
+        ["linear_x", "q_proj"],
+        ["share_prefixes", "drop_rows"],
+    ),
+}
+SHOTS = "Q: 1 + 1? A: 2. Q: 2 + 2? A: 4. "
+ALONE = ("Q: 3?", "Q: is 7 prime? xxxxxxxxx", "Q: and what of eleven?", "zz")
+PROMPTS = (*(SHOTS + prompt for prompt in ALONE), *ALONE)
+ANSWERS = ("six", "yes it is", "no", "what") * 2
+WEIGHTS = [0.7, -0.4]
+
+
+def build(name):
+    make, targets, _ = BASES[name]
+    torch.manual_seed(7)
+    model = make().eval()
+    return model, targets
+
+
+def merged_by_peft(model, folders):
+    """The merge by peft alone: all adapters active, each B times its coefficient."""
+    from peft import PeftModel
+
+    wrapped = PeftModel.from_pretrained(copy.deepcopy(model), folders[0], adapter_name="a0")
+    wrapped.load_adapter(folders[1], adapter_name="a1")
+    with torch.no_grad():
+        for key, parameter in wrapped.named_parameters():
+            for index, weight in enumerate(WEIGHTS):
+                if f"lora_B.a{index}" in key:
+                    parameter.mul_(weight)
+    wrapped.base_model.set_adapter(["a0", "a1"])
+    return wrapped.eval()
+
+
+@torch.no_grad()
+def plain_logits(model, tokens):
+    for module in model.modules():  # a RoPE that grew with an earlier question
+        if hasattr(module, "max_seq_len_cached"):
+            reset_rope(module)
+    return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float()
+
+
+def plain_log_probability(model, tokenizer, prompt, answer):
+    prompt_tokens = tokenizer(prompt)["input_ids"]
+    answer_tokens = tokenizer(" " + answer)["input_ids"]
+    logits = plain_logits(model, [*prompt_tokens, *answer_tokens]).log_softmax(-1)
+    total = 0.0
+    for index, token in enumerate(answer_tokens):
+        total += float(logits[len(prompt_tokens) - 1 + index, token])
+    return total / len(answer_tokens)
+
+
+def plain_text(model, tokenizer, prompt, count):
+    tokens = tokenizer(prompt)["input_ids"]
+    reply = []
+    for _ in range(count):
+        token = int(plain_logits(model, tokens + reply)[-1].argmax())
+        if token == 0:
+            break
+        reply.append(token)
+    return tokenizer.decode(reply, skip_special_tokens=True)
+
+
+@pytest.fixture
+def make_folders(make_adapter):
+    def make(model, targets):
+        folders = []
+        for seed in range(2):
+            own = copy.deepcopy(model)
+            folders.append(make_adapter(str(seed), own, seed=seed, target_modules=targets))
+        return folders
+
+    return make
+
+
+def gold_task():
+    examples = []
+    for index, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
+        examples.append(Example(str(index), prompt, answer))
+    return Task("gold", "1", "gold_log_probability", tuple(examples))
+
+
+@pytest.mark.parametrize("name", list(BASES))
+def test_scores_and_texts_are_those_of_plain_passes(name, make_folders, tokenizer):
+    model, targets = build(name)
+    folders = make_folders(model, targets)
+    truth = merged_by_peft(model, folders)
+    expected = []
+    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
+        expected.append(plain_log_probability(truth, tokenizer, prompt, answer))
+    texts = [plain_text(truth, tokenizer, prompt, 5) for prompt in PROMPTS]
+    for mode in ("unmerged", "merged"):
+        problem = LoRAMergeProblem(
+            copy.deepcopy(model), folders, [gold_task()], tokenizer=tokenizer, mode=mode
+        )
+        if BASES[name][2] is not None:
+            assert problem.capabilities.switched_off == BASES[name][2]
+        found = problem.score_tasks(torch.tensor(WEIGHTS))["gold"]
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-4)
+    tokens = [problem.language_model.prompt_tokens(prompt) for prompt in PROMPTS]
+    population = torch.tensor([WEIGHTS])
+    from evox_evogm.problems.adapters.merging import merged
+
+    with merged(problem.language_model.model, problem.stacked, population):
+        assert problem.language_model.generate(tokens, 5) == texts
+
+
+@pytest.mark.parametrize("where", ["model", "forward", "layers"])
+def test_a_base_compiled_in_place_sees_its_experts(where, make_folders, tokenizer):
+    model, targets = build("llama")
+    folders = make_folders(model, targets)
+    settings = {"tokenizer": tokenizer, "mode": "unmerged"}
+    plain = LoRAMergeProblem(copy.deepcopy(model), folders, [gold_task()], **settings)
+    pop = torch.tensor([WEIGHTS, [0.0, 1.0]])
+    expected = plain.evaluate(pop)
+    if where == "model":
+        model.compile(backend="eager")
+    elif where == "forward":
+        model.forward = torch.compile(model.forward, backend="eager")
+    else:
+        for layer in model.model.layers:
+            layer.compile(backend="eager")
+    model(input_ids=torch.tensor([[1, 2, 3]]))
+    compiled = LoRAMergeProblem(model, folders, [gold_task()], **settings)
+    assert any("compiled in place" in note for note in compiled.capabilities.notes)
+    torch.testing.assert_close(compiled.evaluate(pop), expected)
+
+
+def test_an_encoder_is_refused_in_one_sentence(make_folders, tokenizer):
+    sizes = {name: SIZES[name] for name in list(SIZES)[:5]}
+    torch.manual_seed(7)
+    model = hf.BertLMHeadModel(hf.BertConfig(**sizes, initializer_range=0.3)).eval()
+    folders = make_folders(model, ["query"])
+    with pytest.raises(ValueError, match="expected a causal language model, found BertLMHead"):
+        LoRAMergeProblem(model, folders, [gold_task()], tokenizer=tokenizer)
+
+
+def test_a_plain_base_has_everything_on_and_the_log_says_so(make_folders, tokenizer, caplog):
+    model, targets = build("llama")
+    folders = make_folders(model, targets)
+    with caplog.at_level(logging.INFO, "evox_evogm.problems.inference.probe"):
+        problem = LoRAMergeProblem(model, folders, [gold_task()], tokenizer=tokenizer)
+    assert problem.capabilities.switched_off == [] and problem.capabilities.notes == ()
+    assert caplog.messages == ["base: batches, caches and merges agree with plain passes"]
+
+
+def test_the_probe_leaves_the_model_as_it_was(make_folders, tokenizer):
+    model, targets = build("qwen3_next")
+    folders = make_folders(model, targets)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    LoRAMergeProblem(model, folders, [gold_task()], tokenizer=tokenizer)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_rows_that_are_compared_come_from_the_shortest_and_the_longest_prompt():
+    prompts = [(1, 2, 3), tuple(range(10, 60)), tuple(range(100, 300))]
+    short, other, long, fork = rows_of(prompts, [120], build_model())
+    assert short[:3] == (1, 2, 3) and len(short) == len(other) and short != other
+    assert long == tuple(range(100, 228))  # eight tokens more than the window
+    assert len(fork) == len(long) - 2 and fork[:120] == long[:120] and fork[120] != long[120]
+
+
+def test_rounding_is_measured_by_other_roundings():
+    model = build_model()
+    tokens = [5, 6, 7, 8]
+    expected = plain_logits(model, tokens)
+    with rounded_differently(model):
+        moved = plain_logits(model, tokens)
+    assert 1e-8 < difference(moved, expected) < 1e-5
+    assert difference(expected, expected) == 0.0
+    assert build_tokenizer().eos_token_id == 0

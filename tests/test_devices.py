@@ -1,0 +1,200 @@
+"""Everything on a pretend accelerator beside the CPU: tensors that are left on the CPU are errors.
+
+The arithmetic is the CPU's, so that what is found is what the CPU finds.
+"""
+
+import pytest
+import torch
+from builders import build_model, history, two_adapters
+from evox.algorithms import PSO
+from evox.problems.numerical import Ackley
+from evox.workflows import EvalMonitor, StdWorkflow
+from pretend_device import pretend_accelerator
+from safetensors.torch import load_file
+
+from evox_evogm import EvoGM, ResumableSearch, SurrogateEvoGM
+from evox_evogm.problems import Example, LoRAMergeProblem, Racing, Task
+
+CPU = torch.device("cpu")
+CHOICES = (("A", "yes"), ("B", "no"))
+ROWS = tuple(Example(f"row {i}", f"{i} + {i} =", "AB"[i % 2], CHOICES) for i in range(4))
+SUMS = tuple(Example(f"sum {i}", f"{i} + {i} =", str(2 * i)) for i in range(8))
+TASKS = [
+    Task("choices", "1", "choice_likelihood", ROWS),
+    Task("gold", "1", "gold_log_probability", SUMS),
+    Task("exact", "1", "exact_match", SUMS[:3], max_new_tokens=4),
+    Task("generated", "1", "multiple_choice_generation", ROWS, max_new_tokens=4),
+]
+POP = torch.tensor([[0.5, 0.5], [1.0, -0.5], [0.0, 0.3]])
+
+
+@pytest.fixture
+def pretend():
+    with pretend_accelerator() as device:
+        yield device
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda ours: ours + torch.ones(2),
+        lambda ours: torch.ones(2) + ours.sum(),
+        lambda ours: torch.stack([ours.sum(), torch.tensor(1.0)]),
+        lambda ours: torch.ones(2)[ours.long()],
+        lambda ours: torch.rand(2, device=ours.device, generator=torch.Generator()),
+    ],
+)
+def test_what_mixes_devices_fails(pretend, mix):
+    with pytest.raises(RuntimeError, match="Expected "):
+        mix(torch.ones(2, device=pretend))
+
+
+def test_a_tensor_of_the_device_is_no_array(pretend):
+    with pytest.raises(TypeError, match="can't convert"):
+        torch.ones(2, device=pretend).numpy()
+
+
+def test_what_may_mix_devices_works(pretend):
+    ours = torch.ones(2, device=pretend)
+    assert (ours + torch.tensor(1.0)).tolist() == [2.0, 2.0]
+    assert ours[torch.tensor([1])].tolist() == [1.0]
+    ours.data = torch.zeros(2, device=pretend)
+    assert ours.cpu().tolist() == [0.0, 0.0]
+
+
+def evogm(device, n=2):
+    bounds = torch.ones(n, device=device)
+    return EvoGM(4, -bounds, bounds, n_iters=1, epochs=3, hidden_dims=(8,), device=device)
+
+
+def surrogate_evogm(device, n=2):
+    bounds = torch.ones(n, device=device)
+    return SurrogateEvoGM(3, -bounds, bounds, epochs=3, hidden_dims=(8,), device=device)
+
+
+def search(make, problem, device, steps=4, **settings):
+    """Run a search.
+
+    :return: the fitness of all steps, and the device of the last points.
+    """
+    torch.manual_seed(5)
+    monitor = EvalMonitor(full_fit_history=True, device=device)
+    workflow = StdWorkflow(make(device), problem, monitor, device=device, **settings)
+    workflow.init_step()
+    for _ in range(steps - 1):
+        workflow.step()
+    best = monitor.get_best_solution()
+    return torch.cat([fitness.cpu() for fitness in monitor.fitness_history]), best.device
+
+
+@pytest.mark.parametrize("make", [evogm, surrogate_evogm])
+def test_a_search_finds_on_the_device_what_it_finds_on_the_cpu(pretend, make):
+    expected, _ = search(make, Ackley(), CPU)
+    found, device = search(make, Ackley(), pretend)
+    assert device == pretend
+    torch.testing.assert_close(found, expected)
+
+
+def make_problem(architecture, make_adapter, tokenizer, device, dtype=torch.float32, **settings):
+    settings = {"tasks": TASKS, "mode": "unmerged", **settings}
+    tasks = settings.pop("tasks")
+    model = build_model(architecture).to(device, dtype)
+    model.set_attn_implementation("eager")  # the fused kernels of the CPU round otherwise
+    folders = two_adapters(architecture, make_adapter)
+    return LoRAMergeProblem(model, folders, tasks, tokenizer=tokenizer, **settings)
+
+
+@pytest.fixture
+def both(make_adapter, tokenizer, pretend):
+    """A function that makes a problem on the CPU and the same on the device."""
+
+    def make(architecture="llama", **settings):
+        problems = []
+        for device in (CPU, pretend):
+            problem = make_problem(architecture, make_adapter, tokenizer, device, **settings)
+            problems.append(problem)
+        return problems
+
+    return make
+
+
+def check_same_scores(problems, pretend, pop=POP):
+    """The problem of the device scores as that of the CPU, by task and example."""
+    expected = problems[0].evaluate(pop)
+    found = problems[1].evaluate(pop.to(pretend))
+    assert found.device == pretend
+    torch.testing.assert_close(found.cpu(), expected, equal_nan=True)
+    by_task = problems[0].score_together(pop)
+    for name, scores in problems[1].score_together(pop.to(pretend)).items():
+        torch.testing.assert_close(scores, by_task[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["unmerged", "merged"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_merges_score_on_the_device_as_on_the_cpu(both, pretend, architecture, mode, dtype):
+    problems = both(architecture, mode=mode, dtype=dtype, objectives="outcomes")
+    check_same_scores(problems, pretend)
+
+
+def test_the_mode_is_chosen_on_the_device(both, pretend):
+    problem = both(mode="auto", tasks=TASKS[:2])[1]
+    assert problem.evaluate(POP.to(pretend)).isfinite().all()
+    assert set(problem.modes) == {"choices", "gold"}
+
+
+def test_regmean_on_the_device(both, pretend):
+    regmean = {"llama0": TASKS[:1], "llama1": TASKS[1:2]}
+    check_same_scores(both(regmean=regmean, tasks=TASKS[:2]), pretend)
+
+
+def test_racing_on_the_device(both, pretend):
+    check = both(racing=Racing((0.3, 0.6), 0.5), tasks=TASKS[:2])
+    for problem, device in zip(check, (CPU, pretend), strict=True):
+        problem.evaluate(POP.to(device))
+        problem.evaluate((-2 * POP).to(device))
+    assert check[1].budget_used == check[0].budget_used
+
+
+@pytest.mark.parametrize("make", [evogm, surrogate_evogm])
+def test_a_search_of_merges_that_is_cut_off_goes_on_on_the_device(both, pretend, tmp_path, make):
+    def run_search(folder, *steps):
+        for count in steps:
+            problem = both(tasks=TASKS[1:2])[1]
+            torch.manual_seed(5)
+            workflow = StdWorkflow(make(pretend), problem, opt_direction="max", device=pretend)
+            with ResumableSearch(workflow, folder) as run:
+                run.run(count)
+
+    run_search(tmp_path / "whole", 3)
+    run_search(tmp_path / "cut", 2, 3)
+    assert history(tmp_path / "cut") == history(tmp_path / "whole")
+
+
+def test_another_algorithm_goes_on_on_the_device(pretend, tmp_path):
+    def run_search(folder, *steps):
+        for count in steps:
+            torch.manual_seed(5)
+            bounds = torch.ones(2, device=pretend)
+            algorithm = PSO(3, -bounds, bounds, device=pretend)
+            monitor = EvalMonitor(device=pretend)
+            workflow = StdWorkflow(algorithm, Ackley(), monitor, device=pretend)
+            with ResumableSearch(workflow, folder) as run:
+                run.run(count)
+
+    run_search(tmp_path / "whole", 4)
+    run_search(tmp_path / "cut", 2, 4)
+    assert history(tmp_path / "cut") == history(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_merge_is_exported_from_the_device_and_reloaded(both, pretend, tmp_path, architecture):
+    on_cpu, on_device = both(architecture, tasks=TASKS[:2])
+    expected = on_cpu.export(POP[0], tmp_path / "of the cpu")
+    found = on_device.export(POP[0].to(pretend), tmp_path / "of the device")
+    assert found == pytest.approx(expected, abs=1e-6)
+    first = load_file(tmp_path / "of the cpu" / "adapter_model.safetensors")
+    second = load_file(tmp_path / "of the device" / "adapter_model.safetensors")
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        torch.testing.assert_close(second[name], values)
