@@ -188,4 +188,4 @@ def join_replies(replies: Sequence[Reply]) -> torch.Tensor:
     fitness = torch.cat(shares)
     if None in failures:
         return fitness
-    raise AllFailed(fitness, failures[0])
+    raise AllFailed(fitness, str(failures[0]))

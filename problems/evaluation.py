@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -50,7 +51,7 @@ class Evaluation:
 
     def as_record(self) -> dict:
         """The evaluation as numbers, lists and texts, for a run's history."""
-        record = {
+        record: dict[str, Any] = {
             "score": self.score if self.by_task else None,
             "tasks": self.by_task,
             "coefficients": list(self.coefficients),

@@ -109,7 +109,7 @@ class EvaluationCache:
 
 def experts_and_scales(modules: Mapping[str, StackedModule]) -> tuple[list[int], list[float]]:
     """The indices of experts and their scales: one entry per expert and scale that occurs."""
-    pairs = set()
+    pairs: set[tuple[int, float]] = set()
     for module in modules.values():
         pairs.update(zip(module.expert.tolist(), module.scale.tolist(), strict=True))
     experts, scales = [], []

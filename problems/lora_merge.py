@@ -147,7 +147,7 @@ class LoRAMergeProblem(Problem):
         )
         self.regressed = regmean is not None
         with ready_to_score(model):
-            if self.regressed:
+            if regmean is not None:
                 self.experts = regress_experts(self.language_model, self.experts, regmean)
             self.scorer = PopulationScorer(
                 self.language_model, self.experts, modes=modes, max_memory=max_memory

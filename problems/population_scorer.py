@@ -72,6 +72,7 @@ class PopulationScorer:
         self.max_memory = max_memory
         self.rates: Rates | None = None
         self._weight_merger: WeightMerger | None = None
+        self._warned_of_copy = False
 
     def with_experts(self, experts: Sequence[Expert]) -> "PopulationScorer":
         """A scorer of other experts of the same ranks, with the same base, modes and rates."""
@@ -126,7 +127,7 @@ class PopulationScorer:
             unmerged_tasks = tasks_in_mode("unmerged", tasks, modes)
             merged_tasks = tasks_in_mode("merged", tasks, modes)
             margins = zeros_by_task(tasks, len(pop))
-            scores = {}
+            scores: dict[str, torch.Tensor] = {}
             if unmerged_tasks:
                 scores |= self._score_unmerged(pop, unmerged_tasks, margins)
             if merged_tasks:
@@ -142,6 +143,7 @@ class PopulationScorer:
             self.modes = self._modes_for(tasks, candidates)
         if "merged" in self.modes.values():
             self.language_model.max_memory = max(1, self.max_memory - self._bytes_copied())
+            self._warn_of_a_large_copy()
         else:
             self._weight_merger = None
 
@@ -197,6 +199,7 @@ class PopulationScorer:
 
         :param loads_anyway: whether the merges go into the weights for another task.
         """
+        assert self.rates is not None, "rates are measured before modes are compared"
         model = self.language_model
         groups = group_tasks(tasks, model)
         shared_layers = count_shared_layers(model.model, self.stacked)
@@ -205,7 +208,7 @@ class PopulationScorer:
             seconds.append(predict(self.rates, group, model, candidates, shared_layers))
         load_seconds = 0.0 if loads_anyway else candidates * self.rates.load
         group_modes = faster_modes(seconds, load_seconds)
-        modes = {}
+        modes: dict[str, str] = {}
         for group, mode, expected in zip(groups, group_modes, seconds, strict=True):
             modes |= {task.name: mode for task in group}
             log_choice(group, mode, candidates, expected, load_seconds)
@@ -230,6 +233,18 @@ class PopulationScorer:
             self._weight_merger = None
             return f"the merged mode could not be measured: {type(error).__name__}: {error}"
         return None
+
+    def _warn_of_a_large_copy(self) -> None:
+        """Log once that the copy of the weights leaves little memory to score with."""
+        if self._warned_of_copy or not self._copy_is_too_large():
+            return
+        self._warned_of_copy = True
+        log.warning(
+            "mode merged copies %.1f GiB of weights, over half of max_memory (%.1f GiB): passes "
+            "are small and slow, down to one row; raise max_memory or use mode unmerged",
+            self._bytes_copied() / 2**30,
+            self.max_memory / 2**30,
+        )
 
     def _copy_is_too_large(self) -> bool:
         """Whether the merged mode copies more than half of the memory that scoring may take."""

@@ -122,7 +122,9 @@ class Race:
     ):
         self.racing = racing
         self.best = best if racing is not None else None
-        self.rungs = [tasks] if self.best is None else tasks_of_rungs(tasks, racing.rungs)
+        self.rungs: Sequence[Sequence[Task]] = [tasks]
+        if racing is not None and best is not None:
+            self.rungs = tasks_of_rungs(tasks, racing.rungs)
         self.running = list(range(len(pop)))  # the rows that are not pruned
         self._racers = [Racer(coefficients) for coefficients in pop.tolist()]
         self._examples = sum(len(task.examples) for task in tasks)
@@ -168,6 +170,7 @@ class Race:
 
     def _estimate_if_worse(self, racer: Racer) -> float | None:
         """An estimate of the score of a merge that is worse than the best one, else None."""
+        assert self.best is not None and self.racing is not None, "only a race prunes"
         difference, worse = compare(racer.scores, self.best.scores, self.racing.confidence)
         return self.best.score + difference if worse else None
 
@@ -243,10 +246,10 @@ def standard_error(
     :param examples: how many there are, evaluated or not.
     :return: a scalar tensor.
     """
-    weights = []  # of each example in the mean
+    by_task = []
     for values in differences:
-        weights.append(torch.full_like(values, 1 / (len(differences) * len(values))))
-    weights = torch.cat(weights)
+        by_task.append(torch.full_like(values, 1 / (len(differences) * len(values))))
+    weights = torch.cat(by_task)  # of each example in the mean
     away = torch.cat(list(differences)) - mean
     count = len(away)
     # One more example is imagined, whose difference is 0: a few that all differ by the same amount

@@ -13,6 +13,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
@@ -118,17 +119,40 @@ def run_case(
     if result_path.exists():
         earlier = json.loads(result_path.read_text())
         return f"{result_path.stem} is there, from commit {earlier['commit']}"
+    result_path.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(case.threads)
     problem, test_tasks = load(case)
     problem.cache.clear()  # it may come from the case before
-    result_path.parent.mkdir(parents=True, exist_ok=True)
-    journal = open_journal(case.file(runs, ".jsonl"), problem) if is_resumable(case) else None
-    # Of a killed process, which made the same evaluations from the same seed.
-    seconds_before = sum(record["seconds"] for record in journal.records) if journal else 0.0
+    if is_resumable(case):
+        with closing(open_journal(case.file(runs, ".jsonl"), problem)) as journal:
+            # Of a killed process, which made the same evaluations from the same seed.
+            seconds_before = sum(record["seconds"] for record in journal.records)
+            result = run_search(case, runs, problem, test_tasks, seconds_before)
+    else:
+        result = run_search(case, runs, problem, test_tasks)
+    partial_path = result_path.with_suffix(".part")
+    partial_path.write_text(json.dumps(result, indent=1))
+    partial_path.rename(result_path)
+    scores = f"dev {result['dev']:.3f} test {result['test']:.3f}"
+    return f"{result_path.stem}: {scores}, {result['seconds']:.1f} s"
+
+
+def run_search(
+    case: Case,
+    runs: Path,
+    problem: Problem,
+    test_tasks: list[Task],
+    seconds_before: float = 0.0,
+) -> dict:
+    """Search, write the evaluations, and score the final choice.
+
+    :param seconds_before: to be added to the seconds since the start.
+    :return: the result.
+    """
     recorder, point = search(case, problem)
     seconds = time.perf_counter() - recorder.start + seconds_before
     write_evaluations(case.file(runs, ".csv"), recorder, seconds_before)
-    result = {
+    return {
         "method": case.method,
         "seed": case.seed,
         "evaluations": len(recorder.rows),
@@ -139,13 +163,6 @@ def run_case(
         "dtype": str(problem.language_model.model.dtype).removeprefix("torch."),
         "recommended": point.tolist(),
     }
-    partial_path = result_path.with_suffix(".part")
-    partial_path.write_text(json.dumps(result, indent=1))
-    partial_path.rename(result_path)
-    if journal is not None:
-        journal.close()
-    scores = f"dev {result['dev']:.3f} test {result['test']:.3f}"
-    return f"{result_path.stem}: {scores}, {seconds:.1f} s"
 
 
 def is_resumable(case: Case) -> bool:

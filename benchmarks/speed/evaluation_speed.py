@@ -41,7 +41,7 @@ from benchmarks.speed.plain_procedures import (
     prompt_tokens,
 )
 from evox_evogm.problems import LoRAMergeProblem, Task, read_reasoning_gym
-from evox_evogm.problems.adapters.merging import WeightMerger, merged
+from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.inference.base_model import SMOLLM2, load_base
 
 FOLDER = Path("runs/evaluation_speed")
@@ -187,8 +187,7 @@ def preparing_seconds(comparison: Comparison) -> dict[str, float]:
     start = time.perf_counter()
     with merged(problem.language_model.model, problem.stacked, pop):
         seconds["unmerged"] = (time.perf_counter() - start) / len(pop)
-    problem = comparison.procedures["merged"].problem
-    merger = WeightMerger(problem.language_model.model, problem.stacked)
+    merger = comparison.procedures["merged"].problem.scorer.weight_merger
     start = time.perf_counter()
     merger.load(pop[0])
     seconds["merged"] = time.perf_counter() - start

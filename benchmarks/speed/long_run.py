@@ -20,14 +20,15 @@ from benchmarks.suites import synthetic
 from evox_evogm import Outcomes, ResumableSearch, SurrogateEvoGM
 
 FOLDER = Path("runs/long_run")
+EXPERTS = 10
 POP_SIZE, STEPS, SHOWN = 20, 50, 5
 MEMORY, DISK = "resident memory, MiB", "run folder, MiB"
 
 
 def make_search(folder: Path) -> ResumableSearch:
     torch.manual_seed(0)
-    problem = synthetic.make_problem(10, objectives="outcomes")
-    upper = torch.ones(10)
+    problem = synthetic.make_problem(EXPERTS, objectives="outcomes")
+    upper = torch.ones(EXPERTS)
     algorithm = SurrogateEvoGM(POP_SIZE, -upper, upper, outcomes=Outcomes(*problem.outcomes))
     workflow = StdWorkflow(algorithm, problem, opt_direction="max")
     return ResumableSearch(workflow, folder)

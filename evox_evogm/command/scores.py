@@ -165,7 +165,7 @@ def score_models(
     def evaluate(pop: torch.Tensor) -> list[Evaluation]:
         evaluations = []
         for point, means in zip(pop.tolist(), mean_scores(problem, pop, tasks), strict=True):
-            scores = {name: (mean,) for name, mean in means.items()}
+            scores: dict[str, tuple[float, ...]] = {name: (mean,) for name, mean in means.items()}
             evaluations.append(Evaluation(tuple(point), scores, seconds=0.0))
         return evaluations
 

@@ -37,8 +37,8 @@ UNSUPPORTED = {
 PLAIN_INITIALISATIONS = (True, False, "true", "false", "gaussian", "orthogonal", "eva")
 # Characters of a rank or alpha pattern, and of the module names that it is tried on.
 LONGEST_PATTERN = 200
-# Patterns of a table times modules that they are tried on: some seconds.
-MOST_MATCHES = 2_000_000
+MOST_PATTERNS = 20_000  # of a table, which are compiled in about a second
+MOST_MATCHES = 2_000_000  # patterns of a table times modules that they are tried on: seconds
 # A value by the regular expressions of a table, in the order of the file: the first match counts.
 Patterns = Sequence[tuple[re.Pattern[str], Any]]
 
@@ -139,6 +139,11 @@ def compile_patterns(patterns: Mapping[str, Any], setting: str, where: str) -> P
     :param where: the adapter as error messages name it.
     :raises ValueError: if a pattern is no regular expression, or one that may take long.
     """
+    if len(patterns) > MOST_PATTERNS:
+        raise ValueError(
+            f"{where}: expected at most {MOST_PATTERNS} patterns in {setting}, "
+            f"found {len(patterns)}"
+        )
     compiled = []
     for pattern, value in patterns.items():
         if not _is_quick(pattern):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -19,9 +19,6 @@ from evox_evogm.problems.adapters.parameters import (
 from evox_evogm.problems.adapters.read_adapter import WEIGHTS, Expert
 from evox_evogm.problems.adapters.tensor_names import PREFIX
 from evox_evogm.resume.atomic_write import atomic_write
-
-if TYPE_CHECKING:
-    from peft.tuners.lora import ParamWrapper
 
 
 def export_adapter(
@@ -102,17 +99,22 @@ def _deltas(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """
     from peft.tuners.lora import LoraLayer, ParamWrapper
 
+    layer: Any  # peft's classes declare few of their members
     for name, layer in model.named_modules():
         if isinstance(layer, ParamWrapper):
             yield f"{without_wrappers(name)}.{layer.parameter_name}", _delta_of_parameter(layer)
         elif isinstance(layer, LoraLayer):
-            delta = layer.get_delta_weight("default").to("cpu", torch.float32)
+            declared: Any = layer  # a LoraLayer declares no such method, though all have it
+            delta = declared.get_delta_weight("default").to("cpu", torch.float32)
             is_linear = isinstance(layer.get_base_layer(), torch.nn.Linear)
             yield name, delta if is_linear else delta.mT  # Conv1D and embeddings: (D_in, D_out)
 
 
-def _delta_of_parameter(wrapper: "ParamWrapper") -> torch.Tensor:
-    """What a loaded adapter adds to a parameter: peft's own product has the base's precision."""
+def _delta_of_parameter(wrapper) -> torch.Tensor:
+    """What a loaded adapter adds to a parameter: peft's own product has the base's precision.
+
+    :param wrapper: peft's `ParamWrapper`.
+    """
     a = wrapper.lora_A["default"].weight.detach().to("cpu", torch.float32)
     b = wrapper.lora_B["default"].weight.detach().to("cpu", torch.float32)
     a, b = unflatten_factors(a, b, wrapper.get_param())

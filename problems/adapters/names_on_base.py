@@ -38,7 +38,7 @@ def with_names_of(model: "PreTrainedModel", expert: Expert) -> Expert:
     if not unknown:
         return replace(expert, modules=modules)
     rename = renaming_of(model)
-    new_names = {name: rename(name) for name in unknown}
+    new_names = {name: rename(name) for name in sorted(unknown)}
     known: dict[str, Factors] = {}
     others: dict[str, Factors] = {}
     for name, factors in modules.items():

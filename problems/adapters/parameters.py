@@ -7,7 +7,7 @@ expert instead. Adapters from then hold factors per expert, which peft fuses whe
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -185,8 +185,8 @@ def fuse_experts(
         return dict(modules)
     today = replace(
         settings,
-        rank_pattern=compile_patterns(config.rank_pattern, "rank_pattern", where),
-        alpha_pattern=compile_patterns(config.alpha_pattern, "alpha_pattern", where),
+        rank_pattern=compile_patterns(config.rank_pattern or {}, "rank_pattern", where),
+        alpha_pattern=compile_patterns(config.alpha_pattern or {}, "alpha_pattern", where),
         target_parameters=tuple(sorted(config.target_parameters)),
     )
     found = factors_of_parameters(fused, today, model, where)
@@ -212,7 +212,8 @@ def _convert(
     )
 
     ends = {name.rpartition(".")[2] for name in modules}
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=sorted(ends))
+    alpha: Any = settings.alpha  # peft takes any number
+    config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=sorted(ends))
     tensors = {}
     for name, factors in modules.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.a

@@ -2,9 +2,7 @@
 
 A base has a hub id, a snapshot of it in the hub's cache, local copies in folders of any name, and
 quantised copies with names of their own. So a name is a hint and no proof. Two names contradict
-each other only if both read like hub ids that tell a size or a version, and each has a word that
-the other lacks: `org/Model-7B` and `org/Model-Coder-1.5B` do, `org/Model-7B` and `models/base` do
-not.
+each other only if both are hub ids, and each has a word that the other lacks.
 """
 
 import re
@@ -17,6 +15,11 @@ COPY_WORD = re.compile(
     r"bnb|gptq|awq|gguf|exl2|hqq|aqlm|eetq|marlin|nf4|fp(4|8|16|32)|bf16|int[248]|[2-8]bits?|"
     r"w\d+a\d+|g(32|64|128)|q\d+|quanti[sz]ed|dynamic|unsloth|mlx|meta|hf"
 )
+# Where people keep models: `models/base` is a relative path, though it looks like a hub id.
+LOCAL_PARENT = re.compile(
+    r"\.{1,2}|models?|bases?|checkpoints?|ckpts?|weights?|outputs?|out|runs?|results?|data|saved?|"
+    r"downloads?|tmp|home|mnt|work|cache|pretrained|experiments?|trained|merged|local"
+)
 
 
 def hub_id(base: str) -> str | None:
@@ -27,8 +30,10 @@ def hub_id(base: str) -> str | None:
     snapshot = SNAPSHOT.search(base)
     if snapshot:
         return snapshot["id"].replace("--", "/", 1)
-    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
-    return base if looks_like_id and not Path(base).exists() else None
+    looks_like_id = re.fullmatch(r"(?P<owner>[\w.-]+)/[\w.-]+", base)
+    if looks_like_id is None or LOCAL_PARENT.fullmatch(looks_like_id["owner"].lower()):
+        return None
+    return None if Path(base).exists() else base
 
 
 def last_part(base: str) -> str:
@@ -51,14 +56,10 @@ def words_of(base: str) -> frozenset[str]:
 
 def contradict(one: str, other: str) -> bool:
     """Whether two names say that they stand for different bases."""
-    words = []
-    for base in (one, other):
-        found = words_of(base)
-        tells_numbers = any(word[0].isdigit() for word in found)
-        if hub_id(base) is None or not tells_numbers:
-            return False
-        words.append(found)
-    return not (words[0] <= words[1] or words[1] <= words[0])
+    if hub_id(one) is None or hub_id(other) is None:
+        return False
+    own_words, other_words = words_of(one), words_of(other)
+    return not (own_words <= other_words or other_words <= own_words)
 
 
 def note_on_names(bases: Iterable[str]) -> str | None:

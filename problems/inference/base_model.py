@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from filelock import FileLock
@@ -157,7 +157,8 @@ def default_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.13
+        read_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # new in torch 2.13
+        known: dict[str, bool] = read_capabilities()
         fast = device.type == "cpu" and (known.get("avx512_bf16") or known.get("amx_bf16"))
     return torch.bfloat16 if fast else torch.float32
 
@@ -185,9 +186,10 @@ def load_base(
     check_config(config, base)
     with _refusing(base):
         # use_safetensors: a pickle runs code when it is read.
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
+        model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
@@ -196,7 +198,7 @@ def load_base(
         )
     check_loaded_whole(info, config, base)
     check_model(model)
-    model.to(device)  # type: ignore[arg-type]  # transformers' `to` is annotated without `self`
+    model.to(device)
     return model.requires_grad_(False).eval(), tokenizer
 
 

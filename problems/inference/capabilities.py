@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,7 +58,8 @@ class Capabilities:
 
     def without(self, *names: str) -> "Capabilities":
         """The same with some of it switched off."""
-        return replace(self, **dict.fromkeys(names, False))
+        changes: dict[str, Any] = dict.fromkeys(names, False)
+        return replace(self, **changes)
 
     def plain(self) -> "Capabilities":
         """One plain pass per question; modes and the context stay."""

@@ -33,7 +33,8 @@ def limits_of(model: "PreTrainedModel") -> Limits:
     """The limits of a model, from its layers and settings."""
     config = model.config.get_text_config()
     trained = _whole_number(config, "max_position_embeddings")
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    embedding: torch.Tensor = model.get_input_embeddings().get_parameter("weight")
+    vocabulary = len(embedding)
     tables = _position_tables(model, trained)
     if trained is None:
         # MPT makes its ALiBi biases for so many tokens.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 
@@ -278,7 +278,7 @@ def rows_of_cache(cache: "Cache", rows: torch.Tensor) -> "Cache":
     """
     part = copy.copy(cache)
     part.layers = [copy_layer(layer) for layer in cache.layers]
-    part.reorder_cache(rows)  # replaces the tensors of the copied layers
+    part.reorder_cache(cast(torch.LongTensor, rows))  # replaces the tensors of the copied layers
     return part
 
 

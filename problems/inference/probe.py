@@ -307,7 +307,7 @@ class Probe:
         :param check: gives the largest difference from plain passes.
         :raises ValueError: if none agrees.
         """
-        reasons = []
+        reasons: list[str] = []
         for names in attempts:
             able = self.able.without(*names)
             reason = self._reason_against(able, check)

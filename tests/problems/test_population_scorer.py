@@ -85,6 +85,18 @@ def test_the_copy_of_merged_weights_counts_as_memory(make_scorer):
     assert merged_in_weights.language_model.max_memory == 2**30 - copied
 
 
+def test_a_copy_that_leaves_little_memory_is_told_once_and_changes_no_score(make_scorer, caplog):
+    roomy, small = make_scorer(MODES[1]), make_scorer(MODES[1], max_memory=1)
+    for _ in range(2):
+        roomy.choose_modes(TASKS, 3)
+        small.choose_modes(TASKS, 3)
+    warnings = [text for text in caplog.messages if "mode merged copies" in text]
+    assert len(warnings) == 1
+    found, expected = small.score(POP, TASKS), roomy.score(POP, TASKS)
+    for name, scores in expected.scores.items():
+        torch.testing.assert_close(found.scores[name], scores, rtol=1e-4, atol=1e-4)
+
+
 def test_a_scorer_of_other_experts_shares_the_rest(make_scorer, experts):
     scorer = make_scorer(MODES[2])
     expected = scorer.score(POP, TASKS)

@@ -67,6 +67,53 @@ def test_experts_that_a_merge_leaves_out_are_left_out_of_the_comparison(model, e
     assert reload_difference(model, experts, alone, tmp_path / "merge") < 1e-6
 
 
+@pytest.mark.parametrize("targets", [["c_proj"], ["c_attn", "c_fc", "wte"]])
+def test_the_comparison_knows_how_layers_keep_their_weights(make_adapter, tmp_path, targets):
+    """GPT-2's attention.c_proj is a square Conv1D, whose shape does not tell that it is one."""
+    settings = {"target_modules": targets, "fan_in_fan_out": True}
+    folders = []
+    for seed in (0, 1):
+        folders.append(make_adapter(f"e{seed}", build_model("gpt2"), seed=seed, **settings))
+    experts = [read_expert(folder) for folder in folders]
+    coefficients = torch.tensor([0.7, -0.4])
+    export_adapter(experts, coefficients, tmp_path / "merge", base="")
+    found = reload_difference(build_model("gpt2"), experts, coefficients, tmp_path / "merge")
+    assert found < 1e-6
+    others = coefficients * 1.01
+    assert reload_difference(build_model("gpt2"), experts, others, tmp_path / "merge") > 5e-3
+
+
+def test_the_comparison_leaves_the_model_as_it_was(model, experts, tmp_path):
+    export_adapter(experts, COEFFICIENTS, tmp_path / "merge", base="")
+    model.train()
+    model.model.layers[0].eval()
+    model.lm_head.requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    gradients = [parameter.requires_grad for parameter in model.parameters()]
+    reload_difference(model, experts, COEFFICIENTS, tmp_path / "merge")
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == gradients
+
+
+def test_files_are_written_whole_and_the_configuration_last(experts, tmp_path, monkeypatch):
+    """A crash between the two leaves an adapter that cannot be taken for another merge's."""
+    folder = tmp_path / "merge"
+    export_adapter(experts, COEFFICIENTS, folder, base="")
+    written = []
+
+    def write(path, content):
+        written.append(path.name)
+        if path.name == "adapter_config.json":
+            raise OSError("no space left")
+        path.write_bytes(content)
+
+    monkeypatch.setattr("evox_evogm.problems.adapters.export.atomic_write", write)
+    with pytest.raises(OSError, match="no space left"):
+        export_adapter(experts, -COEFFICIENTS, folder, base="")
+    assert written == ["adapter_model.safetensors", "adapter_config.json"]
+    assert not (folder / "adapter_config.json").exists()
+
+
 def test_a_merge_with_nothing_in_it_is_not_exported(make_adapter, tmp_path):
     experts = [read_expert(make_adapter("a"))]
     with pytest.raises(ValueError, match="all 0; the merge is the base model itself"):

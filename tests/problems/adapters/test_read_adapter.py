@@ -3,12 +3,21 @@
 import json
 import math
 import shutil
+import time
 
 import pytest
 import torch
 from builders import build_model
 from safetensors.torch import load_file, save_file
-from sick_adapters import check_refusal, configured, load_experts, trained, with_files, with_tensors
+from sick_adapters import (
+    check_refusal,
+    configured,
+    fit_folders,
+    load_experts,
+    trained,
+    with_files,
+    with_tensors,
+)
 
 from evox_evogm.problems.adapters.read_adapter import CONFIG, WEIGHTS, read_expert
 
@@ -155,6 +164,40 @@ def test_embedding_and_output_layers_are_read(make_adapter):
     assert not head.embedding
     assert tuple(head.a.shape) == (2, 16)
     assert tuple(head.b.shape) == (257, 2)
+
+
+def test_checkpoints_inside_an_adapters_folder_are_left_unread(make_adapter):
+    """Trainers save them there. The adapter is the one that stands in the folder itself."""
+    folder = make_adapter("code", seed=1)
+    shutil.copytree(make_adapter("earlier", seed=2), folder / "checkpoint-5")
+    factors = read_expert(folder).modules[LAYER.format(0, "q")]
+    assert torch.equal(factors.a, load_file(folder / WEIGHTS)[KEY_A])
+
+
+def test_a_model_beside_the_adapter_is_left_unread_and_noted(make_adapter, model):
+    folder = make_adapter("code")
+    model.save_pretrained(folder)
+    fit = fit_folders([folder], model)
+    assert len(fit.experts[0].modules) == 4
+    assert fit.notes[0].endswith("took only the adapter of a folder that also holds a model")
+
+
+def test_a_hub_id_in_place_of_a_folder_is_refused_with_what_to_do():
+    message = "found no such folder; download it first, if it is a hub id"
+    with pytest.raises(ValueError, match=message):
+        read_expert("someone/an-adapter-7b")
+
+
+def test_thousands_of_patterns_are_tried_in_seconds(make_adapter, edit_config):
+    folder = make_adapter("code")
+    names = [f"model.layers.{number}.self_attn.k_proj" for number in range(5000)]
+    patterns = dict.fromkeys(names, 9) | {r".*\.0\.self_attn\.v_proj": 4}
+    edit_config(folder, rank_pattern=patterns, alpha_pattern=patterns | {"q_proj": 2})
+    start = time.perf_counter()
+    expert = read_expert(folder)
+    assert time.perf_counter() - start < 20
+    expected = by_module({(0, "q"): 2 / 4, (1, "q"): 2 / 4, (0, "v"): 4 / 4, (1, "v"): 8 / 4})
+    assert scales(expert) == expected
 
 
 # Refusals. Each case makes an adapter "sick" in its own way, and states what is said about it.
@@ -335,6 +378,13 @@ def with_config(content):
     return with_files(lambda folder: (folder / CONFIG).write_bytes(data))
 
 
+def into_checkpoints(folder):
+    for name in ("checkpoint-5", "checkpoint-10"):
+        shutil.copytree(folder, folder.parent / "copy")
+        (folder.parent / "copy").rename(folder / name)
+    (folder / CONFIG).unlink()
+
+
 SICK_CONFIGS = {
     "no configuration": (
         with_files(lambda folder: (folder / CONFIG).unlink()),
@@ -347,6 +397,23 @@ SICK_CONFIGS = {
     "no UTF-8": (
         with_config(b'{"peft_type": "\xff"}'),
         f"expected JSON in {CONFIG}, found .*decode",
+    ),
+    "checkpoints": (
+        with_files(into_checkpoints),
+        f"expected {CONFIG}, found adapters in its folders checkpoint-10, checkpoint-5; "
+        "give one of these",
+    ),
+    "MLX": (
+        with_config('{"fine_tune_type": "lora", "lora_parameters": {"rank": 4}}'),
+        "expected an adapter of peft, found one of MLX; convert it to the format of peft",
+    ),
+    "names of parameters in words": (
+        configured(target_parameters="experts.down_proj"),
+        f"expected target_parameters in {CONFIG} to be a list of names, found 'experts.down_proj'",
+    ),
+    "too many patterns": (
+        configured(rank_pattern={f"layer{number}": 4 for number in range(20_001)}),
+        "expected at most 20000 patterns in rank_pattern, found 20001",
     ),
     "a list": (with_config('["LORA"]'), f"expected an object in {CONFIG}, found list"),
     "no rank": (
