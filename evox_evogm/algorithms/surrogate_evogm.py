@@ -157,7 +157,7 @@ class SurrogateEvoGM(Algorithm):
         generated = self._generate_candidates()  # (M, n)
         self._evaluate(self._select_batch(generated))  # (P, n)
 
-    def recommend(self) -> torch.Tensor:
+    def recommend(self, *, evaluate: bool = True) -> torch.Tensor:
         """The point to take when the search is over: the best predicted, not the best observed.
 
         The best score of many that were tried on few examples is in part luck. With outcomes it is
@@ -170,6 +170,8 @@ class SurrogateEvoGM(Algorithm):
 
         For one run, not vmapped.
 
+        :param evaluate: whether one evaluation more may be made. Otherwise an evaluated point is
+            taken.
         :return: an `(n,)` tensor in units of `lb` and `ub`.
         :raises ValueError: before `init_step`.
         """
@@ -181,17 +183,19 @@ class SurrogateEvoGM(Algorithm):
         points, history = self.points[:count], self._fitness_with_outcomes()[:count]
         outcomes = Outcomes(self.outcome_weights, self.outcome_by_sign, self.outcome_groups)
         bound = type(self).evaluate is not Algorithm.evaluate  # the copy that a workflow steps
-        evaluate = self.evaluate if bound else self._workflow.evaluate
+        call = self.evaluate if bound else self._workflow.evaluate
+        if not evaluate:
+            call = None
         complete = int(self.steps) * self.pop_size <= len(self.points)
         point = recommend(
             points,
             history,
             outcomes,
             self.settings,
-            evaluated_only=not complete or evaluate is None,
+            evaluated_only=not complete or call is None,
         )
-        if evaluate is not None and not (points == point).all(1).any():
-            fitness = evaluate(self._to_box(point)[None]).to(history)[0]  # (1 + S,)
+        if call is not None and not (points == point).all(1).any():
+            fitness = call(self._to_box(point)[None]).to(history)[0]  # (1 + S,)
             point = better_of(point, fitness, points, history, outcomes, self.settings)
         return self._to_box(point)
 

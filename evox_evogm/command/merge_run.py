@@ -152,7 +152,12 @@ class MergeRun:
         budget = self.settings.budget
         if self.settings.racing:  # a pruned merge is less than one: the number of steps is open
             return budget
-        return budget - (budget - recommendation_cost(self.algorithm)) % self.algorithm.pop_size
+        return budget - (budget - self._kept) % self.algorithm.pop_size
+
+    @property
+    def _kept(self) -> int:
+        """Evaluations that are kept for the recommended merge."""
+        return recommendation_cost(self.algorithm, self.settings.budget)
 
     @property
     def dtype(self) -> str:
@@ -184,12 +189,11 @@ class MergeRun:
         forget_examples(self.records)
         made = search.problem.position
         self.counter = ProgressCounter(self.budget, self.records, made, on_progress)
-        next_steps = self.algorithm.pop_size + recommendation_cost(self.algorithm)
-        while self.counter.done + next_steps <= self.budget:
+        while self.counter.done + self.algorithm.pop_size + self._kept <= self.budget:
             search.run(search.steps + 1)
         # The recommended merge, if it is evaluated, belongs to the last step, in any process.
         search.problem.step = search.steps - 1
-        return recommended(self.workflow.algorithm, self.records)
+        return recommended(self.workflow.algorithm, self.records, evaluate=self._kept > 0)
 
     def _begin(self) -> None:
         """Choose what the settings leave open, and write down what the run is made of."""

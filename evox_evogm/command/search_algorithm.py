@@ -38,20 +38,20 @@ def population_size(settings: RunSettings, n: int) -> int:
     """
     if settings.algorithm == "SurrogateEvoGM":
         pop_size = settings.pop_size or POP_SIZE
-        expected = f"one population and the recommended merge, {pop_size + 1} evaluations"
-        least = pop_size + 1
     else:
         pop_size = settings.pop_size or max(2, 2 * n)
-        expected = f"one population, {pop_size} evaluations"
-        least = pop_size
-    if settings.budget < least:
-        raise ValueError(f"budget: expected at least {expected}, found {settings.budget}")
+    if settings.budget < pop_size:
+        expected = f"expected at least one population, {pop_size} evaluations"
+        raise ValueError(f"budget: {expected}, found {settings.budget}")
     return pop_size
 
 
-def recommendation_cost(algorithm: SurrogateEvoGM | EvoGM) -> int:
-    """Evaluations that `recommended` makes: SurrogateEvoGM evaluates the point it recommends."""
-    return 1 if isinstance(algorithm, SurrogateEvoGM) else 0
+def recommendation_cost(algorithm: SurrogateEvoGM | EvoGM, budget: int) -> int:
+    """Evaluations that are kept for `recommended`.
+
+    SurrogateEvoGM evaluates the point it recommends, unless the budget is one population.
+    """
+    return 1 if isinstance(algorithm, SurrogateEvoGM) and budget > algorithm.pop_size else 0
 
 
 def make_algorithm(
@@ -91,14 +91,17 @@ def describe_step(algorithm: SurrogateEvoGM | EvoGM, step: int) -> dict[str, int
     return {"round": int(round_), "iteration": int(iteration)}
 
 
-def recommended(algorithm: SurrogateEvoGM | EvoGM, records: Sequence[dict]) -> torch.Tensor:
+def recommended(
+    algorithm: SurrogateEvoGM | EvoGM, records: Sequence[dict], *, evaluate: bool
+) -> torch.Tensor:
     """The merge to take when the search is over.
 
     :param records: the history, with at least one score.
+    :param evaluate: whether SurrogateEvoGM may evaluate the point it recommends.
     :return: `(n,)` effective coefficients: what SurrogateEvoGM recommends, or the best on dev.
     """
     if isinstance(algorithm, SurrogateEvoGM):
-        return algorithm.recommend()
+        return algorithm.recommend(evaluate=evaluate)
     scored = [record for record in records if record["score"] is not None]
     best = max(scored, key=lambda record: record["score"])
     return torch.tensor(best["coefficients"])

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from evox_evogm.problems.adapters.check_modules import check_base_copies, fit_modules
-from evox_evogm.problems.adapters.names_on_base import with_names_of
+from evox_evogm.problems.adapters.names_on_base import split_off_unused, with_names_of
 from evox_evogm.problems.adapters.read_adapter import Expert, describe
 from evox_evogm.problems.adapters.same_base import contradict, note_on_names
 from evox_evogm.problems.adapters.vocabulary import VocabularyDifference, compare_vocabulary
@@ -108,7 +108,7 @@ def _fit_expert(expert: Expert, model: "PreTrainedModel", tokenizer) -> tuple[Ex
     difference = VocabularyDifference()
     if tokenizer is not None:
         difference = compare_vocabulary(expert.folder, tokenizer, where)
-    expert = with_names_of(model, expert)
+    expert, unused = split_off_unused(model, with_names_of(model, expert))
     modules = fit_modules(expert, model, difference, where)
     more_rows = check_base_copies(expert, model, difference, where)
     for name, factors in modules.items():
@@ -120,6 +120,11 @@ def _fit_expert(expert: Expert, model: "PreTrainedModel", tokenizer) -> tuple[Ex
             "use the base that this adapter was trained on"
         )
     notes = []
+    if unused:
+        notes.append(
+            f"{where}: left out {len(unused)} modules, as {unused[0]!r}: {type(model).__name__} "
+            "does without this part of the model"
+        )
     if difference.pads or more_rows:
         notes.append(f"{where}: left out its padding token, which the base does not have")
     if (expert.folder / "config.json").is_file():

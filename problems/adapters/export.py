@@ -43,14 +43,7 @@ def export_adapter(
             "coefficients: expected at least one other than 0, found all 0; "
             "the merge is the base model itself"
         )
-    tensors = {}
-    keys = _tensor_names(modules)
-    for name, module in modules.items():
-        key_a, key_b = keys[name]
-        scaled_b = module.b * module.channel_weights(coefficients)
-        a, b = flatten_factors(module.a, scaled_b)
-        tensors[key_a] = a.contiguous()
-        tensors[key_b] = b.contiguous()
+    tensors = _adapter_tensors(modules, coefficients)
     config = json.dumps(_adapter_config(modules, base), indent=2) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,6 +137,21 @@ def _stack_used(
     used_experts = [experts[index] for index in used]
     modules = stack_experts(used_experts, torch.float32, torch.device("cpu"))
     return modules, coefficients[used]
+
+
+def _adapter_tensors(
+    modules: Mapping[str, StackedModule], coefficients: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The tensors of a merge by the names that peft gives them, with lambda_k s_k inside B."""
+    keys = _tensor_names(modules)
+    tensors = {}
+    for name, module in modules.items():
+        key_a, key_b = keys[name]
+        scaled_b = module.b * module.channel_weights(coefficients)
+        a, b = flatten_factors(module.a, scaled_b)
+        tensors[key_a] = a.contiguous()
+        tensors[key_b] = b.contiguous()
+    return tensors
 
 
 def _tensor_names(modules: Mapping[str, StackedModule]) -> dict[str, tuple[str, str]]:

@@ -6,6 +6,7 @@ a checkpoint. So the same rules find the modules of an adapter that was trained 
 Mixtures of experts moreover keep the weights of all experts in one parameter, see `parameters.py`.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -57,6 +58,25 @@ def with_names_of(model: "PreTrainedModel", expert: Expert) -> Expert:
         known |= fuse_experts(others, expert.settings, model, where)
     copies = {new_names.get(layer, layer): key for layer, key in expert.base_copies.items()}
     return replace(expert, modules=known, base_copies=copies)
+
+
+def split_off_unused(model: "PreTrainedModel", expert: Expert) -> tuple[Expert, list[str]]:
+    """Leave out modules of parts that this class of the base does without, as those of images.
+
+    :return: the adapter, and the names of the modules that were left out: those that transformers
+        leaves unread in a checkpoint for this class.
+    """
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    layers = dict(model.named_modules())
+    kept: dict[str, Factors] = {}
+    unused = []
+    for name, factors in expert.modules.items():
+        is_unread = any(re.search(pattern, f"{name}.weight") for pattern in patterns)
+        if is_unread and not _is_known(name, factors, layers):
+            unused.append(name)
+        else:
+            kept[name] = factors
+    return (replace(expert, modules=kept), unused) if kept else (expert, [])
 
 
 def renaming_of(model: "PreTrainedModel") -> Callable[[str], str]:

@@ -50,24 +50,38 @@ def factors_of_parameters(
     found = {}
     for name, factors in modules.items():
         inner = without_wrappers(name)
-        container = containers.get(inner)
-        targets = [] if container is None else _targets(inner, container, settings)
-        if not targets:
+        target = _target_of(name, containers.get(inner), settings, where)
+        if target is None:
             found[name] = factors
-            continue
-        depth = name.removeprefix(inner).count(WRAPPED)
-        if depth >= len(targets):
-            raise ValueError(
-                f"{where}: expected {len(targets)} pairs of factors for {inner}, found more, "
-                f"as {name!r}; plain peft does not load them on this base"
-            )
-        target = targets[len(targets) - 1 - depth]
-        if is_layer(container):
+        elif is_layer(containers[inner]):
             found[inner] = _of_layer(inner, target, factors, model, settings, where)
         else:
             full_name = f"{inner}.{target}"
             found[full_name] = _of_parameter(full_name, factors, model, settings, where)
     return found
+
+
+def _target_of(
+    name: str, container: torch.nn.Module | None, settings: LoraSettings, where: str
+) -> str | None:
+    """The parameter that factors belong to, or None if they are those of a layer.
+
+    :param name: in the file, the container's with what peft adds where it wraps it.
+    :param container: the module that holds the parameter, if the base has it.
+    """
+    if container is None:
+        return None
+    inner = without_wrappers(name)
+    targets = _targets(inner, container, settings)
+    if not targets:
+        return None
+    depth = name.removeprefix(inner).count(WRAPPED)
+    if depth >= len(targets):
+        raise ValueError(
+            f"{where}: expected {len(targets)} pairs of factors for {inner}, found more, "
+            f"as {name!r}; plain peft does not load them on this base"
+        )
+    return targets[len(targets) - 1 - depth]
 
 
 def flatten_factors(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -128,6 +128,16 @@ def test_the_original_of_a_workflows_algorithm_recommends_the_same():
     assert torch.equal(algorithm.recommend(), workflow.algorithm.recommend())
 
 
+def test_without_another_evaluation_an_evaluated_point_is_recommended():
+    problem = Smooth()
+    torch.manual_seed(0)
+    algorithm = search(problem, 2, pop_size=3, dim=3, outcomes=problem.outcomes)
+    evaluations = len(problem.seen)
+    point = algorithm.recommend(evaluate=False)
+    assert len(problem.seen) == evaluations
+    assert (algorithm.points == point).all(1).any()
+
+
 def test_without_a_workflow_an_evaluated_point_is_recommended():
     problem = Thresholds()
     torch.manual_seed(0)

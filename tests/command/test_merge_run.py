@@ -270,6 +270,15 @@ def test_a_search_with_a_surrogate_evaluates_three_at_a_time_unless_the_settings
     assert [row["step"] for row in history(project / "out")] == [0, 0, 0, 1, 1, 1, 1]
 
 
+def test_a_budget_of_one_population_leaves_no_evaluation_for_the_recommended_merge(project):
+    change_settings(project, algorithm=..., search=SURROGATE["search"], pop_size=..., budget=3)
+    assert merge(project) == 0
+    rows = history(project / "out")
+    assert [row["step"] for row in rows] == [0, 0, 0]
+    result = json.loads((project / "out" / "result.json").read_text())
+    assert list(result["coefficients"].values()) in [row["coefficients"] for row in rows]
+
+
 def test_the_papers_method_evaluates_twice_as_many_as_there_are_experts(project):
     change_settings(project, pop_size=..., budget=8)
     assert merge(project) == 0

@@ -17,7 +17,7 @@ from other_bases import (
     peft_logits,
 )
 from safetensors.torch import load_file
-from sick_adapters import load_experts
+from sick_adapters import fit_folders, load_experts
 
 pytestmark = pytest.mark.language_model
 
@@ -108,6 +108,24 @@ def test_names_that_transformers_turns_into_those_of_the_base_are_read(renamed, 
     expected = logits_of(by_transformers)
     assert not torch.allclose(expected, logits_of(build()), atol=1e-2)
     torch.testing.assert_close(merged_logits(build(), folder), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_modules_of_images_are_left_out_where_the_class_has_only_texts(make_adapter, edit_config):
+    folder = make_adapter("both", build_qwen3_5(), target_modules=["qkv", "q_proj"])
+    edit_config(folder, target_modules=["q_proj"], init_lora_weights=True)
+    fit = fit_folders([folder], build_qwen3_5_text())
+    assert list(fit.experts[0].modules) == ["model.layers.3.self_attn.q_proj"]
+    assert "left out 1 modules, as 'model.visual.blocks.0.attn.qkv'" in fit.notes[0]
+    by_transformers = build_qwen3_5_text()
+    by_transformers.load_adapter(str(folder))
+    found = merged_logits(build_qwen3_5_text(), folder)
+    torch.testing.assert_close(found, logits_of(by_transformers), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_of_images_alone_is_refused_where_the_class_has_only_texts(make_adapter):
+    folder = make_adapter("images", build_qwen3_5(), target_modules=["qkv"])
+    with pytest.raises(ValueError, match="'model.visual.blocks.0.attn.qkv' in the base, found no"):
+        load_experts([folder], build_qwen3_5_text())
 
 
 PREFIX = "base_model.model."
