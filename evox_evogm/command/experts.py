@@ -44,6 +44,11 @@ def _folders_in_list(experts: list, folder: Path) -> dict[str, Path]:
 
 
 def _folders_in(parent: Path) -> dict[str, Path]:
+    if (parent / CONFIG).is_file():  # its checkpoints would be taken for experts
+        expected = f"expected a folder of adapter folders in {parent}"
+        raise ValueError(
+            f"experts: {expected}, found an adapter itself; give a list of adapter folders"
+        )
     configurations = sorted(parent.glob(f"*/{CONFIG}"))
     if not configurations:
         expected = f"expected adapter folders with {CONFIG} in {parent}"

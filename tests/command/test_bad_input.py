@@ -469,6 +469,10 @@ CASES = {
         settings(experts="nowhere"),
         "experts: expected adapter folders with adapter_config.json in",
     ),
+    "experts an adapter itself": (
+        settings(experts="experts/first"),
+        "found an adapter itself; give a list of adapter folders",
+    ),
     "experts a number": (
         settings(experts=3),
         "experts: expected a folder, a list or a table, found 3",
