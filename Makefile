@@ -14,7 +14,7 @@ demo-full: .venv/demo
 
 # One thread for each of the two processes, which would otherwise take each other's cores.
 quick: .venv/test
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow and not language_model and not compiled"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow and not language_model and not compiled and not lengthy"
 
 test: .venv/test
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow"

@@ -14,7 +14,10 @@ def check_tasks(tasks: Sequence[Task]) -> None:
     """Refuse no tasks, and tasks of the same name."""
     names = [task.name for task in tasks]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"tasks: expected at least one, with different names, found {names}")
+        raise ValueError(
+            f"tasks: expected at least one, with different names, found {names}; dev and test "
+            "tasks of one name are scored by two calls"
+        )
 
 
 def check_modes(mode, tasks: Sequence[Task]) -> dict[str, str]:

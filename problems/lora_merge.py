@@ -303,7 +303,10 @@ class LoRAMergeProblem(Problem):
         :param margins: a dictionary to add to, per task name a `(P, S)` tensor; see
             `metrics.METRICS_BY_SIGN`.
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
+        :raises ValueError: if two tasks have one name, as a dev and a test task may.
         """
+        if tasks is not None:
+            check_tasks(tasks)
         with ready_to_score(self.language_model.model):
             for task in tasks or ():
                 tokenize_task(task, self.language_model)
@@ -355,6 +358,11 @@ def box_of(n: int, *, regressed: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 def read_experts(experts: Sequence | Mapping, *, same_base: bool = False) -> list[Expert]:
     """Read adapters from folders, or from a mapping of names to folders, that can be merged."""
+    if isinstance(experts, (str, Path)):
+        raise ValueError(
+            f"experts: expected a list of adapter folders or a table of names and folders, "
+            f"found {str(experts)!r}; give sorted(Path({str(experts)!r}).iterdir())"
+        )
     if isinstance(experts, Mapping):
         found = [read_expert(folder, name=name) for name, folder in experts.items()]
     else:

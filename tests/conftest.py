@@ -15,10 +15,12 @@ WITH_A_LANGUAGE_MODEL = {"model", "gpt2", "make_adapter", "project"}
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests whose fixtures build a language model."""
+    """Mark the tests whose fixtures build a language model, and those of the benchmarks."""
     for item in items:
         if WITH_A_LANGUAGE_MODEL & set(item.fixturenames):
             item.add_marker(pytest.mark.language_model)
+        if "benchmarks" in item.path.parts:
+            item.add_marker(pytest.mark.lengthy)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ def run_python(code, folder):
     ],
     ids=["evox", "evox.algorithms", "evox_evogm", "evox_evogm.problems"],
 )
+@pytest.mark.lengthy
 def test_whatever_is_imported_first_the_classes_are_registered(code, tmp_path):
     result = run_python(code, tmp_path)
     assert result.returncode == 0, result.stderr

@@ -51,11 +51,13 @@ def test_the_main_readme_fits_on_a_few_screens():
         assert len(lines) <= 12, example
 
 
+@pytest.mark.lengthy
 def test_the_evox_example_finds_a_better_point_than_the_first(capsys, monkeypatch):
     (example,) = [block for block in blocks(MAIN, "python") if "Ackley" in block]
     assert best_of_81(run(example, capsys, monkeypatch)) < 20  # Ackley is 21 almost everywhere
 
 
+@pytest.mark.lengthy
 def test_the_algorithms_examples_run_one_after_another(capsys, monkeypatch, tmp_path):
     examples = "\n".join(blocks(ALGORITHMS, "python")).replace("runs/mine", str(tmp_path))
     shown = run(examples, capsys, monkeypatch)

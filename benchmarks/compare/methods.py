@@ -184,8 +184,8 @@ DESIGN: dict[str, Method] = {
     "two candidate rounds": design(candidate_rounds=2),
     "six candidate rounds": design(candidate_rounds=6),
     "all the evidence": design(prior=Prior(evidence=1e9)),
-    "no optimism": design(beta=0.0),
-    "more optimism": design(beta=3.0),
+    "beta 0": design(beta=0.0),
+    "beta 3": design(beta=3.0),
     "more generated candidates": design(generated_candidates=3000),
     "200 epochs": with_outcomes(partial(surrogate_evogm, epochs=200), "design"),
     "known initial points": with_outcomes(from_average_base_and_experts, "design"),
@@ -193,7 +193,7 @@ DESIGN: dict[str, Method] = {
 
 # The same without outcomes, beside "SurrogateEvoGM scores".
 ON_SCORES: dict[str, Method] = {
-    "little optimism on scores": design_on_scores(score_beta=0.3),
+    "score beta 0.3": design_on_scores(score_beta=0.3),
     "scores as ranks": design_on_scores(score_transform=normal_scores),
 }
 

@@ -42,7 +42,7 @@ def t_test(ours: pd.Series, theirs: pd.Series, *, paired: bool) -> float | None:
 
     :param ours: scores by seed.
     :param theirs: scores by seed.
-    :param paired: which is the sharper test where a seed draws its own questions.
+    :param paired: which is the sharper test where a seed draws its resampled dev sets.
     :return: None if one of them has fewer than two scores.
     """
     from scipy.stats import ttest_ind, ttest_rel

@@ -269,7 +269,8 @@ def settings_number(settings: SurrogateSettings) -> int:
     return _SETTINGS.index(settings)
 
 
-def _shapes(points, fitness, count, generated, weights, by_sign, groups, seed, pop_size, settings):
+def _shapes(points, *arguments):
+    pop_size, _ = arguments[-2:]
     return points.new_empty(len(points), pop_size, points.shape[-1])
 
 

@@ -26,8 +26,6 @@ from evox_evogm.algorithms.gaussian_process import (
     Prior,
 )
 
-SUM_DEVIATION = 0.3  # of a sum of outcomes, in sums of their deviations
-
 
 class Outcomes(NamedTuple):
     """What the columns of fitness beyond the first mean, as the problem gives them.
@@ -92,6 +90,8 @@ class SurrogateSettings:
     """Scale of the random multiple of a deviation in the confidence bound."""
     score_beta: float = 2.0
     """The same without outcomes: a score alone says less, and its predictions err more."""
+    sum_deviation: float = 0.3
+    """Deviation of a sum of outcomes, in sums of their deviations: they err together in part."""
     exploit_every: int = 5
     """The first of so many points of a batch has the best mean over perturbations; 0 for none."""
     perturbations: int = 16
@@ -132,6 +132,7 @@ def predict_fitness(
     weights: torch.Tensor,
     by_sign: torch.Tensor,
     noise_std: torch.Tensor | float = 0.0,
+    sum_deviation: float = 0.3,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Predicted fitness of C candidates, and by how much it may deviate.
 
@@ -139,6 +140,7 @@ def predict_fitness(
     :param weights: an `(S,)` tensor, weights of the outcomes as the process has them.
     :param by_sign: an `(S,)` tensor, see `Outcomes`.
     :param noise_std: a deviation of outcomes beside the process's own.
+    :param sum_deviation: see `SurrogateSettings`.
     :return: two `(C,)` tensors.
     """
     means, variance = posterior.means, posterior.variance[:, process.block_of]  # (C, S)
@@ -148,9 +150,8 @@ def predict_fitness(
     deviation = torch.where(
         by_sign, (above * (1 - above)).sqrt() * resolved, variance.sqrt() * process.scale
     )
-    # Outcomes err together in part: their sum deviates by less than the sum of their deviations.
-    share = SUM_DEVIATION if len(weights) > 1 else 1.0
-    return torch.where(by_sign, above, means) @ weights, share * (deviation @ weights.abs())
+    factor = sum_deviation if len(weights) > 1 else 1.0
+    return torch.where(by_sign, above, means) @ weights, factor * (deviation @ weights.abs())
 
 
 class Surrogate:
@@ -218,7 +219,14 @@ class Surrogate:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predicted fitness of the candidates of a posterior, and its deviation, `(C,)` each."""
         noise_std = self.noise_std if noise_std is None else noise_std
-        return predict_fitness(self.process, posterior, self.weights, self.by_sign, noise_std)
+        return predict_fitness(
+            self.process,
+            posterior,
+            self.weights,
+            self.by_sign,
+            noise_std,
+            self.settings.sum_deviation,
+        )
 
     def predict_around(self, points: torch.Tensor) -> torch.Tensor:
         """Mean predicted fitness of perturbed copies of `(C, n)` points, a `(C,)` tensor.

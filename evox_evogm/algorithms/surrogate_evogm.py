@@ -22,7 +22,7 @@ from evox_evogm.algorithms.generators import generate, initial_parameters, param
 from evox_evogm.algorithms.surrogate import Outcomes, SurrogateSettings
 from evox_evogm.algorithms.training import train
 
-POP_SIZE = 3  # a good start: the surrogate learns from every population (benchmarks/README.md)
+POP_SIZE = 3  # the surrogate learns from every population (benchmarks/results/surrogate_design.md)
 
 
 class WorkflowEvaluate:

@@ -65,6 +65,7 @@ class MergeRun:
 
     def __init__(self, settings: RunSettings, folder: Path, out):
         self.out = Path(out)
+        self.folder = folder
         self.lock = RunLock(self.out)
         try:
             self._prepare(settings, folder)
@@ -232,7 +233,7 @@ class MergeRun:
         result["dtype"] = self.dtype
         result["base_sha256"] = self.digests["base"]
         result |= made_with(self.problem.language_model)
-        write_result(result, self.out)
+        write_result(result, self.out, self.folder)
         return result
 
     def _judge(self, rows: Sequence[ScoreRow]) -> dict:
@@ -263,7 +264,7 @@ class MergeRun:
         result = self.result()
         coefficients = [result["coefficients"][expert.name] for expert in self.problem.experts]
         result["adapter"] = export_merge(self.problem, torch.tensor(coefficients), self.out)
-        write_result(result, self.out)
+        write_result(result, self.out, self.folder)
         return result
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evox_evogm.command.counted import counted
 from evox_evogm.command.escaping import printable_lines, sanitize
 
 if TYPE_CHECKING:
@@ -24,9 +25,11 @@ def print_plan(merge_run: "MergeRun") -> None:
     """Say what a run is going to do, before its first evaluation."""
     problem = merge_run.problem
     examples = sum(len(task.examples) for task in problem.tasks)
-    tasks = f"{len(problem.tasks)} tasks with {examples} dev examples"
+    experts = counted(problem.n_experts, "expert")
+    tasks = f"{counted(len(problem.tasks), 'task')} with {counted(examples, 'dev example')}"
+    evaluations = counted(merge_run.budget, "evaluation")
     where = f"on {problem.language_model.device} in {merge_run.dtype}"
-    print(f"{problem.n_experts} experts, {tasks}, {merge_run.budget} evaluations {where}")
+    print(f"{experts}, {tasks}, {evaluations} {where}")
     print_notes(merge_run.notes)
     print(f"run folder: {merge_run.out}", flush=True)
     if merge_run.saved is not None:
@@ -47,10 +50,12 @@ def print_result(result: dict, notes: Sequence[str], out: Path, console: "Consol
     :param out: the run folder.
     :param console: where the table goes.
     """
-    from evox_evogm.command.score_table import print_scores
+    from evox_evogm.command.score_table import print_scores, remarks_on_merge
 
     print("\nscores, dev / test")
     print_scores(result["scores"], console)
+    for remark in remarks_on_merge(result["scores"]):
+        print(sanitize(remark))
     print_notes(notes)
     if result["no_information"]:
         print_no_information(result["no_information"])

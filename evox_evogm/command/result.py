@@ -78,29 +78,31 @@ def read_result(out: Path) -> dict:
     return result
 
 
-def write_result(result: dict, out: Path) -> None:
+def write_result(result: dict, out: Path, folder: Path) -> None:
     """Write the report, the card of the adapter, and `result.json`.
 
     :param result: what `result.json` is to hold.
     :param out: the run folder.
+    :param folder: the folder that paths in the settings are relative to.
     """
     atomic_write(out / "report.md", report_markdown(result).encode())
     if result["adapter"]:
-        write_card(result, out / result["adapter"]["folder"])
+        write_card(result, out / result["adapter"]["folder"], folder)
     text = json.dumps(to_json(result), indent=2) + "\n"
     atomic_write(out / RESULT, text.encode())  # last: now the run is finished
 
 
-def write_card(result: dict, folder: Path) -> None:
+def write_card(result: dict, adapter: Path, folder: Path) -> None:
     """Write the card of the adapter, which says so where the adapter cannot be used.
 
-    :param folder: of the adapter.
+    :param adapter: the folder of the adapter.
+    :param folder: the folder that paths in the settings are relative to.
     """
     error = result["adapter"]["error"]
     if error is None:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        card = model_card(result, config["base_model_name_or_path"])
+        config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+        card = model_card(result, config["base_model_name_or_path"], folder)
     else:
         card = f"# Do not use this adapter\n\n{escape_markdown(error)}\n"
-    if folder.is_dir():
-        atomic_write(folder / "README.md", card.encode())
+    if adapter.is_dir():
+        atomic_write(adapter / "README.md", card.encode())

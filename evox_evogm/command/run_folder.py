@@ -180,4 +180,5 @@ def check_same_inputs(digests: Mapping[str, str], out: Path) -> None:
     for name in sorted(digests.keys() | before.keys()):
         if digests.get(name) != before.get(name):
             expected = f"expected the inputs of the run in {out}"
-            raise ValueError(f"out: {expected}, found {name} changed since")
+            advice = "take another folder, or the same inputs"
+            raise ValueError(f"out: {expected}, found {name} changed since; {advice}")

@@ -1,5 +1,6 @@
 """The table of scores at the end of a run: its cells, and how a terminal shows them."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.scores import label
+from evox_evogm.command.task_settings import SPLITS
 
 UNLIMITED = 10_000  # columns of a console that is no terminal
 
@@ -42,6 +44,38 @@ def _pair(dev: float, test: float) -> str:
 def _short(score: float) -> str:
     text = f"{score:.3f}"
     return text.replace("0.", ".", 1) if 0 <= score < 1 else text
+
+
+def remarks_on_merge(rows: Sequence[dict]) -> list[str]:
+    """What a reader of the table has to know about its last row, the merge: a line each.
+
+    :param rows: as in `result["scores"]`.
+    """
+    merge = rows[-1]
+    if merge["kind"] != "merge":
+        return []
+    chosen = "with the best observed dev score"
+    if merge["name"] == "SurrogateEvoGM":
+        chosen = "with the best predicted dev score, which need not be the best observed"
+    remarks = [f"{merge['name']} is the merge {chosen}."]
+    better = []
+    for split in SPLITS:
+        score, expert = _best_expert(rows, split)
+        if round(score, 3) > round(_mean(merge[split]), 3):
+            better.append(f"on {split} ({expert}, {_short(score)})")
+    if better:
+        remarks.append(f"It is below the best single expert {' and '.join(better)}.")
+    return remarks
+
+
+def _best_expert(rows: Sequence[dict], split: str) -> tuple[float, str]:
+    """The best mean score of an expert, and which it is; -inf where none has scores."""
+    best = (-math.inf, "")
+    for row in rows:
+        mean = _mean(row[split])
+        if row["kind"] == "expert" and mean > best[0]:  # NaN is not
+            best = (mean, label("expert", row["name"]))
+    return best
 
 
 def score_table(rows: Sequence[dict], tasks: Sequence[str]) -> Table:

@@ -48,7 +48,8 @@ class RunSettings(StrictSettings):
     budget: int = setting(
         160,
         "a whole number",
-        "Evaluations of merged models. A step that could exceed them is not begun.",
+        "Evaluations of merged models. It is cut to whole populations and, with SurrogateEvoGM, "
+        "one for the recommended merge: of 60 are made 58, with pop_size 3.",
         ge=1,
     )
     pop_size: int | None = setting(
@@ -65,7 +66,7 @@ class RunSettings(StrictSettings):
         "auto",
         "a str",
         "Of the base model: auto, float32, bfloat16 or float16; auto takes bfloat16 where the "
-        "processor computes in it.",
+        "processor computes in it, else float32.",
     )
     batch_tokens: int = setting(
         2048, "a whole number", "The most tokens in one forward pass.", ge=1
@@ -126,7 +127,7 @@ class RunSettings(StrictSettings):
     def _refuse_proposal(cls, search: dict) -> dict:
         for proposal, algorithm in PROPOSALS.items():
             if search.get("proposal") == proposal:
-                advice = f"write algorithm: {algorithm} beside search"
+                advice = f"write algorithm: {algorithm} beside search, in place of proposal"
                 expected = "expected arguments of the algorithm"
                 raise ValueError(f"search: {expected}, found proposal {proposal!r}; {advice}")
         return search

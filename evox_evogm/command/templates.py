@@ -6,6 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from evox_evogm.command.counted import counted
 from evox_evogm.command.escaping import escape_markdown, printable_lines
 
 BAR_LENGTH = 20  # characters of the largest coefficient
@@ -25,6 +26,7 @@ def render(template: str, **values) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["counted"] = counted
     environment.filters["row"] = table_row
     environment.filters["bar"] = bar
     environment.filters["code_block"] = code_block

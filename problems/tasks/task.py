@@ -5,6 +5,7 @@ The prompts of multiple-choice questions are those of the EvoGM paper (arXiv 260
 evaluation sets and prompts come from Model Swarms (Feng et al. 2024, arXiv 2410.11163).
 """
 
+import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -105,9 +106,10 @@ class Task:
         for setting, names in allowed.items():
             value = getattr(self, setting)
             if value not in names:
-                raise ValueError(
-                    f"task {self.name!r}: {setting} is one of {', '.join(names)}, found {value!r}"
-                )
+                expected = f"expected one of {', '.join(names)}, found {value!r}"
+                near = difflib.get_close_matches(value, names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"task {self.name!r}: {setting}: {expected}{hint}")
 
     def _check_ids(self) -> None:
         counts = Counter(example.id for example in self.examples)

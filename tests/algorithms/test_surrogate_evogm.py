@@ -71,6 +71,7 @@ def mean_best_score(problem, **settings):
     return total / 3
 
 
+@pytest.mark.lengthy
 def test_with_outcomes_it_needs_fewer_evaluations():
     problem = Thresholds()
     with_outcomes = mean_best_score(problem, outcomes=problem.outcomes)

@@ -74,6 +74,7 @@ def qlogei(botorch, model, scores):
     [("thompson", thompson), ("qlogei", qlogei)],
     ids=["thompson", "qlogei"],
 )
+@pytest.mark.lengthy
 def test_two_steps_are_botorchs(botorch, acquisition, propose):
     torch.manual_seed(2)
     algorithm = BayesianOptimization(5, *UNIT, acquisition=acquisition, candidates=64)
@@ -96,6 +97,7 @@ def test_it_may_start_at_sobol_points(botorch):
 
 
 @pytest.mark.parametrize("acquisition", ACQUISITIONS)
+@pytest.mark.lengthy
 def test_it_beats_random_search_from_the_same_start(botorch, acquisition):
     steps = 2 if acquisition == "qlogei" else 4
     best = []

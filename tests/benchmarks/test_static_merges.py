@@ -141,6 +141,7 @@ def test_every_method_says_where_it_comes_from():
     assert list(static_methods(None, ["R0"]))[0] == "expert R0"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mergekit-yaml") is None, reason="mergekit is not installed")
 def test_task_arithmetic_of_mergekit_is_the_merge_of_coefficients(problem):
     suite = SimpleNamespace(problem=problem, n=2)

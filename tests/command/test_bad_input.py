@@ -396,9 +396,9 @@ CASES = {
         task(test_file="dev.jsonl"),
         "expected dev and test to share no question, found 4 of 4 test questions in dev",
     ),
-    "unknown metric": (task(metric="luck"), "task 'sums': metric is one of"),
+    "unknown metric": (task(metric="luck"), "task 'sums': metric: expected one of"),
     "metric a number": (task(metric=3), "task 'sums': expected metric to be a text, found 3"),
-    "unknown match": (task(match="roughly"), "task 'sums': match is one of"),
+    "unknown match": (task(match="roughly"), "task 'sums': match: expected one of"),
     "tokens in words": (
         task(max_new_tokens="x"),
         "expected max_new_tokens to be a whole number, found 'x'",

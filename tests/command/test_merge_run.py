@@ -204,6 +204,7 @@ def test_the_version_is_shown(capsys):
     assert re.fullmatch(r"evogm \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
+@pytest.mark.lengthy
 def test_the_help_says_the_exit_statuses_and_needs_no_transformers():
     command = (
         "import sys; from evox_evogm.command import cli; status = cli.main(['{}', '--help']); "

@@ -64,7 +64,9 @@ def test_other_experts_are_refused_and_so_is_another_order_which_is_that_of_the_
 def test_another_base_is_refused(begun, digests):
     check_same_inputs({"base": "12", "expert one": "34"}, begun)
     with pytest.raises(
-        ValueError, match="expected the inputs of the run in .*, found base changed since"
+        ValueError,
+        match="expected the inputs of the run in .*, found base changed since; "
+        "take another folder, or the same inputs$",
     ):
         check_same_inputs(digests, begun)
 

@@ -92,6 +92,7 @@ def test_memory_that_runs_out_in_the_final_table_is_met_with_smaller_batches(pro
     assert history(project / "out") == history(project / "whole")
 
 
+@pytest.mark.lengthy
 def test_the_help_names_every_status():
     command = [sys.executable, "-m", "evox_evogm.command.cli", "merge", "--help"]
     result = subprocess.run(command, capture_output=True, text=True)

@@ -282,6 +282,7 @@ def test_a_population_that_failed_on_all_ranks_is_tried_again_when_the_search_go
     assert history(tmp_path / "cut") == history(tmp_path / "whole")
 
 
+@pytest.mark.lengthy
 def test_a_search_whose_rank_was_killed_goes_on_under_torchrun(tmp_path):
     script = TESTS / "resume" / "resume_on_ranks.py"
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -168,6 +168,17 @@ ANSWER = Task(
 )
 
 
+def test_a_dev_and_a_test_task_of_one_name_are_not_scored_together(problem):
+    test = ADD.take(1)
+    with pytest.raises(ValueError, match="of one name are scored by two calls"):
+        problem.score_tasks(torch.ones(problem.n_experts), [ADD, test])
+
+
+def test_a_folder_of_adapters_is_no_list_of_them(model, tokenizer):
+    with pytest.raises(ValueError, match=r"experts: expected a list .*, found 'my/adapters'"):
+        LoRAMergeProblem(model, "my/adapters", [ADD], tokenizer=tokenizer)
+
+
 @pytest.mark.parametrize("mode", ["unmerged", "merged"])
 def test_outcomes_say_by_how_much_every_example_is_right(model, tokenizer, folders, mode):
     tasks = [ADD, PICK, ANSWER]

@@ -395,6 +395,7 @@ def test_a_question_keeps_its_split_for_ever(number, percent, split):
     assert split_of(question) == split
 
 
+@pytest.mark.slow  # the whole sets lie beside a checkout, not in it
 @pytest.mark.skipif(
     not SWARM_EVAL.is_dir(), reason=f"the evaluation sets of Model Swarms are not at {SWARM_EVAL}"
 )

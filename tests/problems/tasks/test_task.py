@@ -10,12 +10,22 @@ CHOICES = (("A", "yes"), ("B", "no"))
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metric": "guess"}, "task 't': metric is one of choice_likelihood, .*, found 'guess'"),
+        (
+            {"metric": "guess"},
+            "task 't': metric: expected one of choice_likelihood, .*, found 'guess'$",
+        ),
+        (
+            {"metric": "choice_likelyhood"},
+            "task 't': metric: .*, found 'choice_likelyhood'; did you mean 'choice_likelihood'\\?$",
+        ),
         (
             {"match": "like"},
-            "task 't': match is one of equal, contains, last_10_words, found 'like'",
+            "task 't': match: expected one of equal, contains, last_10_words, found 'like'",
         ),
-        ({"continuation": "both"}, "task 't': continuation is one of key, text, found 'both'"),
+        (
+            {"continuation": "both"},
+            "task 't': continuation: expected one of key, text, found 'both'",
+        ),
         ({"examples": ()}, "task 't': expected at least one example, found none"),
         ({"max_new_tokens": 0}, "task 't': max_new_tokens must be at least 1, found 0"),
         (
