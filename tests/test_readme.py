@@ -4,9 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from evox_evogm.command.cli import app
+from evox_evogm.command.settings import parse_settings
+from evox_evogm.command.task_settings import TaskSettings
+from evox_evogm.problems import Example, Task
 
 ROOT = Path(__file__).parent.parent
 MAIN, ALGORITHMS, COMMAND, PROBLEMS, BENCHMARKS = (
@@ -90,6 +94,30 @@ def test_the_files_that_it_names_exist(readme):
         assert (ROOT / name).exists(), name
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (readme.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("readme", [MAIN, COMMAND], ids=["main", "command"])
+def test_the_settings_that_are_shown_are_accepted_also_with_what_is_commented_out(readme):
+    examples = blocks(readme, "yaml")
+    assert examples
+    for example in examples:
+        written = yaml.safe_load(example)
+        check_scoring(parse_settings(written, readme.name).tasks)
+        for line in re.findall(r"^# (\w+: .*)$", example, flags=re.MULTILINE):
+            parse_settings({**written, **yaml.safe_load(line)}, readme.name)
+
+
+def check_scoring(tasks):
+    """Refuse a metric, match or continuation that no task has."""
+    example = Example("0", "yes?", "A", (("A", "yes"), ("B", "no")))
+    for task in tasks:
+        Task("t", "1", **{"metric": "exact_match", **task.scoring}, examples=(example,))
+
+
+def test_every_setting_of_a_task_is_shown():
+    (example,) = blocks(COMMAND, "yaml")
+    for name in TaskSettings.model_fields:
+        assert re.search(rf"\b{name}: ", example), name
 
 
 def options_of(name):

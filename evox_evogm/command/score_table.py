@@ -54,10 +54,10 @@ def remarks_on_merge(rows: Sequence[dict]) -> list[str]:
     merge = rows[-1]
     if merge["kind"] != "merge":
         return []
-    chosen = "with the best observed dev score"
+    chosen = "the merge with the best observed dev score"
     if merge["name"] == "SurrogateEvoGM":
-        chosen = "with the best predicted dev score, which need not be the best observed"
-    remarks = [f"{merge['name']} is the merge {chosen}."]
+        chosen = "the recommended merge, which need not have the best observed dev score"
+    remarks = [f"{merge['name']} is {chosen}."]
     better = []
     for split in SPLITS:
         score, expert = _best_expert(rows, split)

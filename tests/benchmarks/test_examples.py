@@ -44,6 +44,7 @@ def test_a_problem_of_ones_own():
     assert float(best) < float(average)
 
 
+@pytest.mark.slow
 def test_outcomes_of_ones_own():
     row = re.compile(rf"^\| (?:accuracy alone|with margins) \| {NUMBER} \| {NUMBER} \|$", re.M)
     alone, with_margins = row.findall(run("own_outcomes"))
@@ -86,6 +87,7 @@ def test_a_front_of_merges(tiny):
     assert "| gcd | chain_sum | coefficients |" in shown
 
 
+@pytest.mark.slow
 def test_ranks_merge_as_one_process_does(tiny):
     alone = run("distributed_merge", *tiny)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

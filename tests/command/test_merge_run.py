@@ -172,6 +172,15 @@ def test_progress_tells_best_score_and_time_left(finished):
     assert "round" not in shown and "iteration" not in shown and "\x1b" not in shown
 
 
+def test_the_first_lines_count_experts_tasks_and_evaluations(project, capsys):
+    task = {"json_lines": "dev.jsonl", "test_file": "test.jsonl", "name": "sums", "dev": 1}
+    change_settings(project, tasks=[task], budget=4)
+    merge(project)
+    printed = capsys.readouterr().out
+    assert "2 experts, 1 task with 1 dev example, 4 evaluations on cpu" in printed
+    assert "EvoGM is the merge with the best observed dev score.\n" in printed
+
+
 def test_experts_may_be_a_table_of_names(project):
     change_settings(project, experts={"one": "experts/first", "two": "experts/second"}, budget=4)
     assert merge(project) == 0

@@ -1,6 +1,7 @@
 """What a person reads at the end, compared to the letter."""
 
 import io
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.report import model_card, report_markdown
-from evox_evogm.command.score_table import print_scores
+from evox_evogm.command.score_table import print_scores, remarks_on_merge
 
 ROWS = [
     {
@@ -89,6 +90,8 @@ def test_the_report_to_the_letter():
         "| base | .250 / .500 | 1.000 / .000 | .625 / .250 |",
         "| EvoGM | .750 / .125 | .500 / -0.250 | .625 / -0.062 |",
         "",
+        "EvoGM is the merge with the best observed dev score.",
+        "",
         "## Coefficients",
         "",
         "| expert | coefficient | |",
@@ -118,6 +121,54 @@ def test_the_report_says_what_pruning_saved_what_was_regressed_and_that_there_is
     assert "adapter" not in text
 
 
+def row(name, kind, dev, test):
+    return {"name": name, "kind": kind, "dev": {"add": dev}, "test": {"add": test}}
+
+
+RECOMMENDED = (
+    "SurrogateEvoGM is the recommended merge, which need not have the best observed dev score."
+)
+
+
+@pytest.mark.parametrize(
+    ("dev", "test", "remarks"),
+    [
+        (0.6, 0.6, []),
+        (0.4, 0.6, ["It is below the best single expert on dev (a, .500)."]),
+        (
+            0.4,
+            0.2,
+            [
+                "It is below the best single expert on dev (a, .500) "
+                "and on test (expert base, .300)."
+            ],
+        ),
+        (float("nan"), 0.4999, []),
+    ],
+)
+def test_a_reader_learns_which_merge_it_is_and_whether_an_expert_is_better(dev, test, remarks):
+    rows = [
+        row("base", "base", 0.9, 0.9),
+        row("a", "expert", 0.5, 0.1),
+        row("base", "expert", 0.4, 0.3),
+        row("failed", "expert", float("nan"), float("nan")),
+        row("average", "average", 0.9, 0.9),
+        row("SurrogateEvoGM", "merge", dev, test),
+    ]
+    expected = [RECOMMENDED, *remarks]
+    assert remarks_on_merge(rows) == expected
+    report = report_markdown(result({"a": 1.0}, algorithm="SurrogateEvoGM", scores=rows))
+    for line in expected:
+        assert line in report
+
+
+def test_one_thread_and_one_evaluation_have_no_plural():
+    text = report_markdown(result({"a": 1.0}, threads=1, evaluations=1, full_evaluations=1.0))
+    assert "EvoGM, 1 evaluation, seed 3, float32 on cpu (1 thread)," in text
+    card = model_card(result({"a": 1.0}), "org/model", Path())
+    assert "a weighted sum of 1 LoRA expert of one base model" in card
+
+
 NAME = "a\x1b[31m|`x`\u202e\n&lt; https://evil.org www.evil.org !me {{ 7 * 7 }} [red]"
 SHOWN = "a [31m|`x` &lt; https://evil.org www.evil.org !me {{ 7 * 7 }} [red]"
 ESCAPED = (
@@ -143,7 +194,7 @@ def test_no_name_is_a_link_an_entity_or_a_cell_of_the_report_and_of_the_card():
     assert f"| {ESCAPED} | +1.0000 |" in report
     assert f"| model | {ESCAPED} | mean |" in report
     assert f"| {ESCAPED} | exact_match | 4 | 8 | {ESCAPED} |" in report
-    card = model_card(result({NAME: 1.0}, **changes), NAME)
+    card = model_card(result({NAME: 1.0}, **changes), NAME, Path())
     assert f"of one base model, {ESCAPED}.\n" in card
     assert f"| {ESCAPED} | +1.0000 |" in card and f"| model | {ESCAPED} | mean |" in card
     for text in (report, card):
@@ -160,10 +211,20 @@ def test_markup_in_a_name_does_not_reach_the_report():
     [("org/model", "org/model"), ("/home/me/model", None), ("model", None), ("a\n---\nb/c", None)],
 )
 def test_the_card_names_the_base_in_its_metadata_where_the_hub_can_have_it(base, base_model):
-    card = model_card(result({"a": 0.5, "b": -1.0}), base)
+    card = model_card(result({"a": 0.5, "b": -1.0}), base, Path())
     _, metadata, text = card.split("---\n", 2)
     found = yaml.safe_load(metadata)
     assert found.get("base_model") == base_model and found["library_name"] == "peft"
     assert {"lora", "merge", "evogm"} <= set(found["tags"])
     assert "| a | +0.5000 |\n| b | -1.0000 |" in text
     assert "| EvoGM | .750 / .125 | .500 / -0.250 | .625 / -0.062 |" in text
+
+
+@pytest.mark.parametrize("here", ["settings", "process"])
+def test_a_base_in_a_local_folder_is_not_named_as_one_on_the_hub(tmp_path, monkeypatch, here):
+    (tmp_path / here / "mine" / "base").mkdir(parents=True)
+    (tmp_path / "process").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "process")
+    card = model_card(result({"a": 1.0}), "mine/base", tmp_path / "settings")
+    assert "base_model" not in yaml.safe_load(card.split("---\n", 2)[1])
+    assert "of one base model, mine/base." in card

@@ -294,12 +294,12 @@ def test_a_task_that_cannot_be_used_is_named_with_what_was_found(write, changes,
         (
             {"search": "{proposal: paper}"},
             "search: expected arguments of the algorithm, found proposal 'paper'; "
-            "write algorithm: EvoGM beside search",
+            "write algorithm: EvoGM beside search, in place of proposal",
         ),
         (
             {"search": "{proposal: screened}"},
             "search: expected arguments of the algorithm, found proposal 'screened'; "
-            "write algorithm: SurrogateEvoGM beside search",
+            "write algorithm: SurrogateEvoGM beside search, in place of proposal",
         ),
         (
             {"path": "factored"},
