@@ -80,3 +80,51 @@ def check_fitness(fitness: torch.Tensor, expected: Sequence[int]) -> None:
     raise ValueError(
         f"evaluate: expected fitness {tuple(expected)}, {what}, found {tuple(fitness.shape)}"
     )
+
+
+def check_outcomes(
+    weights: torch.Tensor, by_sign: torch.Tensor, groups: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Refuse what says nothing about columns of fitness.
+
+    :param weights: an `(S,)` tensor; with `by_sign` and `groups` see `surrogate.Outcomes`.
+    :return: the three tensors; without groups all outcomes are one group.
+    :raises ValueError: if they are not tensors of one length, or a weight is negative.
+    """
+    if not (isinstance(weights, torch.Tensor) and isinstance(by_sign, torch.Tensor)):
+        raise ValueError(
+            "outcomes: expected two tensors, weights and by_sign, "
+            f"found {type(weights)} and {type(by_sign)}"
+        )
+    if weights.ndim != 1 or weights.shape != by_sign.shape or by_sign.dtype != torch.bool:
+        raise ValueError(
+            "outcomes: expected weights (S,) and by_sign (S,) of bool, "
+            f"found {tuple(weights.shape)} {weights.dtype} and "
+            f"{tuple(by_sign.shape)} {by_sign.dtype}"
+        )
+    if not bool((weights >= 0).all()):
+        raise ValueError(f"outcomes: expected weights of at least 0, found {float(weights.min())}")
+    if groups is None:
+        groups = torch.zeros(len(weights), dtype=torch.int64)
+    if groups.shape != weights.shape or groups.dtype != torch.int64:
+        raise ValueError(
+            f"outcomes: expected groups ({len(weights)},) of int64, "
+            f"found {tuple(groups.shape)} {groups.dtype}"
+        )
+    return weights, by_sign, groups
+
+
+def check_initial_points(points: torch.Tensor, lb: torch.Tensor, ub: torch.Tensor) -> None:
+    """Refuse initial points of another width, or outside the box.
+
+    :raises ValueError: naming what was found.
+    """
+    if not isinstance(points, torch.Tensor) or points.ndim != 2 or points.shape[1] != len(lb):
+        found = tuple(points.shape) if isinstance(points, torch.Tensor) else repr(points)
+        raise ValueError(f"initial_points: expected a tensor (K, {len(lb)}), found {found}")
+    inside = (lb <= points.to(lb)) & (points.to(lb) <= ub)
+    if not bool(inside.all()):
+        row = int((~inside.all(1)).nonzero()[0])
+        raise ValueError(
+            f"initial_points: expected points inside the box, found {points[row].tolist()}"
+        )

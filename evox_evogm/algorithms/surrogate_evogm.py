@@ -5,7 +5,7 @@ evaluations, and a Gaussian process chooses what is evaluated: surrogate-assiste
 preselection. Where we differ from the paper: a surrogate, small populations, one round.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from evox.core import Algorithm, Mutable, Parameter
@@ -17,25 +17,19 @@ from evox_evogm.algorithms.acquisition import (
     settings_number,
 )
 from evox_evogm.algorithms.archive import Archive, append, empty
-from evox_evogm.algorithms.checks import check_box, check_fitness, check_training
+from evox_evogm.algorithms.checks import (
+    check_box,
+    check_fitness,
+    check_initial_points,
+    check_outcomes,
+    check_training,
+)
 from evox_evogm.algorithms.generators import generate, initial_parameters, parameter_count
 from evox_evogm.algorithms.surrogate import Outcomes, SurrogateSettings
 from evox_evogm.algorithms.training import train
+from evox_evogm.algorithms.workflow_evaluate import WorkflowEvaluate
 
 POP_SIZE = 3  # the surrogate learns from every population (benchmarks/results/surrogate_design.md)
-
-
-class WorkflowEvaluate:
-    """How a workflow evaluates: shared by an algorithm and the copy that the workflow steps.
-
-    EvoX gives `evaluate` to its copy alone, and users keep the original. It is no part of a state.
-    """
-
-    def __init__(self):
-        self.evaluate: Callable[[torch.Tensor], torch.Tensor] | None = None
-
-    def __reduce__(self):
-        return WorkflowEvaluate, ()  # a copy is set by its own workflow
 
 
 class SurrogateEvoGM(Algorithm):
@@ -101,7 +95,7 @@ class SurrogateEvoGM(Algorithm):
         )
         if outcomes is None:
             outcomes = Outcomes(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
-        outcomes = check_outcomes(Outcomes(*outcomes))
+        outcomes = Outcomes(*check_outcomes(*outcomes))
         if initial_points is None:
             initial_points = lb.new_zeros(0, len(lb))
         check_initial_points(initial_points, lb, ub)
@@ -295,50 +289,4 @@ class SurrogateEvoGM(Algorithm):
             seed,
             self.pop_size,
             self._settings_number,
-        )
-
-
-def check_outcomes(outcomes: Outcomes) -> Outcomes:
-    """Refuse what says nothing about columns of fitness.
-
-    :return: the outcomes with their groups.
-    :raises ValueError: if they are not tensors of one length, or a weight is negative.
-    """
-    weights, by_sign, groups = outcomes
-    if not (isinstance(weights, torch.Tensor) and isinstance(by_sign, torch.Tensor)):
-        raise ValueError(
-            "outcomes: expected two tensors, weights and by_sign, "
-            f"found {type(weights)} and {type(by_sign)}"
-        )
-    if weights.ndim != 1 or weights.shape != by_sign.shape or by_sign.dtype != torch.bool:
-        raise ValueError(
-            "outcomes: expected weights (S,) and by_sign (S,) of bool, "
-            f"found {tuple(weights.shape)} {weights.dtype} and "
-            f"{tuple(by_sign.shape)} {by_sign.dtype}"
-        )
-    if not bool((weights >= 0).all()):
-        raise ValueError(f"outcomes: expected weights of at least 0, found {float(weights.min())}")
-    if groups is None:
-        groups = torch.zeros(len(weights), dtype=torch.int64)
-    if groups.shape != weights.shape or groups.dtype != torch.int64:
-        raise ValueError(
-            f"outcomes: expected groups ({len(weights)},) of int64, "
-            f"found {tuple(groups.shape)} {groups.dtype}"
-        )
-    return Outcomes(weights, by_sign, groups)
-
-
-def check_initial_points(points: torch.Tensor, lb: torch.Tensor, ub: torch.Tensor) -> None:
-    """Refuse initial points of another width, or outside the box.
-
-    :raises ValueError: naming what was found.
-    """
-    if not isinstance(points, torch.Tensor) or points.ndim != 2 or points.shape[1] != len(lb):
-        found = tuple(points.shape) if isinstance(points, torch.Tensor) else repr(points)
-        raise ValueError(f"initial_points: expected a tensor (K, {len(lb)}), found {found}")
-    inside = (lb <= points.to(lb)) & (points.to(lb) <= ub)
-    if not bool(inside.all()):
-        row = int((~inside.all(1)).nonzero()[0])
-        raise ValueError(
-            f"initial_points: expected points inside the box, found {points[row].tolist()}"
         )
