@@ -32,7 +32,8 @@ from evox_evogm.problems.objectives import OBJECTIVES
 from evox_evogm.problems.population_scorer import PopulationScorer, on_cpu_by_default
 from evox_evogm.problems.racing import Race, Racing, in_random_order
 from evox_evogm.problems.retries import evaluate_with_retries
-from evox_evogm.problems.tasks.metrics import outcomes_of, tokenize_task
+from evox_evogm.problems.tasks.margins import outcomes_of
+from evox_evogm.problems.tasks.requests import tokenize_task
 from evox_evogm.problems.tasks.task import Task
 
 TOKENS_AT_ONCE = 16_384  # of prompts, for all merges that are scored together
@@ -301,7 +302,7 @@ class LoRAMergeProblem(Problem):
         :param pop: a `(P, n)` tensor of effective coefficients.
         :param tasks: by default those of the problem.
         :param margins: a dictionary to add to, per task name a `(P, S)` tensor; see
-            `metrics.METRICS_BY_SIGN`.
+            `margins.METRICS_BY_SIGN`.
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
         :raises ValueError: if two tasks have one name, as a dev and a test task may.
         """

@@ -21,12 +21,8 @@ from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.probe import probe_base
 from evox_evogm.problems.inference.shared_layers import count_shared_layers
-from evox_evogm.problems.tasks.metrics import (
-    cases_or_all,
-    group_tasks,
-    prompts_of,
-    score_tasks,
-)
+from evox_evogm.problems.tasks.metrics import group_tasks, score_tasks
+from evox_evogm.problems.tasks.requests import cases_or_all, prompts_of
 from evox_evogm.problems.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -36,7 +32,7 @@ class TaskScores(NamedTuple):
     """What P merges reached on tasks.
 
     :param scores: by task name a `(P, S)` tensor on the CPU, higher is better.
-    :param margins: the same for margins, see `metrics.METRICS_BY_SIGN`.
+    :param margins: the same for margins, see `margins.METRICS_BY_SIGN`.
     """
 
     scores: dict[str, torch.Tensor]

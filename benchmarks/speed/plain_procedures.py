@@ -12,7 +12,8 @@ import torch
 
 from evox_evogm.problems import Example, Task
 from evox_evogm.problems.adapters.read_adapter import Expert, read_expert
-from evox_evogm.problems.tasks.metrics import agrees, gold_text
+from evox_evogm.problems.tasks.exact_match import agrees
+from evox_evogm.problems.tasks.requests import gold_text
 
 NEW_TOKENS, BATCH = 16, 8
 

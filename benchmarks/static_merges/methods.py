@@ -23,7 +23,7 @@ from benchmarks.static_merges.dense import (
 )
 from benchmarks.static_merges.settings import LoadedSuite, Scores, Setting
 from evox_evogm.problems import Task
-from evox_evogm.problems.tasks.metrics import requests_of
+from evox_evogm.problems.tasks.requests import requests_of
 
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # coefficients of all experts
 KEPT = (0.1, 0.5, 0.9)  # off the diagonals of RegMean's grams

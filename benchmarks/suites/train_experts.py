@@ -24,8 +24,9 @@ import torch
 from benchmarks.suites.answer_loss import answer_loss
 from evox_evogm.problems.inference.base_model import SMOLLM2, load_base, weights_sha256
 from evox_evogm.problems.inference.language_model import LanguageModel, Request
-from evox_evogm.problems.tasks.metrics import METRICS, requests_of
+from evox_evogm.problems.tasks.metrics import METRICS
 from evox_evogm.problems.tasks.readers import make_example, reasoning_gym_rows, split_of
+from evox_evogm.problems.tasks.requests import requests_of
 from evox_evogm.problems.tasks.task import Task
 
 DEMO = Path(__file__).resolve().parents[2] / "evox_evogm" / "demo"

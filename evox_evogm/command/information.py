@@ -13,7 +13,7 @@ from evox_evogm.command.scores import ScoreRow, dev_scores_by_point
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.problems.inference.base_model import ready_to_score
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.tasks.metrics import gold_text
+from evox_evogm.problems.tasks.requests import gold_text
 from evox_evogm.problems.tasks.task import Task
 
 ROUNDING = 1e-6  # relative difference up to which two scores are alike

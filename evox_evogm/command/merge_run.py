@@ -47,7 +47,7 @@ from evox_evogm.command.settings import RunSettings
 from evox_evogm.command.tasks import read_tasks
 from evox_evogm.problems.lora_merge import LoRAMergeProblem, box_of
 from evox_evogm.problems.racing import Racing
-from evox_evogm.problems.tasks.metrics import tokenize_task
+from evox_evogm.problems.tasks.requests import tokenize_task
 from evox_evogm.problems.tasks.task import Task
 from evox_evogm.resume.resumable_search import ResumableSearch
 

@@ -10,7 +10,7 @@ from evox_evogm.algorithms.surrogate import Outcomes
 from evox_evogm.algorithms.surrogate_evogm import POP_SIZE, SurrogateEvoGM
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.command.strict_settings import check_names
-from evox_evogm.problems.tasks.metrics import outcomes_of
+from evox_evogm.problems.tasks.margins import outcomes_of
 from evox_evogm.problems.tasks.task import Task
 
 ALGORITHMS = {"SurrogateEvoGM": SurrogateEvoGM, "EvoGM": EvoGM}

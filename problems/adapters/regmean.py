@@ -23,7 +23,7 @@ import torch
 from evox_evogm.problems.adapters.merging import merged, stack_experts
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
 from evox_evogm.problems.inference.language_model import LanguageModel, Request
-from evox_evogm.problems.tasks.metrics import requests_of
+from evox_evogm.problems.tasks.requests import requests_of
 from evox_evogm.problems.tasks.task import Task
 
 if TYPE_CHECKING:

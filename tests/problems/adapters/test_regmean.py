@@ -10,7 +10,7 @@ from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.adapters.read_adapter import read_expert
 from evox_evogm.problems.adapters.regmean import regress_experts
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.tasks.metrics import requests_of
+from evox_evogm.problems.tasks.requests import requests_of
 
 
 def make_task(name, sign):

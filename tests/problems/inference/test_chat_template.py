@@ -12,7 +12,7 @@ from evox_evogm.problems.inference.chat_template import (
     with_chat_template,
 )
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.tasks.metrics import tokenize_task
+from evox_evogm.problems.tasks.requests import tokenize_task
 from evox_evogm.problems.tasks.task import Example, Task
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"

@@ -12,7 +12,8 @@ from evox_evogm.problems.inference.prefix_cache import (
     may_pad_after_prefix,
     shared_lengths,
 )
-from evox_evogm.problems.tasks.metrics import choice_log_probabilities, exact_match, generated_match
+from evox_evogm.problems.tasks.choices import choice_log_probabilities
+from evox_evogm.problems.tasks.exact_match import exact_match, generated_match
 
 pytestmark = pytest.mark.language_model
 

@@ -18,13 +18,10 @@ from tokenizer_kinds import (
 
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Prompts
-from evox_evogm.problems.tasks.metrics import (
-    choice_log_probabilities,
-    exact_match,
-    generated_match,
-    requests_of,
-    score_task,
-)
+from evox_evogm.problems.tasks.choices import choice_log_probabilities
+from evox_evogm.problems.tasks.exact_match import exact_match, generated_match
+from evox_evogm.problems.tasks.metrics import score_task
+from evox_evogm.problems.tasks.requests import requests_of
 from evox_evogm.problems.tasks.task import Example, Task
 
 EVERY_KIND = pytest.mark.parametrize("kind", [*KINDS, *CLASSES])

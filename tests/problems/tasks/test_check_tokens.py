@@ -8,7 +8,7 @@ from builders import build_model, build_tokenizer
 
 from evox_evogm.problems import LoRAMergeProblem
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.tasks.metrics import requests_of, tokenize_task
+from evox_evogm.problems.tasks.requests import requests_of, tokenize_task
 from evox_evogm.problems.tasks.task import Example, Task
 
 pytestmark = pytest.mark.language_model

@@ -9,14 +9,10 @@ import torch
 from builders import build_model, record_passes
 
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.tasks.metrics import (
-    agrees,
-    choice_log_probabilities,
-    exact_match,
-    generated_match,
-    outcomes_of,
-    score_task,
-)
+from evox_evogm.problems.tasks.choices import choice_log_probabilities
+from evox_evogm.problems.tasks.exact_match import agrees, exact_match, generated_match
+from evox_evogm.problems.tasks.margins import outcomes_of
+from evox_evogm.problems.tasks.metrics import score_task
 from evox_evogm.problems.tasks.task import METRIC_NAMES, Example, Task
 
 pytestmark = pytest.mark.language_model

@@ -4,7 +4,8 @@ target.
 
 import pytest
 
-from evox_evogm.problems.tasks.metrics import agrees, is_decided, parse_choice
+from evox_evogm.problems.tasks.choices import parse_choice
+from evox_evogm.problems.tasks.exact_match import agrees, is_decided
 
 BIRDS = {"A": "a bird", "B": "not a bird", "C": "Paris", "D": ""}
 

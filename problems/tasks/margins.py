@@ -1,0 +1,46 @@
+"""By how much answers are right, and how these margins count in the mean over tasks."""
+
+from collections.abc import Sequence
+
+import torch
+
+from evox_evogm.problems.tasks.task import METRIC_NAMES, Task
+
+LEAST_MARGIN = 1e-6  # of a right answer, whose margin has to be above 0
+
+
+def signed(size: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Margins with the sign that their scores have.
+
+    Ties, and texts that are right in other tokens than the target's, are decided elsewhere.
+
+    :param size: margins whose sign may differ.
+    :param right: scores of 0 or 1, of the same shape.
+    """
+    return torch.where(right > 0.5, size.abs().clamp_min(LEAST_MARGIN), -size.abs())
+
+
+# Metrics of 0 or 1. Their margin is above 0 if and only if the score is 1: how far the right answer
+# is ahead of the others, in logits or nats. The margin of the other metric is its score.
+METRICS_BY_SIGN = frozenset(METRIC_NAMES) - {"gold_log_probability"}
+
+
+def outcomes_of(tasks: Sequence[Task]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How the margins of all examples, one task after another, count in the mean over tasks.
+
+    :return: three `(S,)` tensors: the weight of each margin, whether it counts by being above 0,
+        and the number of its task, whose margins have one unit.
+    """
+    weights = []
+    by_sign = []
+    groups = []
+    for number, task in enumerate(tasks):
+        size = len(task.examples)
+        weights += [1 / (len(tasks) * size)] * size
+        by_sign += [task.metric in METRICS_BY_SIGN] * size
+        groups += [number] * size
+    return (
+        torch.tensor(weights, dtype=torch.float32),
+        torch.tensor(by_sign),
+        torch.tensor(groups),
+    )
