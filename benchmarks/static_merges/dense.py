@@ -180,8 +180,8 @@ def coefficients_by_layer(problem: LoRAMergeProblem, coefficients: torch.Tensor)
         row = coefficients[layer_of(name) % len(coefficients)]
         return module.channel_weights(row)[None].to(module.a.dtype)  # (1, R)
 
-    placeholder = torch.ones(problem.n_experts)
-    with merged(problem.language_model.model, problem.stacked, placeholder) as population:
+    every_expert = torch.ones(problem.n_experts)
+    with merged(problem.language_model.model, problem.stacked, every_expert) as population:
         for name, module in population.modules.items():
             population.weights[name] = weight(name, module)
         yield
