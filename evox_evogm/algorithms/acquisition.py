@@ -54,36 +54,50 @@ def draw_candidates(
     return torch.cat([gaussian, crossover, generated]).clamp(-1, 1)
 
 
-def remove_evaluated(candidates: torch.Tensor, evaluated: torch.Tensor) -> torch.Tensor:
-    """Every candidate once, and none that was evaluated: corners of the box come up often."""
-    rows, place = torch.cat([evaluated, candidates]).unique(dim=0, return_inverse=True)
-    new = torch.ones(len(rows), dtype=torch.bool)
+def new_rows(candidates: torch.Tensor, evaluated: torch.Tensor) -> torch.Tensor:
+    """Row numbers of candidates: each point once, and none that was evaluated.
+
+    Corners of the box come up often.
+    """
+    points, place = torch.cat([evaluated, candidates]).unique(dim=0, return_inverse=True)
+    new = torch.ones(len(points), dtype=torch.bool)
     new[place[: len(evaluated)]] = False
-    return rows[new]
+    first = torch.zeros(len(points), dtype=torch.int64)
+    rows = torch.arange(len(candidates))
+    first.scatter_reduce_(0, place[len(evaluated) :], rows, "amin", include_self=False)
+    return first[new]
 
 
 def choose_batch(
-    surrogate: Surrogate, candidates: torch.Tensor, count: int, generator: torch.Generator
+    surrogate: Surrogate,
+    candidates: torch.Tensor,
+    count: int,
+    generator: torch.Generator,
+    predictions: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Row numbers `(count,)` of a batch out of `(C, n)` candidates, chosen one by one."""
-    settings, process = surrogate.settings, surrogate.process
-    posterior = process.posterior(candidates)
-    predicted, deviation = surrogate.predict_with_deviation(posterior)
+    """Row numbers `(count,)` of a batch out of `(C, n)` candidates, chosen one by one.
+
+    :param predictions: two `(C,)` tensors, predicted fitness of the candidates and its deviation,
+        if known.
+    """
+    settings = surrogate.settings
+    if predictions is None:
+        predictions = surrogate.predict_points_with_deviation(candidates)
+    predicted, deviation = predictions
     shortlist = (predicted - deviation).argsort()[: settings.shortlist + count]
     candidates = candidates[shortlist]
-    posterior = Posterior(
-        posterior.means[shortlist],
-        posterior.variance[shortlist].clone(),
-        [whitened[:, shortlist] for whitened in posterior.projected],
-    )
-    # What the perturbed copies of a candidate lose against the candidate itself.
-    loss_around = surrogate.predict_around(candidates) - surrogate.predict(candidates)
+    predicted, deviation = predicted[shortlist], deviation[shortlist]
+    posterior = surrogate.process.posterior(candidates)
+    if settings.exploit_every:
+        # What the perturbed copies of a candidate lose against the candidate itself.
+        loss_around = surrogate.predict_around(candidates) - predicted
 
     chosen: list[int] = []
     # Per block, what each choice explains of the candidates.
     explained: list[list[torch.Tensor]] = [[] for _ in posterior.projected]
     for number in range(count):
-        predicted, deviation = surrogate.predict_with_deviation(posterior)
+        if number:
+            predicted, deviation = surrogate.predict_with_deviation(posterior)
         beta = surrogate.beta * torch.randn((), generator=generator, dtype=torch.float64).abs()
         value = predicted - beta * deviation
         if settings.exploit_every and number % settings.exploit_every == 0:
@@ -245,17 +259,22 @@ def select_for_one_run(
         surrogate = Surrogate(evaluated, values, *outcomes, settings)
         parents, predicted = evaluated, surrogate.predict(evaluated)
         generated = generated.detach().cpu().double()
-        rounds = [draw_candidates(parents, predicted, generated, settings, generator)]
-        while len(rounds) < settings.candidate_rounds:
-            fresh = surrogate.predict(rounds[-1])
-            best = fresh.argsort()[: settings.elites]
-            parents = torch.cat([parents, rounds[-1][best]])
-            predicted = torch.cat([predicted, fresh[best]])
-            none = parents[:0]
-            rounds.append(draw_candidates(parents, predicted, none, settings, generator))
-        candidates = remove_evaluated(torch.cat(rounds), evaluated)
-        batch = candidates[choose_batch(surrogate, candidates, pop_size, generator)]
-        return batch.to(points)
+        rounds, predictions, deviations = [], [], []
+        for _ in range(max(1, settings.candidate_rounds)):
+            fresh = draw_candidates(parents, predicted, generated, settings, generator)
+            expected, deviation = surrogate.predict_points_with_deviation(fresh)
+            rounds.append(fresh)
+            predictions.append(expected)
+            deviations.append(deviation)
+            best = expected.argsort()[: settings.elites]
+            parents = torch.cat([parents, fresh[best]])
+            predicted = torch.cat([predicted, expected[best]])
+            generated = generated[:0]  # in the first round alone
+        candidates = torch.cat(rounds)
+        rows = new_rows(candidates, evaluated)
+        known = torch.cat(predictions)[rows], torch.cat(deviations)[rows]
+        batch = choose_batch(surrogate, candidates[rows], pop_size, generator, known)
+        return candidates[rows[batch]].to(points)
 
 
 # A schema of operators takes no objects: settings are passed by their place in this list.

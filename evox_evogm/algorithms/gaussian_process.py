@@ -1,6 +1,6 @@
 """A Gaussian process on many outcomes of the same points, with one kernel for all outcomes.
 
-One Cholesky factor serves hundreds of outputs. The kernel is Matern 5/2 with a length scale per
+One Cholesky factor serves thousands of outputs. The kernel is Matern 5/2 with a length scale per
 coordinate. The prior of length scales grows with sqrt(n), as in C. Hvarfner et al., "Vanilla
 Bayesian Optimization Performs Great in High Dimensions", ICML 2024, arXiv 2402.02229, but is far
 shorter. Hyper-parameters are fitted by maximum a posteriori (L-BFGS).
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import one_hot
 
 NOISE_FLOOR = 1e-3  # variance, in units of an outcome's variance
 FIT_STEPS = 25  # of L-BFGS
@@ -52,6 +53,19 @@ class Block(NamedTuple):
 
     points: torch.Tensor
     outcomes: torch.Tensor
+
+
+class Moments(NamedTuple):
+    """All that the likelihood of a block depends on; a fit costs no more with more outcomes.
+
+    points: an `(N, n)` tensor.
+    products: an `(N, N)` tensor, inner products of the points' outcomes.
+    outputs: how many outcomes there are, S.
+    """
+
+    points: torch.Tensor
+    products: torch.Tensor
+    outputs: int
 
 
 class Posterior(NamedTuple):
@@ -100,26 +114,35 @@ MATERN32 = Kernel(matern32, matern32_slope)
 RBF = Kernel(rbf, rbf)
 
 
+def moments(block: Block) -> Moments:
+    """What the likelihood of a block depends on."""
+    points, outcomes = block
+    return Moments(points, outcomes @ outcomes.T, outcomes.shape[1])
+
+
 def negative_log_likelihood(
     log_parameters: torch.Tensor,
     points: torch.Tensor,
-    standard: torch.Tensor,
+    products: torch.Tensor,
+    outputs: int,
     kernel: Kernel = MATERN52,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log likelihood of outcomes, less a constant, and its gradient by hyper-parameters.
 
     Written out, because an operator such as `evogm::select_batch` has no autograd. With
-    G = (S K^-1 - A A^T) / 2 and A = K^-1 Z, the derivative by a parameter is the sum of the
-    elements of G times those of dK (C. Rasmussen and C. Williams, "Gaussian Processes for Machine
-    Learning", 2006, eq. 5.9, for S outputs).
+    G = (S K^-1 - K^-1 Z Z^T K^-1) / 2, the derivative by a parameter is the sum of the elements of
+    G times those of dK (C. Rasmussen and C. Williams, "Gaussian Processes for Machine Learning",
+    2006, eq. 5.9, for S outputs). Z, the `(N, S)` outcomes of mean 0 and deviation 1, comes in by
+    Z Z^T alone.
 
     :param log_parameters: an `(n + 2,)` tensor, logarithms of the length scales, the variance, and
         the noise above its floor.
     :param points: an `(N, n)` tensor.
-    :param standard: Z, an `(N, S)` tensor of outcomes of mean 0 and deviation 1.
+    :param products: Z Z^T, an `(N, N)` tensor.
+    :param outputs: S.
     :return: a `()` tensor in nats, and an `(n + 2,)` tensor.
     """
-    (rows, dim), outputs = points.shape, standard.shape[1]
+    rows, dim = points.shape
     *_, variance, noise = log_parameters.exp()
     scaled = points / log_parameters[:dim].exp()
     distance = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
@@ -130,10 +153,9 @@ def negative_log_likelihood(
         return points.new_tensor(torch.inf), torch.zeros_like(log_parameters)
 
     inverse = torch.cholesky_inverse(factor)
-    solved = inverse @ standard  # A (N, S)
-    value = (standard * solved).sum() / 2 + outputs * factor.diagonal().log().sum()
+    value = (inverse * products).sum() / 2 + outputs * factor.diagonal().log().sum()
 
-    sensitivity = (outputs * inverse - solved @ solved.T) / 2  # G (N, N)
+    sensitivity = (outputs * inverse - inverse @ products @ inverse) / 2  # G (N, N)
     weights = sensitivity * variance * kernel.slope(distance)  # times the squared differences
     own = (scaled.square() * weights.sum(1, keepdim=True)).sum(0)
     crossed = (scaled * (weights @ scaled)).sum(0)
@@ -158,18 +180,18 @@ def prior_means(dim: int, prior: Prior = PRIOR) -> torch.Tensor:
 
 def negative_log_posterior(
     log_parameters: torch.Tensor,
-    blocks: list[Block],
+    blocks: list[Moments],
     kernel: Kernel = MATERN52,
     prior: Prior = PRIOR,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log posterior density of hyper-parameters, and its gradient.
 
     :param log_parameters: as of `negative_log_likelihood`.
-    :param blocks: outcomes of mean 0 and deviation 1.
+    :param blocks: of outcomes of mean 0 and deviation 1.
     :return: a `()` tensor in nats, and an `(n + 2,)` tensor.
     """
     dim = len(log_parameters) - 2
-    outputs = sum(block.outcomes.shape[1] for block in blocks)
+    outputs = sum(block.outputs for block in blocks)
     tempered = min(1.0, prior.evidence / outputs)
     log_variances = [prior.length_scale_log_variance] * dim + [1.0, 4.0]
     variances = torch.tensor(log_variances, dtype=log_parameters.dtype)
@@ -214,6 +236,7 @@ class GaussianProcess:
         self.scale = mean_square.sqrt().clamp_min(1e-6)  # (S,)
         patterns, self.block_of = observed.T.unique(dim=0, return_inverse=True)  # (B, N), (S,)
         self.rows = list(patterns)
+        self.membership = one_hot(self.block_of, len(patterns)).T.to(points)  # (B, S) of 0 and 1
 
         standard = away / self.scale
         fit_rows = torch.arange(len(points)) < max_fit_points
@@ -221,12 +244,13 @@ class GaussianProcess:
         for block, rows in enumerate(self.rows):
             values = standard[rows][:, self.block_of == block]
             blocks.append(Block(points[rows], values))
-            fitted.append(Block(points[rows][fit_rows[rows]], values[fit_rows[rows]]))
+            first = fit_rows[rows]
+            fitted.append(moments(Block(points[rows][first], values[first])))
         self.length_scales, self.variance, self.noise = self._fit(fitted)
         self._factor(blocks, torch.zeros_like(standard))
 
     def _factor(self, blocks: list[Block], coefficients: torch.Tensor) -> None:
-        """Cholesky factors by block, and K^-1 Z as `coefficients` (N, S)."""
+        """Cholesky factors by block, and K^-1 Z as `coefficients` (N, S), in units of outcomes."""
         self.factors = []
         for block, rows in enumerate(self.rows):
             points, outcomes = blocks[block]
@@ -236,14 +260,14 @@ class GaussianProcess:
             self.factors.append(factor)
             columns = (self.block_of == block).nonzero()[:, 0]
             coefficients[rows.nonzero(), columns] = torch.cholesky_solve(outcomes, factor)
-        self.coefficients = coefficients
+        self.coefficients = coefficients * self.scale
 
     def covariance(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Of `(A, n)` and `(B, n)` points, an `(A, B)` tensor in units of an outcome's variance."""
         distance = torch.cdist(first / self.length_scales, second / self.length_scales)
         return self.variance * self.kernel.correlation(distance)
 
-    def _fit(self, blocks: list[Block]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _fit(self, blocks: list[Moments]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The most probable length scales (n,), variance and noise.
 
         The best that the line searches have seen, not the last: where a Cholesky factor fails, a
@@ -276,10 +300,11 @@ class GaussianProcess:
     def posterior(self, candidates: torch.Tensor) -> Posterior:
         """What the process predicts for `(C, n)` candidates."""
         covariance = self.covariance(candidates, self.points)  # (C, N)
-        means = self.center + self.scale * (covariance @ self.coefficients)
+        means = torch.addmm(self.center, covariance, self.coefficients)
         projected, explained = [], []
         for factor, rows in zip(self.factors, self.rows, strict=True):
-            whitened = torch.linalg.solve_triangular(factor, covariance[:, rows].T, upper=False)
+            known = covariance if rows.all() else covariance[:, rows]
+            whitened = torch.linalg.solve_triangular(factor, known.T, upper=False)
             projected.append(whitened)
             explained.append(whitened.square().sum(0))
         variance = (self.variance - torch.stack(explained, 1)).clamp_min(1e-9)  # (C, B)

@@ -26,6 +26,10 @@ from evox_evogm.algorithms.gaussian_process import (
     Prior,
 )
 
+# Predictions are made in chunks: a chunk's 2 MiB stay in a cache, and memory stays bounded.
+CHUNK_ELEMENTS = 2**18  # candidates times outcomes
+MIN_CHUNK = 32  # candidates; products of fewer rows are slower
+
 
 class Outcomes(NamedTuple):
     """What the columns of fitness beyond the first mean, as the problem gives them.
@@ -126,6 +130,31 @@ class SurrogateSettings:
     """Distance of initial points from the average, times 1/sqrt(n) a coordinate."""
 
 
+def expected_fitness(
+    process: GaussianProcess,
+    posterior: Posterior,
+    weights: torch.Tensor,
+    by_sign: torch.Tensor,
+    noise_std: torch.Tensor | float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicted fitness of C candidates, and the expected signs of their outcomes.
+
+    :param posterior: of these candidates.
+    :param weights: an `(S,)` tensor, weights of the outcomes as the process has them.
+    :param by_sign: an `(S,)` tensor, see `Outcomes`.
+    :param noise_std: a deviation of outcomes beside the process's own.
+    :return: a `(C,)` tensor, and a `(C, S)` tensor between -1 and 1.
+    """
+    scales = process.membership * process.scale.square()  # (B, S)
+    noise = process.noise * process.scale.square() + noise_std**2  # (S,)
+    # In place, as new memory would take longer than the arithmetic.
+    spread = torch.addmm(2 * noise, posterior.variance, 2 * scales).sqrt_()  # (C, S)
+    signs = torch.div(posterior.means, spread, out=spread).erf_()  # P(above 0) - P(below 0)
+    sign_weights, other_weights = weights * by_sign, weights * ~by_sign
+    predicted = (signs @ sign_weights + sign_weights.sum()) / 2 + posterior.means @ other_weights
+    return predicted, signs
+
+
 def predict_fitness(
     process: GaussianProcess,
     posterior: Posterior,
@@ -137,21 +166,21 @@ def predict_fitness(
     """Predicted fitness of C candidates, and by how much it may deviate.
 
     :param posterior: of these candidates.
-    :param weights: an `(S,)` tensor, weights of the outcomes as the process has them.
-    :param by_sign: an `(S,)` tensor, see `Outcomes`.
-    :param noise_std: a deviation of outcomes beside the process's own.
+    :param weights: as of `expected_fitness`.
+    :param by_sign: as of `expected_fitness`.
+    :param noise_std: as of `expected_fitness`.
     :param sum_deviation: see `SurrogateSettings`.
     :return: two `(C,)` tensors.
     """
-    means, variance = posterior.means, posterior.variance[:, process.block_of]  # (C, S)
-    spread = ((variance + process.noise) * process.scale**2 + noise_std**2).sqrt()  # (C, S)
-    above = torch.special.ndtr(means / spread)
+    predicted, signs = expected_fitness(process, posterior, weights, by_sign, noise_std)
+    variance = posterior.variance  # (C, B)
+    by_block = process.membership * weights.abs()  # (B, S)
+    # The deviation of a coin is sqrt(p (1 - p)), with p = (1 + sign) / 2.
+    coins = (1 - signs).mul_(signs.add_(1)).sqrt_() @ (by_block * by_sign).T / 2  # (C, B)
     resolved = (variance / (variance + process.noise)).sqrt()  # the share that an evaluation ends
-    deviation = torch.where(
-        by_sign, (above * (1 - above)).sqrt() * resolved, variance.sqrt() * process.scale
-    )
+    others = variance.sqrt() * ((by_block * ~by_sign) @ process.scale)  # (C, B)
     factor = sum_deviation if len(weights) > 1 else 1.0
-    return torch.where(by_sign, above, means) @ weights, factor * (deviation @ weights.abs())
+    return predicted, factor * (coins * resolved + others).sum(1)
 
 
 class Surrogate:
@@ -212,7 +241,31 @@ class Surrogate:
 
         :param noise_std: in place of the one for choosing a batch.
         """
-        return self.predict_with_deviation(self.process.posterior(points), noise_std)[0]
+        noise_std = self.noise_std if noise_std is None else noise_std
+        predictions = []
+        for chunk in self._chunks(points):
+            posterior = self.process.posterior(chunk)
+            predicted, _ = expected_fitness(
+                self.process, posterior, self.weights, self.by_sign, noise_std
+            )
+            predictions.append(predicted)
+        return torch.cat(predictions)
+
+    def predict_points_with_deviation(
+        self, points: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predicted fitness of `(C, n)` points, and its deviation, `(C,)` each."""
+        predictions, deviations = [], []
+        for chunk in self._chunks(points):
+            predicted, deviation = self.predict_with_deviation(self.process.posterior(chunk))
+            predictions.append(predicted)
+            deviations.append(deviation)
+        return torch.cat(predictions), torch.cat(deviations)
+
+    def _chunks(self, points: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Points in chunks of about `CHUNK_ELEMENTS` predicted outcomes."""
+        columns = max(len(self.process.points), len(self.weights))
+        return points.split(max(MIN_CHUNK, CHUNK_ELEMENTS // columns))
 
     def predict_with_deviation(
         self, posterior: Posterior, noise_std=None
@@ -239,10 +292,9 @@ class Surrogate:
         shape = self.settings.perturbations, points.shape[1]
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(shape, generator=generator, dtype=points.dtype)
-        predictions = []
-        for step in self.settings.perturbation_std * noise:
-            predictions.append(self.predict(points + step, self.recommend_noise_std))
-        return torch.stack(predictions).mean(0)
+        copies = points + self.settings.perturbation_std * noise[:, None]  # (copies, C, n)
+        predicted = self.predict(copies.flatten(0, 1), self.recommend_noise_std)
+        return predicted.view(copies.shape[:2]).mean(0)
 
 
 def median_sizes(

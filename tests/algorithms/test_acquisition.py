@@ -8,8 +8,8 @@ from evox_evogm.algorithms import acquisition
 from evox_evogm.algorithms.acquisition import (
     better_of,
     choose_batch,
+    new_rows,
     recommend,
-    remove_evaluated,
     select_batch,
     settings_number,
     to_cpu,
@@ -113,7 +113,25 @@ def test_what_failed_is_recognised_in_every_dtype(dtype):
 def test_evaluated_points_and_equal_ones_are_no_candidates():
     candidates = torch.tensor([[1.0, 1.0], [0.5, 0.25], [1.0, 1.0], [-1.0, 1.0]]).double()
     evaluated = torch.tensor([[-1.0, 1.0], [0.0, 0.0]]).double()
-    assert remove_evaluated(candidates, evaluated).tolist() == [[0.5, 0.25], [1.0, 1.0]]
+    assert new_rows(candidates, evaluated).tolist() == [1, 0]  # in the order of their coordinates
+
+
+def test_a_batch_is_chosen_by_the_predictions_of_its_candidates(data, monkeypatch):
+    """Predictions of the rounds are used again, though evaluated and equal points are left out."""
+    points = torch.cat([data[0], torch.ones(1, 3).double()])
+    fitness, seen = -points.sum(1, keepdim=True), []
+
+    def listen(surrogate, candidates, count, generator, predictions):
+        again = surrogate.predict_points_with_deviation(candidates)
+        for known, expected in zip(predictions, again, strict=True):
+            assert torch.allclose(known, expected, rtol=0, atol=1e-12)
+        seen.append(len(candidates))
+        return choose_batch(surrogate, candidates, count, generator)
+
+    found = select(points, fitness, 0, 6)
+    monkeypatch.setattr(acquisition, "choose_batch", listen)
+    assert torch.equal(select(points, fitness, 0, 6), found)
+    assert seen[0] < 3 * 1500 + 1500  # noise is cut off at the corner again and again
 
 
 def test_a_batch_at_a_corner_of_the_box_has_different_points(data):

@@ -14,6 +14,7 @@ from evox_evogm.algorithms.gaussian_process import (
     Block,
     GaussianProcess,
     Prior,
+    moments,
     negative_log_posterior,
 )
 
@@ -50,7 +51,7 @@ def test_the_posterior_of_hyper_parameters_is_a_normal_distribution_times_the_pr
         ((logarithms[:3] - typical) ** 2).sum() / 2 + 0.2**2 / 2 + (-3.0 - math.log(0.01)) ** 2 / 8
     )
     assert torch.allclose(
-        negative_log_posterior(logarithms, [Block(points, outcomes)])[0], evidence + prior
+        negative_log_posterior(logarithms, [moments(Block(points, outcomes))])[0], evidence + prior
     )
 
 
@@ -60,7 +61,7 @@ def test_its_gradient_is_that_of_finite_differences(data):
     steps = 1e-5 * torch.eye(5, dtype=torch.float64)
     values = [
         [
-            negative_log_posterior(logarithms + sign * step, [Block(points, outcomes)])[0]
+            negative_log_posterior(logarithms + sign * step, [moments(Block(points, outcomes))])[0]
             for sign in (1, -1)
         ]
         for step in steps
@@ -69,7 +70,9 @@ def test_its_gradient_is_that_of_finite_differences(data):
         [(above - below) / 2e-5 for above, below in values], dtype=torch.float64
     )
     assert torch.allclose(
-        negative_log_posterior(logarithms, [Block(points, outcomes)])[1], expected, atol=1e-6
+        negative_log_posterior(logarithms, [moments(Block(points, outcomes))])[1],
+        expected,
+        atol=1e-6,
     )
 
 

@@ -1,9 +1,13 @@
 """What the surrogate makes of outcomes."""
 
+import math
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evox_evogm import SurrogateSettings
+from evox_evogm.algorithms import surrogate as surrogate_module
 from evox_evogm.algorithms.gaussian_process import GaussianProcess
 from evox_evogm.algorithms.surrogate import Surrogate, predict_fitness, winsorize
 
@@ -47,6 +51,105 @@ def test_the_outcomes_of_a_merge_that_failed_are_the_worst_of_the_others():
     # In the second column 1 is as far above the median -1 as the best is below it.
     means = torch.tensor([(2 - 2 + 1 + 2) / 4, (-1 - 3 + 1 + 1) / 4]).double()
     assert torch.allclose(surrogate.process.center, means)
+
+
+def plain_covariance(process, first, second):
+    """Matern 5/2 by its formula."""
+    difference = (first[:, None] - second) / process.length_scales
+    distance = math.sqrt(5) * difference.square().sum(2).sqrt()
+    return process.variance * (1 + distance + distance**2 / 3) * (-distance).exp()
+
+
+def predict_one_by_one(process, points, outcomes, weights, by_sign, noise_std, candidates):
+    """Predicted fitness and its deviation by a process an outcome: slow, and plain."""
+    fitness = torch.zeros(len(candidates), dtype=torch.float64)
+    deviation = fitness.clone()
+    for column, weight, counts_by_sign in zip(outcomes.T, weights, by_sign, strict=True):
+        observed = column.isfinite()
+        known, values = points[observed], column[observed]
+        center, scale = values.mean(), values.std(correction=0)
+        covariance = plain_covariance(process, known, known)
+        inverse = torch.linalg.inv(covariance + process.noise * torch.eye(len(known)).double())
+        cross = plain_covariance(process, candidates, known)
+        mean = center + cross @ inverse @ (values - center)
+        variance = process.variance - (cross @ inverse * cross).sum(1)
+        if counts_by_sign:
+            spread = ((variance + process.noise) * scale**2 + noise_std**2).sqrt()
+            above = torch.distributions.Normal(0.0, 1.0).cdf(mean / spread)
+            resolved = (variance / (variance + process.noise)).sqrt()
+            fitness += weight * above
+            deviation += 0.3 * weight * (above * (1 - above)).sqrt() * resolved
+        else:
+            fitness += weight * mean
+            deviation += 0.3 * weight * scale * variance.sqrt()
+    return fitness, deviation
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_predictions_are_those_of_a_process_an_outcome(pruned, monkeypatch):
+    """Of two kinds of outcomes, in chunks of four candidates, with and without pruned rows."""
+    monkeypatch.setattr(surrogate_module, "CHUNK_ELEMENTS", 160)
+    monkeypatch.setattr(surrogate_module, "MIN_CHUNK", 1)
+    generator = torch.Generator().manual_seed(0)
+    options = {"generator": generator, "dtype": torch.float64}
+    points, candidates = 2 * torch.rand(20, 3, **options) - 1, 2 * torch.rand(23, 3, **options) - 1
+    outcomes = torch.tanh(points @ torch.randn(3, 40, **options)) - 0.2
+    if pruned:
+        outcomes[14:, 25:] = torch.nan
+        outcomes[17:, 33:] = torch.nan
+    weights, by_sign = torch.rand(40, **options), torch.rand(40, **options) < 0.6
+    fitness = torch.cat([points[:, :1], outcomes], 1)
+    surrogate = Surrogate(
+        points,
+        fitness,
+        weights,
+        by_sign,
+        settings=SurrogateSettings(score_transform=lambda rows: rows),
+    )
+    median = outcomes[:, by_sign].abs().nanmedian()
+    bent = torch.where(by_sign, 2 * median * torch.tanh(outcomes / (2 * median)), outcomes)
+    plain = predict_one_by_one(
+        surrogate.process, points, bent, weights, by_sign, 0.3 * median, candidates
+    )
+    found = surrogate.predict_points_with_deviation(candidates)
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+    torch.testing.assert_close(surrogate.predict(candidates), plain[0], rtol=0, atol=1e-9)
+
+    noise = torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    around = []
+    for step in 0.05 * noise:
+        arguments = points, bent, weights, by_sign, 0.6 * median, candidates + step
+        around.append(predict_one_by_one(surrogate.process, *arguments)[0])
+    expected = torch.stack(around).mean(0)
+    torch.testing.assert_close(surrogate.predict_around(candidates), expected, rtol=0, atol=1e-9)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches how many elements the largest new tensor has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.untyped_storage().nbytes() // 8)
+        return result
+
+
+def test_memory_does_not_grow_with_candidates_times_outcomes():
+    """3,000 candidates and 2,000 outcomes are six million predictions, 46 MiB an operation."""
+    generator = torch.Generator().manual_seed(0)
+    points = 2 * torch.rand(10, 3, generator=generator, dtype=torch.float64) - 1
+    outcomes = points @ torch.randn(3, 2000, generator=generator).double()
+    fitness = torch.cat([points[:, :1], outcomes], 1)
+    surrogate = Surrogate(points, fitness, torch.ones(2000), torch.ones(2000, dtype=torch.bool))
+    candidates = 2 * torch.rand(3000, 3, generator=generator, dtype=torch.float64) - 1
+    with LargestTensor() as largest:
+        surrogate.predict(candidates)
+        surrogate.predict_points_with_deviation(candidates)
+        surrogate.predict_around(candidates[:500])
+    assert largest.elements <= surrogate_module.CHUNK_ELEMENTS
 
 
 def test_outcomes_that_count_by_their_sign_are_bent_and_what_decides_about_it_is_noisier(data):
