@@ -1,5 +1,7 @@
 """Runs and checks of EvoX's contract for algorithms: eager, compiled, vmapped, or both."""
 
+from contextlib import contextmanager
+
 import torch
 from evox import compile, use_state, vmap
 
@@ -60,3 +62,27 @@ def check_records_agree(eager, compiled):
     assert eager.keys() == compiled.keys()
     for key in eager:
         torch.testing.assert_close(compiled[key], eager[key], rtol=1e-4, atol=1e-5)
+
+
+@contextmanager
+def bfloat16_by_default():
+    """Inside the block new tensors are bfloat16 unless something else is said."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+HALF = torch.ones(2, dtype=torch.float16)
+INFINITE = torch.tensor([1.0, torch.inf])
+HUGE = torch.full((2,), 3e38)
+# Boxes that no search can work in, and what is said of them.
+BAD_BOXES = [
+    ((-HALF, HALF), "lb and ub: expected float32 or float64, found torch.float16"),
+    ((-HALF.bfloat16(), HALF.bfloat16()), "found torch.bfloat16, .* give dtype=torch.float32"),
+    ((torch.zeros(2), INFINITE), r"expected finite bounds .* found lb .*, ub \[1.0, inf\]"),
+    ((-INFINITE, INFINITE), r"expected finite bounds .* found lb \[-1.0, -inf\]"),
+    ((-HUGE, HUGE), "expected finite bounds with a finite distance"),
+    ((torch.zeros(2), torch.tensor([1.0, torch.nan])), r"expected lb < ub .* ub \[1.0, nan\]"),
+]

@@ -9,8 +9,8 @@ def check_box(pop_size: int, lb: torch.Tensor, ub: torch.Tensor, least: int = 1)
     """Refuse what is not a population size and a box.
 
     :param least: the smallest population that the algorithm can work with.
-    :raises ValueError: if `pop_size` is under `least`, or `lb` and `ub` are not two vectors with lb
-        < ub.
+    :raises ValueError: if `pop_size` is under `least`, or `lb` and `ub` are not two finite vectors
+        of float32 or float64 with lb < ub.
     """
     check_whole_numbers(least, pop_size=pop_size)
     for name, value in {"lb": lb, "ub": ub}.items():
@@ -22,10 +22,30 @@ def check_box(pop_size: int, lb: torch.Tensor, ub: torch.Tensor, least: int = 1)
             "lb and ub: expected two floating-point vectors of one length and dtype, "
             f"found {tuple(lb.shape)} {lb.dtype} and {tuple(ub.shape)} {ub.dtype}"
         )
+    check_precision("lb and ub", lb)
     if not bool((lb < ub).all()):
         raise ValueError(
             "lb and ub: expected lb < ub in every coordinate, "
             f"found lb {lb.tolist()}, ub {ub.tolist()}"
+        )
+    if not bool((ub - lb).isfinite().all()):
+        raise ValueError(
+            "lb and ub: expected finite bounds with a finite distance, "
+            f"found lb {lb.tolist()}, ub {ub.tolist()}"
+        )
+
+
+def check_precision(name: str, vector: torch.Tensor) -> None:
+    """Refuse a vector in half precision, in which near points and scores become equal.
+
+    :param name: of the vector.
+    :param vector: of a floating-point type. A search computes in this type.
+    :raises ValueError: if it is neither float32 nor float64.
+    """
+    if vector.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{name}: expected float32 or float64, found {vector.dtype}, in which near points are "
+            "equal; give dtype=torch.float32"
         )
 
 

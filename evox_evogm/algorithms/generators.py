@@ -42,7 +42,7 @@ def initial_parameters(
     source = None if seed is None else torch.Generator(device).manual_seed(seed)
     bounds = []
     for d_in, d_out in pairwise(sizes):
-        bounds.append(torch.full(((d_in + 1) * d_out,), d_in**-0.5))
+        bounds.append(torch.full(((d_in + 1) * d_out,), d_in**-0.5, dtype=torch.float32))
     bound = torch.cat(bounds).to(device, dtype)  # (N,)
     uniform = torch.rand(count, len(bound), dtype=dtype, device=device, generator=source)
     return (2 * uniform - 1) * bound

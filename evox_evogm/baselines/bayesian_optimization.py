@@ -14,6 +14,8 @@ without the old ones. Here the region becomes large again, and all evaluations a
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -130,8 +132,8 @@ class BayesianOptimization(Algorithm):
             return uniform(self.pop_size, self.lb, self.ub)
         worst = self.fitness[finite].max()
         scores = -torch.where(finite, self.fitness, worst)[:, None]  # (H, 1)
-        # The history is on the CPU, whatever torch's default device is.
-        with torch.device("cpu"):
+        # The history is on the CPU in float64, whatever torch's defaults are.
+        with torch.device("cpu"), _float32_by_default():
             batch = self._optimize_acquisition(scores)  # (P, n) in [0, 1]
         batch = self.lb + (self.ub - self.lb) * batch.to(self.lb)
         return batch.clamp(self.lb, self.ub)
@@ -194,6 +196,17 @@ class TrustRegion:
         return TrustRegion(self.failures_to_shrink, length, successes, failures)
 
 
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Inside the block botorch makes its constants in float32, and rounds none to less."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 def sobol(count: int, lb: torch.Tensor, ub: torch.Tensor) -> torch.Tensor:
     """A `(count, n)` tensor of scrambled Sobol points between two `(n,)` tensors."""
     seed = int(torch.randint(2**31, ()))
@@ -244,7 +257,7 @@ def perturbations(
     """
     n = len(best)
     unit = sobol(count, torch.zeros_like(best), torch.ones_like(best))  # (count, n)
-    draws = torch.rand(count, n)
+    draws = torch.rand(count, n, dtype=torch.float32)
     perturbed = (draws < min(20 / n, 1)) | (draws == draws.amin(1, keepdim=True))
     return torch.where(perturbed, lower + (upper - lower) * unit, best)
 

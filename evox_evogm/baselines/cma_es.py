@@ -10,6 +10,7 @@ import torch
 from evox.core import Algorithm
 
 from evox_evogm.algorithms.archive import failed_as_worst
+from evox_evogm.algorithms.checks import check_box, check_precision
 
 
 class CMAES(Algorithm):
@@ -34,15 +35,14 @@ class CMAES(Algorithm):
         :param pop_size: evaluations per step. Defaults to 4 + floor(3 ln n).
         :param bounds: an `(n, 2)` tensor of least and largest values, or None.
         :param device: where candidates are evaluated. Defaults to torch's default device.
-        :raises ValueError: if `mean` is not a vector, or `sigma` not positive.
+        :raises ValueError: if `mean` is not a finite vector of float32 or float64, `sigma` not
+            positive, or `bounds` no box with the mean inside.
         :raises ModuleNotFoundError: without the package `cmaes`.
         """
         super().__init__()
-        if mean.ndim != 1 or not mean.dtype.is_floating_point or not sigma > 0:
-            raise ValueError(
-                "mean and sigma: expected a floating-point vector and a positive number, "
-                f"found {tuple(mean.shape)} {mean.dtype} and {sigma}"
-            )
+        _check_start(mean, sigma)
+        if bounds is not None:
+            _check_bounds(mean, bounds)
         from cmaes import CMA
 
         self.device = torch.get_default_device() if device is None else torch.device(device)
@@ -67,3 +67,27 @@ class CMAES(Algorithm):
     def record_step(self) -> dict[str, torch.Tensor]:
         """The `mean` (n,) of the search distribution."""
         return {"mean": torch.tensor(self.cma.mean, dtype=self.dtype)}
+
+
+def _check_start(mean: torch.Tensor, sigma: float) -> None:
+    """Refuse what is no first mean and step size."""
+    if mean.ndim != 1 or not mean.dtype.is_floating_point or not 0 < sigma < float("inf"):
+        raise ValueError(
+            "mean and sigma: expected a floating-point vector and a positive number, "
+            f"found {tuple(mean.shape)} {mean.dtype} and {sigma}"
+        )
+    check_precision("mean", mean)
+    if not bool(mean.isfinite().all()):
+        raise ValueError(f"mean: expected finite numbers, found {mean.tolist()}")
+
+
+def _check_bounds(mean: torch.Tensor, bounds: torch.Tensor) -> None:
+    """Refuse what are no bounds around a first mean."""
+    if bounds.shape != (len(mean), 2):
+        raise ValueError(f"bounds: expected ({len(mean)}, 2), found {tuple(bounds.shape)}")
+    lb, ub = bounds.unbind(1)
+    check_box(1, lb, ub)
+    if not bool((lb <= mean.to(lb)).all() and (mean.to(lb) <= ub).all()):
+        raise ValueError(
+            f"mean: expected a point within the bounds {bounds.tolist()}, found {mean.tolist()}"
+        )

@@ -163,7 +163,7 @@ def experts_and_interpolations(
     """
     one_hots = torch.eye(n, dtype=dtype, device=device)
     rows = max(0, pop_size - n)
-    permutations = torch.rand(rows, n, device=device).argsort(1)  # (rows, n)
+    permutations = torch.rand(rows, n, dtype=torch.float32, device=device).argsort(1)  # (rows, n)
     shares = torch.rand(rows, 1, dtype=dtype, device=device)
     first = one_hots[permutations[:, 0]]  # (rows, n)
     second = one_hots[permutations[:, -1]]

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from contract import check_record, check_records_agree, run_algorithm, run_eager_and_compiled
+from contract import (
+    BAD_BOXES,
+    bfloat16_by_default,
+    check_record,
+    check_records_agree,
+    run_algorithm,
+    run_eager_and_compiled,
+)
 from contract import run_vmap_algorithm as run_vmapped
 from evox import compile
 from evox.problems.hpo_wrapper import HPOFitnessMonitor, HPOProblemWrapper
@@ -68,6 +75,29 @@ def check_vmapped(state, n, pop_size, dtype, instances=3):
 def test_steps_run_eagerly(search, n, pop_size, dtype):
     workflow = make_workflow(search, n, pop_size, dtype)
     check_record(run_algorithm(workflow, workflow.step), n, pop_size, dtype)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_default_dtype_of_the_caller_changes_no_number(search):
+    def run():
+        torch.manual_seed(2)
+        workflow = make_workflow(search, n=3, pop_size=5)
+        run_algorithm(workflow, workflow.step)
+        return workflow.algorithm.state_dict()
+
+    expected = run()
+    with bfloat16_by_default():
+        found = run()
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert torch.equal(found[name], values), name
+
+
+@pytest.mark.parametrize("search", [EvoGM, SurrogateEvoGM])
+@pytest.mark.parametrize(("box", "message"), BAD_BOXES)
+def test_a_box_in_half_precision_or_without_an_end_is_refused(search, box, message):
+    with pytest.raises(ValueError, match=message):
+        search(4, *box)
 
 
 @pytest.mark.compiled

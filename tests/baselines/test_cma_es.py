@@ -1,8 +1,10 @@
 """CMA-ES in a workflow is the package `cmaes` driven by hand."""
 
 import numpy as np
+import pytest
 import torch
 from cmaes import CMA
+from contract import BAD_BOXES
 from evox.problems.numerical import Ellipsoid
 from evox.workflows import EvalMonitor, StdWorkflow
 
@@ -56,3 +58,27 @@ def test_its_population_is_that_of_the_library_and_it_keeps_to_bounds():
     (points,) = workflow.monitor.get_solution_history()
     assert points.shape == (4 + int(3 * np.log(4)), 4)
     assert (points >= 0).all() and (points <= 0.2).all()
+
+
+@pytest.mark.parametrize(("box", "message"), BAD_BOXES)
+def test_bounds_in_half_precision_or_without_an_end_are_refused(box, message):
+    with pytest.raises(ValueError, match=message):
+        CMAES(torch.zeros(2), 0.3, bounds=torch.stack(box, 1))
+
+
+@pytest.mark.parametrize(
+    ("mean", "bounds", "message"),
+    [
+        (torch.zeros(2, dtype=torch.float16), None, "mean: expected float32 or float64, found"),
+        (torch.tensor([0.0, torch.inf]), None, r"mean: expected finite .* found \[0.0, inf\]"),
+        (torch.zeros(2), torch.ones(2), r"bounds: expected \(2, 2\), found \(2,\)"),
+        (
+            torch.zeros(2),
+            torch.tensor([[1.0, 2.0]] * 2),
+            r"mean: expected a point within .* found \[0.0, 0.0\]",
+        ),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(mean, bounds, message):
+    with pytest.raises(ValueError, match=message):
+        CMAES(mean, 0.3, bounds=bounds)

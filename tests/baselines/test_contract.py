@@ -4,6 +4,8 @@ import pytest
 import torch
 from bowls import Bowl, FailingBowl, box, evaluated_points
 from contract import (
+    BAD_BOXES,
+    bfloat16_by_default,
     check_record,
     check_records_agree,
     run_algorithm,
@@ -11,9 +13,15 @@ from contract import (
     run_vmap_algorithm,
 )
 from evox.problems.numerical import Sphere
-from evox.workflows import StdWorkflow
+from evox.workflows import EvalMonitor, StdWorkflow
 
-from evox_evogm.baselines import BayesianOptimization, ModelSwarms, PSOMerging, RandomSearch
+from evox_evogm.baselines import (
+    CMAES,
+    BayesianOptimization,
+    ModelSwarms,
+    PSOMerging,
+    RandomSearch,
+)
 
 # Those whose state is in tensors. The others are not for compilation.
 IN_TENSORS = {
@@ -112,6 +120,37 @@ def test_failed_evaluations_count_as_worst(name):
 def test_sizes_and_boxes_that_cannot_be_are_refused(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(*arguments)
+
+
+@pytest.mark.parametrize("make", [RandomSearch, ModelSwarms, PSOMerging, BayesianOptimization])
+@pytest.mark.parametrize(("box", "message"), BAD_BOXES)
+def test_a_box_in_half_precision_or_without_an_end_is_refused(make, box, message):
+    with pytest.raises(ValueError, match=message):
+        make(4, *box)
+
+
+@pytest.mark.parametrize("algorithm", ["CMA-ES", "turbo", "qlogei", *IN_TENSORS])
+def test_the_default_dtype_of_the_caller_changes_no_number(algorithm):
+    def make():
+        lb, ub = box(3)
+        if algorithm == "CMA-ES":
+            return CMAES((lb + ub) / 2, 0.3, 6)
+        if algorithm in ("turbo", "qlogei"):
+            return BayesianOptimization(3, lb, ub, acquisition=algorithm, candidates=50)
+        return make_algorithm(algorithm, 6, 3)
+
+    def run():
+        torch.manual_seed(2)
+        monitor = EvalMonitor(full_sol_history=True)
+        workflow = StdWorkflow(make(), Sphere(), monitor)
+        workflow.init_step()
+        for _ in range(2):
+            workflow.step()
+        return torch.cat(monitor.get_solution_history())
+
+    expected = run()
+    with bfloat16_by_default():
+        assert torch.equal(run(), expected)
 
 
 @pytest.mark.parametrize(
