@@ -52,17 +52,32 @@ def check_candidates_at_once(count) -> None:
 def check_objectives(objectives, racing: Racing | None) -> None:
     """Refuse unknown objectives, and racing where no merge is the best."""
     if objectives not in OBJECTIVES:
+        raise ValueError(f"objectives: expected {', '.join(OBJECTIVES)}, found {objectives!r}")
+    if racing is not None and objectives not in ("mean", "outcomes"):
         raise ValueError(
-            f'objectives: expected "mean", "tasks" or "outcomes", found {objectives!r}'
-        )
-    if racing is not None and objectives == "tasks":
-        raise ValueError(
-            'racing: expected objectives "mean" or "outcomes", of which there is a best, '
-            'found "tasks"'
+            f"racing: expected objectives mean or outcomes, found {objectives!r}: pruning needs a "
+            "best merge, and gradients need all examples"
         )
 
 
-def check_width(pop: torch.Tensor, n: int) -> None:
-    """Refuse a population that has not n columns."""
-    if pop.ndim != 2 or pop.shape[1] != n:
-        raise ValueError(f"pop: expected (P, {n}), one column per expert, found {tuple(pop.shape)}")
+def check_width(pop: torch.Tensor, n: int, groups: int) -> None:
+    """Refuse a population that has not n g columns.
+
+    :param groups: g.
+    """
+    if pop.ndim == 2 and pop.shape[1] == n * groups:
+        return
+    each = "per expert" if groups == 1 else f"for each of {n} experts and {groups} groups"
+    raise ValueError(
+        f"pop: expected (P, {n * groups}), one column {each}, found {tuple(pop.shape)}"
+    )
+
+
+def check_no_transform(pop: torch.Tensor) -> None:
+    """Refuse a population that stands for several, as inside torch.vmap, or for a derivative."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(pop):
+        raise ValueError(
+            "pop: expected one population, found a tensor inside torch.vmap or another transform "
+            "of torch.func (EvoX's HPOProblemWrapper uses vmap); merges are scored by a language "
+            "model outside of torch's transforms, so run such searches one after the other"
+        )

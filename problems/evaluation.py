@@ -1,11 +1,15 @@
 """One evaluation of one merge: the unit of the budget, and of the records that a run keeps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
+
+# What a forward and a backward pass take, in forward passes: 2.8 unmerged, 3.3 merged, as measured
+# (benchmarks/results/gradients.md).
+GRADIENT_COST = 3.0
 
 
 @dataclass(frozen=True)
@@ -20,17 +24,21 @@ class Evaluation:
     :param failure: why there are no scores, or None.
     :param margins: like `scores`, by how much each example is right; only where the objectives are
         outcomes.
-    :param fraction_evaluated: of all examples; below 1 for a pruned merge.
+    :param cost: in full evaluations: the fraction of the examples that was evaluated of a pruned
+        merge, and `GRADIENT_COST` with a gradient.
     :param estimate: of a pruned merge's score, or None.
+    :param gradient: the n g derivatives of the smoothed score by the coefficients; empty if they
+        were not asked for.
     """
 
     coefficients: tuple[float, ...]
-    scores: dict[str, tuple[float, ...]]
+    scores: Mapping[str, Sequence[float]]
     seconds: float
     failure: str | None = None
-    margins: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    fraction_evaluated: float = 1.0
+    margins: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    cost: float = 1.0
     estimate: float | None = None
+    gradient: Sequence[float] = ()
 
     @cached_property
     def by_task(self) -> dict[str, float]:
@@ -63,8 +71,11 @@ class Evaluation:
         if self.margins:
             record["margins"] = {name: list(values) for name, values in self.margins.items()}
         if self.estimate is not None:
-            record["fraction_evaluated"] = self.fraction_evaluated
+            record["cost"] = self.cost
             record["estimate"] = self.estimate
+        if self.gradient:
+            record["cost"] = self.cost
+            record["gradient"] = list(self.gradient)
         return record
 
     @classmethod
@@ -74,18 +85,21 @@ class Evaluation:
         :param record: with further entries or without. A number that is not finite may be given by
             its name.
         """
-        pruned = {}
-        if "estimate" in record:
-            pruned["fraction_evaluated"] = record["fraction_evaluated"]
-            pruned["estimate"] = record["estimate"]
         return cls(
             coefficients=_numbers(record["coefficients"]),
             scores=_numbers_by_task(record["examples"]),
             seconds=record["seconds"],
             failure=record.get("failure"),
             margins=_numbers_by_task(record.get("margins", {})),
-            **pruned,
+            cost=cost_of(record),
+            estimate=record.get("estimate"),
+            gradient=_numbers(record.get("gradient", ())),
         )
+
+
+def cost_of(record: Mapping) -> float:
+    """The cost of a recorded evaluation, see `Evaluation`. Earlier versions had another name."""
+    return record.get("cost", record.get("fraction_evaluated", 1.0))
 
 
 def _numbers(values) -> tuple[float, ...]:

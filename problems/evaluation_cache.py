@@ -1,6 +1,7 @@
 """A cache of evaluations by the weights that coefficients come to in the model."""
 
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -9,28 +10,31 @@ import torch
 from evox_evogm.problems.adapters.merging import StackedModule
 from evox_evogm.problems.evaluation import Evaluation
 
-Key = tuple[float, ...]  # lambda_k s_k in the model's dtype, for every expert and scale that occurs
+# lambda_k s_k in the model's dtype, for every coefficient and scale that occurs
+Key = tuple[float, ...]
 
 
 class EvaluationCache:
     """Evaluations of merges. Merges whose weights are the same in the model's dtype share one.
+
+    It keeps the only copy of scores and margins by example that a run holds, in arrays.
 
     :param modules: the stacked experts, by module.
     :param dtype: of the model's weights.
     """
 
     def __init__(self, modules: Mapping[str, StackedModule], dtype: torch.dtype):
-        experts, scales = experts_and_scales(modules)
+        coefficients, scales = coefficients_and_scales(modules)
         self.dtype = dtype
-        self._experts = torch.tensor(experts, device="cpu")
+        self._coefficients = torch.tensor(coefficients, device="cpu")
         self._scales = torch.tensor(scales, device="cpu")
         self._evaluations: dict[Key, Evaluation] = {}
 
     def unseen(self, pop: torch.Tensor) -> torch.Tensor:
         """The merges of a population that have no evaluation, each once.
 
-        :param pop: a `(P, n)` tensor of effective coefficients.
-        :return: a `(U, n)` tensor, in the order of `pop`.
+        :param pop: a `(P, n g)` tensor of effective coefficients.
+        :return: a `(U, n g)` tensor, in the order of `pop`.
         """
         rows: dict[Key, int] = {}
         for row, key in enumerate(self._keys(pop)):
@@ -41,7 +45,7 @@ class EvaluationCache:
     def find(self, pop: torch.Tensor, new: Sequence[Evaluation] = ()) -> list[Evaluation]:
         """The evaluation of every merge of a population.
 
-        :param pop: a `(P, n)` tensor of effective coefficients.
+        :param pop: a `(P, n g)` tensor of effective coefficients.
         :param new: evaluations that are not in the cache.
         :return: P evaluations with the coefficients of their rows. The seconds of a new one stand
             in the first row that it belongs to; all other rows have 0.
@@ -50,7 +54,7 @@ class EvaluationCache:
         uncounted = set(new_by_key)
         found = []
         for coefficients, key in zip(pop.tolist(), self._keys(pop), strict=True):
-            evaluation = new_by_key[key] if key in new_by_key else self._evaluations[key]
+            evaluation = new_by_key.get(key) or _unpacked(self._evaluations[key])
             seconds = evaluation.seconds if key in uncounted else 0.0
             uncounted.discard(key)
             found.append(replace(evaluation, coefficients=tuple(coefficients), seconds=seconds))
@@ -58,7 +62,8 @@ class EvaluationCache:
 
     def add(self, evaluations: Sequence[Evaluation]) -> None:
         """Keep evaluations, also of merges that failed: they are not tried again."""
-        self._evaluations |= self._by_key(evaluations)
+        for key, evaluation in self._by_key(evaluations).items():
+            self._evaluations[key] = _packed(evaluation)
 
     def load_history(self, records: Iterable[Mapping]) -> None:
         """Keep the evaluations of an earlier process, except those that failed.
@@ -69,21 +74,22 @@ class EvaluationCache:
         for record in records:
             evaluation = Evaluation.from_record(record)
             if not evaluation.failure:
-                succeeded.append(evaluation)
+                succeeded.append(_packed(evaluation))
         for key, evaluation in self._by_key(succeeded).items():
             self._evaluations.setdefault(key, evaluation)
 
     def best(self, besides: torch.Tensor) -> Evaluation | None:
         """The best complete evaluation, or None.
 
-        :param besides: a `(P, n)` tensor of merges that are left out.
+        :param besides: a `(P, n g)` tensor of merges that are left out.
         """
         left_out = set(self._keys(besides))
         complete = []
         for key, evaluation in self._evaluations.items():
             if key not in left_out and evaluation.scores and evaluation.estimate is None:
                 complete.append(evaluation)
-        return max(complete, key=lambda evaluation: evaluation.score, default=None)
+        best = max(complete, key=lambda evaluation: evaluation.score, default=None)
+        return None if best is None else _unpacked(best)
 
     def clear(self) -> None:
         """Forget all evaluations."""
@@ -91,7 +97,7 @@ class EvaluationCache:
 
     def _keys(self, pop: torch.Tensor) -> list[Key]:
         coefficients = pop.detach().to("cpu", torch.float32)
-        weights = coefficients[:, self._experts] * self._scales
+        weights = coefficients[:, self._coefficients] * self._scales
         rounded = weights.to(self.dtype)
         return [_comparable(row) for row in rounded.tolist()]
 
@@ -107,18 +113,49 @@ class EvaluationCache:
         return by_key
 
 
-def experts_and_scales(modules: Mapping[str, StackedModule]) -> tuple[list[int], list[float]]:
-    """The indices of experts and their scales: one entry per expert and scale that occurs."""
+def coefficients_and_scales(
+    modules: Mapping[str, StackedModule],
+) -> tuple[list[int], list[float]]:
+    """The indices of coefficients and the scales: one entry per pair that occurs."""
     pairs: set[tuple[int, float]] = set()
     for module in modules.values():
-        pairs.update(zip(module.expert.tolist(), module.scale.tolist(), strict=True))
-    experts, scales = [], []
-    for expert, scale in sorted(pairs):
-        experts.append(expert)
+        pairs.update(zip(module.coefficient.tolist(), module.scale.tolist(), strict=True))
+    coefficients, scales = [], []
+    for coefficient, scale in sorted(pairs):
+        coefficients.append(coefficient)
         scales.append(scale)
-    return experts, scales
+    return coefficients, scales
 
 
 def _comparable(weights: Sequence[float]) -> Key:
     """The weights as a key, in which every NaN is the same object: other NaN are never equal."""
     return tuple(math.nan if math.isnan(weight) else weight for weight in weights)
+
+
+def _packed(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with its numbers by example in arrays.
+
+    A number takes 32 bytes in a tuple, and 4 in an array.
+    """
+    return replace(
+        evaluation,
+        scores={name: _as_array(values) for name, values in evaluation.scores.items()},
+        margins={name: _as_array(values) for name, values in evaluation.margins.items()},
+        gradient=_as_array(evaluation.gradient),
+    )
+
+
+def _unpacked(evaluation: Evaluation) -> Evaluation:
+    """The evaluation that was packed."""
+    return replace(
+        evaluation,
+        scores={name: tuple(values) for name, values in evaluation.scores.items()},
+        margins={name: tuple(values) for name, values in evaluation.margins.items()},
+        gradient=tuple(evaluation.gradient),
+    )
+
+
+def _as_array(values: Sequence[float]) -> Sequence[float]:
+    """The same numbers: in float32, as a model computes them, unless this would round one."""
+    single = array("f", values)
+    return single if single == array("d", values) else array("d", values)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,17 +12,20 @@ from evox.core import Problem
 
 from evox_evogm.problems.adapters.check_fit import check_together, fit_experts
 from evox_evogm.problems.adapters.export import export_adapter, reload_difference
+from evox_evogm.problems.adapters.groups import GroupsOf, group_modules
 from evox_evogm.problems.adapters.merging import StackedModule
 from evox_evogm.problems.adapters.read_adapter import Expert, read_expert
 from evox_evogm.problems.adapters.regmean import regress_experts
+from evox_evogm.problems.adapters.same_base import name_in_export
 from evox_evogm.problems.checks import (
     check_candidates_at_once,
     check_modes,
+    check_no_transform,
     check_objectives,
     check_tasks,
     check_width,
 )
-from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.evaluation import GRADIENT_COST, Evaluation
 from evox_evogm.problems.evaluation_cache import EvaluationCache
 from evox_evogm.problems.failures import AllFailed
 from evox_evogm.problems.inference.base_model import load_model, ready_to_score
@@ -29,10 +33,14 @@ from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.chat_template import with_chat_template
 from evox_evogm.problems.inference.language_model import MAX_MEMORY, LanguageModel
 from evox_evogm.problems.objectives import OBJECTIVES
-from evox_evogm.problems.population_scorer import PopulationScorer, on_cpu_by_default
+from evox_evogm.problems.population_scorer import (
+    PopulationScorer,
+    modules_of,
+    on_cpu_by_default,
+)
 from evox_evogm.problems.racing import Race, Racing, in_random_order
 from evox_evogm.problems.retries import evaluate_with_retries
-from evox_evogm.problems.tasks.margins import outcomes_of
+from evox_evogm.problems.tasks.margins import outcomes_of, smoothed_gradient
 from evox_evogm.problems.tasks.requests import tokenize_task
 from evox_evogm.problems.tasks.task import Task
 
@@ -45,14 +53,17 @@ class LoRAMergeProblem(Problem):
     The score is maximised: use `StdWorkflow(..., opt_direction="max")`.
 
     A point is a vector of effective coefficients lambda over the n experts. Its merge is exactly
-    theta_pre + sum_k lambda_k s_k B_k A_k. The score of a task is the mean over its examples. The
-    fitness is
+    theta_pre + sum_k lambda_k s_k B_k A_k. With `groups`, an expert has a coefficient in each of g
+    groups of modules, and a point has n g entries, see `adapters/groups.py`. The score of a task is
+    the mean over its examples. The fitness is
 
     - the mean over tasks (`objectives="mean"`),
     - a column per task (`"tasks"`), for EvoX's multi-objective algorithms, or
     - the mean over tasks and a margin per example (`"outcomes"`), for `SurrogateEvoGM(...,
       outcomes=problem.outcomes)`. The margins say by how much each example is right, and cost
       nothing more.
+    - the same and the gradient (`"gradients"`), which counts as 3 evaluations. Merges are evaluated
+      in unmerged mode then.
 
     What others may read or set:
 
@@ -62,6 +73,7 @@ class LoRAMergeProblem(Problem):
     - `cache`: the `EvaluationCache`; `cache.clear()` forgets all evaluations.
     - `budget_used`: full evaluations so far. A pruned merge counts as the fraction of examples that
       was evaluated.
+    - `groups`: the `Groups` of modules, with their names.
     - `regressed`: whether the experts are those of RegMean.
     - `notes`: sentences about what was taken for the same although it differs.
     """
@@ -72,7 +84,8 @@ class LoRAMergeProblem(Problem):
         experts: Sequence | Mapping,
         tasks: Sequence[Task],
         *,
-        objectives: Literal["mean", "tasks", "outcomes"] = "mean",
+        groups: GroupsOf = "expert",
+        objectives: Literal["mean", "tasks", "outcomes", "gradients"] = "mean",
         tokenizer=None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -96,8 +109,11 @@ class LoRAMergeProblem(Problem):
         :param experts: PEFT adapter folders, named after their last part, or a mapping of names to
             folders.
         :param tasks: at least one, with different names.
-        :param objectives: `"mean"` over tasks, all `"tasks"`, or the mean and the `"outcomes"` of
-            all examples.
+        :param groups: of modules in which an expert has a coefficient of its own: `"expert"` for
+            one coefficient, `"layer"`, `"block:k"`, `"module"`, a function or a table of patterns,
+            see `group_modules`.
+        :param objectives: `"mean"` over tasks, all `"tasks"`, the mean and the `"outcomes"` of all
+            examples, or these and `"gradients"`.
         :param tokenizer: needed with a loaded model, otherwise read from `base`.
         :param dtype: of the weights, unless the model is loaded already. Defaults to bfloat16 where
             the processor computes in it, else float32.
@@ -118,8 +134,8 @@ class LoRAMergeProblem(Problem):
         :param regmean: by the name of every expert, the tasks that it was made for. The experts are
             then those of `regmean.regress_experts`: coefficients of 1 give the RegMean merge, and
             the search takes place around it (`box`).
-        :param same_base: take the names of base models in adapters for the same base, whatever they
-            are. What can be compared is compared all the same.
+        :param same_base: say that the names of base models in adapters stand for one base, so that
+            names of different models are not warned of. What can be compared decides all the same.
         :param trust_remote_code: passed to transformers.
         :param chat_template: arguments for the chat template of tasks with `chat=True`, such as
             `{"enable_thinking": False}`.
@@ -134,7 +150,9 @@ class LoRAMergeProblem(Problem):
         modes = check_modes(mode, tasks)
         check_candidates_at_once(candidates_at_once)
         check_objectives(objectives, racing)
-        read = read_experts(experts, same_base=same_base)
+        if objectives == "gradients" and not modes:
+            modes = dict.fromkeys([task.name for task in tasks], "unmerged")
+        read = read_experts(experts)
         model, tokenizer = load_model(base, tokenizer, dtype, device, trust_remote_code)
         fit = fit_experts(read, model, tokenizer, same_base=same_base)
         self.experts = self._experts_as_read = fit.experts
@@ -147,11 +165,16 @@ class LoRAMergeProblem(Problem):
             chat_template=chat_template,
         )
         self.regressed = regmean is not None
+        self.groups = group_modules(modules_of(self.experts), groups)
         with ready_to_score(model):
             if regmean is not None:
                 self.experts = regress_experts(self.language_model, self.experts, regmean)
             self.scorer = PopulationScorer(
-                self.language_model, self.experts, modes=modes, max_memory=max_memory
+                self.language_model,
+                self.experts,
+                groups=self.groups,
+                modes=modes,
+                max_memory=max_memory,
             )
             self.cache = EvaluationCache(self.stacked, model.dtype)
         self.tasks = list(tasks) if racing is None else [in_random_order(task) for task in tasks]
@@ -166,13 +189,19 @@ class LoRAMergeProblem(Problem):
 
     @property
     def n_experts(self) -> int:
-        """n, the dimension of the search."""
+        """n."""
         return len(self.experts)
 
     @property
+    def n_coefficients(self) -> int:
+        """n g, the dimension of the search."""
+        return self.scorer.n_coefficients
+
+    @property
     def box(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`lb` and `ub`, two `(n,)` tensors, see `box_of`."""
-        return box_of(self.n_experts, regressed=self.regressed)
+        """`lb` and `ub`, two `(n g,)` tensors, see `box_of`."""
+        lb, ub = box_of(self.n_experts, regressed=self.regressed)
+        return self.groups.expand(lb), self.groups.expand(ub)
 
     @property
     def outcomes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -225,32 +254,37 @@ class LoRAMergeProblem(Problem):
 
         Merges whose weights are the same in the model's dtype are scored once, across all calls.
 
-        :param pop: a `(P, n)` tensor of effective coefficients.
+        :param pop: a `(P, n g)` tensor of effective coefficients.
         :return: scores, higher is better, on the device and in the dtype of `pop`. By default a
             `(P,)` tensor; with `objectives="tasks"` a `(P, M)` tensor with a column per task; with
             `objectives="outcomes"` a `(P, 1 + S)` tensor of the mean and the margins of all
-            examples, see `outcomes`. A merge that failed scores -inf, and `on_evaluations` gets the
-            reason. Margins of examples that were not evaluated are NaN.
+            examples, see `outcomes`; with `objectives="gradients"` a `(P, 1 + S + n g)` tensor, in
+            which the derivatives of the smoothed mean by all coefficients follow
+            (`margins.smoothed_gradient`). A merge that failed scores -inf, and `on_evaluations`
+            gets the reason. Margins of examples that were not evaluated are NaN.
         :raises ValueError: if `pop` has another number of columns.
         :raises AllFailed: if every merge of the population failed.
         """
-        check_width(pop, self.n_experts)
+        check_no_transform(pop)
+        check_width(pop, self.n_experts, self.groups.count)
         self.choose_modes(len(pop))
         # The history of an interrupted run may hold merges of this population, which had no part
         # in the comparison when it was first evaluated.
         best = self.cache.best(besides=pop) if self.racing is not None else None
-        score = partial(self._score_new, best=best)
+        score = self._differentiate_new
+        if self.objectives != "gradients":
+            score = partial(self._score_new, best=best)
         evaluations: list[Evaluation] = []
         with on_cpu_by_default(), ready_to_score(self.language_model.model):
             for block in pop.detach().split(self.candidates_at_once):
-                new = self.cache.unseen(block)  # (U, n)
+                new = self.cache.unseen(block)  # (U, n g)
                 scored = evaluate_with_retries(new, score, self.language_model)
                 found = self.cache.find(block, scored)
                 if self.on_evaluations is not None:
                     self.on_evaluations(found)
                 self.cache.add(scored)
                 evaluations += found
-        self.budget_used += sum(evaluation.fraction_evaluated for evaluation in evaluations)
+        self.budget_used += sum(evaluation.cost for evaluation in evaluations)
         with ready_to_score(self.language_model.model):
             fitness = self._fitness(evaluations, pop)
         check_not_all_failed(evaluations, fitness)
@@ -267,6 +301,21 @@ class LoRAMergeProblem(Problem):
                 break
         return race.evaluations(keep_margins=self.objectives == "outcomes")
 
+    def _differentiate_new(self, pop: torch.Tensor) -> list[Evaluation]:
+        """Score merges together, with the gradient of each."""
+        race = Race(pop, self.tasks)
+        found = self.scorer.differentiate(pop, self.tasks)
+        race.add(found.scores, found.margins)
+        gradients = smoothed_gradient(found.margins, found.derivatives, self.tasks)  # (P, n g)
+        evaluations = []
+        for evaluation, gradient in zip(
+            race.evaluations(keep_margins=True), gradients.tolist(), strict=True
+        ):
+            if not evaluation.failure:
+                evaluation = replace(evaluation, gradient=tuple(gradient), cost=GRADIENT_COST)
+            evaluations.append(evaluation)
+        return evaluations
+
     def _fitness(self, evaluations: Sequence[Evaluation], pop: torch.Tensor) -> torch.Tensor:
         objective = OBJECTIVES[self.objectives]
         rows = [objective(evaluation, self.tasks) for evaluation in evaluations]
@@ -277,6 +326,8 @@ class LoRAMergeProblem(Problem):
 
         :param records: what `Evaluation.as_record` gave for each.
         """
+        if self.objectives == "gradients":
+            records = [record for record in records if "gradient" in record]
         self.cache.load_history(records)
 
     def score_tasks(
@@ -284,7 +335,7 @@ class LoRAMergeProblem(Problem):
     ) -> dict[str, torch.Tensor]:
         """Scores of one merge by task and example.
 
-        :param coefficients: an `(n,)` tensor; all 0 is the base.
+        :param coefficients: an `(n g,)` tensor; all 0 is the base.
         :param tasks: by default those of the problem.
         :return: per task name an `(S,)` tensor on the CPU, higher is better.
         """
@@ -299,13 +350,14 @@ class LoRAMergeProblem(Problem):
     ) -> dict[str, torch.Tensor]:
         """Scores of several merges by task and example, in the modes of the tasks.
 
-        :param pop: a `(P, n)` tensor of effective coefficients.
+        :param pop: a `(P, n g)` tensor of effective coefficients.
         :param tasks: by default those of the problem.
         :param margins: a dictionary to add to, per task name a `(P, S)` tensor; see
             `margins.METRICS_BY_SIGN`.
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
         :raises ValueError: if two tasks have one name, as a dev and a test task may.
         """
+        check_no_transform(pop)
         if tasks is not None:
             check_tasks(tasks)
         with ready_to_score(self.language_model.model):
@@ -331,19 +383,22 @@ class LoRAMergeProblem(Problem):
         given.on_evaluations = None
         return given
 
-    def export(self, coefficients: torch.Tensor, folder) -> float:
+    def export(self, coefficients: torch.Tensor, folder, *, base: str | None = None) -> float:
         """Write a merge as one LoRA adapter in PEFT format, load it with plain peft, and compare.
 
-        :param coefficients: an `(n,)` tensor of effective coefficients, not all 0.
+        :param coefficients: an `(n g,)` tensor of effective coefficients, not all 0.
         :param folder: where the adapter goes.
+        :param base: the name of the base in it, see `name_in_export` for the default.
         :return: the largest relative difference of a module's weights between the reloaded adapter
             and the merge.
         """
         model = self.language_model.model
-        base = self.experts[0].base or model.config._name_or_path
+        if base is None:
+            loaded_by = getattr(model.config, "_name_or_path", "") or ""
+            base = name_in_export(loaded_by, [expert.base for expert in self.experts])
         with ready_to_score(model):
-            export_adapter(self.experts, coefficients, folder, base=base)
-            return reload_difference(model, self.experts, coefficients, folder)
+            export_adapter(self.experts, coefficients, folder, base=base, groups=self.groups)
+            return reload_difference(model, self.experts, coefficients, folder, self.groups)
 
 
 def box_of(n: int, *, regressed: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -357,7 +412,7 @@ def box_of(n: int, *, regressed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     return center - 1, center + 1
 
 
-def read_experts(experts: Sequence | Mapping, *, same_base: bool = False) -> list[Expert]:
+def read_experts(experts: Sequence | Mapping) -> list[Expert]:
     """Read adapters from folders, or from a mapping of names to folders, that can be merged."""
     if isinstance(experts, (str, Path)):
         raise ValueError(
@@ -368,7 +423,7 @@ def read_experts(experts: Sequence | Mapping, *, same_base: bool = False) -> lis
         found = [read_expert(folder, name=name) for name, folder in experts.items()]
     else:
         found = [read_expert(folder, name=None) for folder in experts]
-    check_together(found, same_base=same_base)
+    check_together(found)
     return found
 
 

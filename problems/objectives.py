@@ -1,5 +1,5 @@
-"""The fitness that a search sees of an evaluation: one number, a number per task, or a number and
-all margins.
+"""The fitness that a search sees of an evaluation: one number, a number per task, or a number with
+all margins, and with its gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +32,17 @@ def outcome_objectives(evaluation: Evaluation, tasks: Sequence[Task]) -> list[fl
     return columns
 
 
+def gradient_objectives(evaluation: Evaluation, tasks: Sequence[Task]) -> list[float]:
+    """The mean score over tasks, the margins of all S examples, and the gradient of the smoothed
+    score by all coefficients; NaN of a failed evaluation.
+    """
+    gradient = evaluation.gradient or [float("nan")] * len(evaluation.coefficients)
+    return [*outcome_objectives(evaluation, tasks), *gradient]
+
+
 OBJECTIVES: dict[str, Callable[[Evaluation, Sequence[Task]], float | list[float]]] = {
     "mean": mean_objective,
     "tasks": task_objectives,
     "outcomes": outcome_objectives,
+    "gradients": gradient_objectives,
 }

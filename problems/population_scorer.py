@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from evox_evogm.problems.adapters.groups import Groups, group_modules
 from evox_evogm.problems.adapters.merging import (
     StackedModule,
     WeightMerger,
@@ -33,10 +34,13 @@ class TaskScores(NamedTuple):
 
     :param scores: by task name a `(P, S)` tensor on the CPU, higher is better.
     :param margins: the same for margins, see `margins.METRICS_BY_SIGN`.
+    :param derivatives: by task name a `(P, S, n g)` tensor on the CPU, of the margins by the
+        coefficients, see `metrics.METRICS`; empty if they were not asked for.
     """
 
     scores: dict[str, torch.Tensor]
     margins: dict[str, torch.Tensor]
+    derivatives: dict[str, torch.Tensor]
 
 
 class PopulationScorer:
@@ -48,6 +52,7 @@ class PopulationScorer:
 
     :param language_model: the base with its tokenizer.
     :param experts: n adapters that fit it.
+    :param groups: of the modules; one by default.
     :param modes: the modes of tasks that are decided already, by task name. All others are chosen
         by a cost model, from rates measured when they are first needed.
     :param max_memory: bytes that scoring may take beside the base and the experts, as estimated.
@@ -58,12 +63,14 @@ class PopulationScorer:
         language_model: LanguageModel,
         experts: Sequence[Expert],
         *,
+        groups: Groups | None = None,
         modes: Mapping[str, str],
         max_memory: int,
     ):
         self.language_model = language_model
-        self.n_experts = len(experts)
-        self.stacked = stack_for(language_model, experts)
+        self.groups = groups or group_modules(modules_of(experts))
+        self.n_coefficients = len(experts) * self.groups.count
+        self.stacked = stack_for(language_model, experts, self.groups)
         self.modes = dict(modes)
         self.max_memory = max_memory
         self.rates: Rates | None = None
@@ -71,10 +78,9 @@ class PopulationScorer:
         self._warned_of_copy = False
 
     def with_experts(self, experts: Sequence[Expert]) -> "PopulationScorer":
-        """A scorer of other experts of the same ranks, with the same base, modes and rates."""
+        """A scorer of as many other experts of the same ranks, with the same base and modes."""
         other = copy.copy(self)
-        other.n_experts = len(experts)
-        other.stacked = stack_for(self.language_model, experts)
+        other.stacked = stack_for(self.language_model, experts, self.groups)
         other._weight_merger = None
         return other
 
@@ -90,7 +96,7 @@ class PopulationScorer:
             prompts += prompts_of(task, model, cases_or_all(task, None))
         merger = None if self._copy_is_too_large() else self.weight_merger
         with on_cpu_by_default():
-            found = probe_base(model, self.stacked, self.n_experts, prompts, merger)
+            found = probe_base(model, self.stacked, self.n_coefficients, prompts, merger)
         self._weight_merger = None
         model.rely_on(found)
         impossible = "unmerged" if not found.unmerged else "merged" if not found.merged else None
@@ -113,7 +119,7 @@ class PopulationScorer:
     def score(self, pop: torch.Tensor, tasks: Sequence[Task]) -> TaskScores:
         """Score merges by task and example.
 
-        :param pop: a `(P, n)` tensor of effective coefficients.
+        :param pop: a `(P, n g)` tensor of effective coefficients.
         :param tasks: with different names. Those whose mode is not decided get the faster one for P
             merges, for this call.
         :return: scores and margins, in the order of `tasks`.
@@ -128,7 +134,29 @@ class PopulationScorer:
                 scores |= self._score_unmerged(pop, unmerged_tasks, margins)
             if merged_tasks:
                 scores |= self._score_merged(pop, merged_tasks, margins)
-        return TaskScores({task.name: scores[task.name] for task in tasks}, margins)
+        return TaskScores({task.name: scores[task.name] for task in tasks}, margins, {})
+
+    def differentiate(self, pop: torch.Tensor, tasks: Sequence[Task]) -> TaskScores:
+        """Score merges, and differentiate their margins by the coefficients, in unmerged mode.
+
+        :param pop: a `(P, n g)` tensor of effective coefficients.
+        :param tasks: with different names.
+        :return: scores, margins and derivatives, in the order of `tasks`.
+        """
+        model = self.language_model
+        with on_cpu_by_default():
+            margins = zeros_by_task(tasks, len(pop))
+            derivatives = {}
+            for task in tasks:
+                shape = len(pop), len(task.examples), self.n_coefficients
+                derivatives[task.name] = torch.zeros(shape)
+            with merged(model.model, self.stacked, pop, own_rows=True) as population:
+                shared_layers = count_shared_layers(model.model, population.modules)
+                with model.candidates(
+                    population.select, shared_layers, lambda: population.row_coefficients
+                ):
+                    scores = score_tasks(tasks, model, len(pop), margins, derivatives)
+        return TaskScores({task.name: scores[task.name] for task in tasks}, margins, derivatives)
 
     def choose_modes(self, tasks: Sequence[Task], candidates: int) -> None:
         """Choose the mode of every task that has none yet, for good, and log why.
@@ -223,7 +251,7 @@ class PopulationScorer:
             return None
         try:
             self.rates = measure_rates(
-                self.language_model, self.stacked, self.weight_merger, self.n_experts
+                self.language_model, self.stacked, self.weight_merger, self.n_coefficients
             )
         except (RuntimeError, MemoryError, IndexError) as error:
             self._weight_merger = None
@@ -289,23 +317,31 @@ def log_choice(
     load_seconds: float,
 ) -> None:
     """Log the mode of tasks that share batches, and the expected seconds that decided it."""
+    scored = "1 candidate" if candidates == 1 else f"{candidates} candidates"
+    scored += f" of {len(group)} tasks that share batches" if len(group) > 1 else ""
     for task in group:
         log.info(
-            "task %s: %s; expected for %d candidates of %d tasks that share batches: unmerged "
+            "task %s: %s; expected for %s: unmerged "
             "%.2f s, merged %.2f s and %.3f s, once for all tasks, to change the weights",
             task.name,
             mode,
-            candidates,
-            len(group),
+            scored,
             expected["unmerged"],
             expected["merged"],
             load_seconds,
         )
 
 
-def stack_for(model: LanguageModel, experts: Sequence[Expert]) -> dict[str, StackedModule]:
+def stack_for(
+    model: LanguageModel, experts: Sequence[Expert], groups: Groups
+) -> dict[str, StackedModule]:
     """The factors of all experts by module, where the model's weights are and in their dtype."""
-    return stack_experts(experts, model.model.dtype, model.device, model.model)
+    return stack_experts(experts, model.model.dtype, model.device, model.model, groups)
+
+
+def modules_of(experts: Sequence[Expert]) -> set[str]:
+    """The names of all modules that some expert changes."""
+    return {name for expert in experts for name in expert.modules}
 
 
 def on_cpu_by_default() -> AbstractContextManager:

@@ -97,7 +97,7 @@ class Racer:
             scores=_tuples(self.scores),
             seconds=seconds,
             margins=_tuples(self.margins) if keep_margins else {},
-            fraction_evaluated=self.evaluated / examples,
+            cost=self.evaluated / examples,
             estimate=self.estimate,
         )
 

@@ -198,3 +198,82 @@ def test_a_merge_is_exported_from_the_device_and_reloaded(both, pretend, tmp_pat
     assert first.keys() == second.keys()
     for name, values in first.items():
         torch.testing.assert_close(second[name], values)
+
+
+def on_two_devices(pretend, tmp_path):
+    """As transformers loads a base with `device_map="auto"` on two GPUs."""
+    model = build_model()
+    for module in (model.model.layers[1], model.model.norm, model.lm_head):
+        module.to(pretend)
+    model.hf_device_map = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "lm_head": 0}
+    return model
+
+
+def with_a_buffer_elsewhere(pretend, tmp_path):
+    model = build_model()
+    model.model.rotary_emb.to(pretend)
+    return model
+
+
+def offloaded_to_memory(pretend, tmp_path):
+    from accelerate import cpu_offload
+
+    model = build_model()
+    cpu_offload(model, CPU)
+    return model
+
+
+def offloaded_to_disk(pretend, tmp_path):
+    from accelerate import disk_offload
+
+    model = build_model()
+    disk_offload(model, tmp_path / "offloaded", CPU)
+    return model
+
+
+def offloaded_in_part(pretend, tmp_path):
+    from accelerate import dispatch_model
+
+    device_map = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk"}
+    device_map |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    return dispatch_model(build_model(), device_map, "cpu", offload_dir=tmp_path / "offloaded")
+
+
+ONE_DEVICE = (
+    "^base: expected all weights on one device, found them on cpu, pretend:0; "
+    "load it without device_map$"
+)
+IN_MEMORY = (
+    "^base: expected all weights in memory, found some offloaded to the CPU or disk; "
+    "load it without device_map, with another dtype if it is too large$"
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (on_two_devices, ONE_DEVICE),
+        (with_a_buffer_elsewhere, ONE_DEVICE),
+        (offloaded_to_memory, IN_MEMORY),
+        (offloaded_to_disk, IN_MEMORY),
+        (offloaded_in_part, IN_MEMORY),
+    ],
+)
+@pytest.mark.parametrize("device", [None, CPU])
+def test_a_base_that_is_not_on_one_device_is_refused_with_what_to_do(
+    make_adapter, tokenizer, pretend, tmp_path, make, message, device
+):
+    folder, base = make_adapter("one"), make(pretend, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        LoRAMergeProblem(base, [folder], TASKS[1:2], tokenizer=tokenizer, device=device)
+
+
+def test_a_base_that_accelerate_put_on_one_device_is_taken(make_adapter, tokenizer):
+    from accelerate import dispatch_model
+
+    folder = make_adapter("one")
+    scores = []
+    for base in (build_model(), dispatch_model(build_model(), {"": "cpu"}, force_hooks=True)):
+        problem = LoRAMergeProblem(base, [folder], TASKS[1:2], tokenizer=tokenizer)
+        scores.append(problem.evaluate(torch.ones(1, 1)))
+    torch.testing.assert_close(scores[1], scores[0])

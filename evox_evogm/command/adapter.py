@@ -7,19 +7,23 @@ import torch
 
 from evox_evogm.command.escaping import sanitize
 from evox_evogm.problems.adapters.read_adapter import CONFIG, WEIGHTS
+from evox_evogm.problems.adapters.same_base import name_in_export
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 ADAPTER = "adapter"
 EXACT = 1e-5  # relative difference of weights up to which a reloaded adapter counts as the merge
 
 
-def export_merge(problem: LoRAMergeProblem, best: torch.Tensor, out: Path) -> dict | None:
+def export_merge(
+    problem: LoRAMergeProblem, best: torch.Tensor, out: Path, settings_folder: Path
+) -> dict | None:
     """Export a merge as one adapter, and check it with plain peft.
 
     What goes wrong here stands in the result and does not end the run, which still has its scores.
 
     :param best: `(n,)` effective coefficients.
     :param out: the run folder.
+    :param settings_folder: the folder that paths in the settings are relative to.
     :return: what `result.json` says of the adapter, or None if all coefficients are 0, as in the
         base: its folder, the largest relative difference of its weights from the merge, digests of
         its files, and as `error` why it cannot be used (None if it can).
@@ -28,8 +32,11 @@ def export_merge(problem: LoRAMergeProblem, best: torch.Tensor, out: Path) -> di
         return None
     folder = out / ADAPTER
     difference, error = None, None
+    loaded_by = problem.language_model.model.config._name_or_path
+    named = [expert.base for expert in problem.experts]
     try:
-        difference = problem.export(best, folder)
+        base = name_in_export(loaded_by, named, settings_folder)
+        difference = problem.export(best, folder, base=base)
     except Exception as raised:  # peft, safetensors and the disk have errors of their own
         error = f"{type(raised).__name__}: {sanitize(str(raised))}"
     if difference is not None and not difference <= EXACT:  # nor NaN

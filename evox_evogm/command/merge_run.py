@@ -228,7 +228,7 @@ class MergeRun:
         result = describe_merge(self.problem, best, rows, self.tasks, self.records)
         result["algorithm"] = self.settings.algorithm
         result |= self._judge(rows)
-        result["adapter"] = export_merge(self.problem, best, self.out)
+        result["adapter"] = export_merge(self.problem, best, self.out, self.folder)
         result["seed"] = self.settings.seed
         result["dtype"] = self.dtype
         result["base_sha256"] = self.digests["base"]
@@ -263,7 +263,8 @@ class MergeRun:
         """
         result = self.result()
         coefficients = [result["coefficients"][expert.name] for expert in self.problem.experts]
-        result["adapter"] = export_merge(self.problem, torch.tensor(coefficients), self.out)
+        best = torch.tensor(coefficients)
+        result["adapter"] = export_merge(self.problem, best, self.out, self.folder)
         write_result(result, self.out, self.folder)
         return result
 

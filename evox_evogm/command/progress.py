@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from evox_evogm.problems.evaluation import cost_of
+
 
 @dataclass(frozen=True)
 class Progress:
     """What is known after an evaluation.
 
-    :param done: full evaluations made; a pruned merge counts as the fraction that was evaluated.
+    :param done: full evaluations made, see `Evaluation.cost`.
     :param budget: the most full evaluations.
     :param score: of this evaluation, higher is better; -inf if it failed.
     :param best: the best score so far; -inf if there is none.
@@ -38,8 +40,8 @@ OnProgress = Callable[[Progress], None]
 
 
 def full_evaluations(records: Sequence[dict]) -> float:
-    """The full evaluations in a history; a pruned merge is a fraction of one."""
-    return sum(record.get("fraction_evaluated", 1.0) for record in records)
+    """The full evaluations that a history took, see `Evaluation.cost`."""
+    return sum(cost_of(record) for record in records)
 
 
 class ProgressCounter:

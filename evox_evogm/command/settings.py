@@ -98,8 +98,8 @@ class RunSettings(StrictSettings):
     same_base: bool = setting(
         False,
         "a bool",
-        "Take all adapters for adapters of this base, whatever name of a base they have. Shapes "
-        "and weights are compared all the same.",
+        "Say that all adapters are of this base, whatever name of a base they have: no warning. "
+        "Modules, shapes, vocabulary and weights decide all the same.",
     )
     chat_template: dict | None = setting(
         None,

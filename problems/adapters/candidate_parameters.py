@@ -33,11 +33,12 @@ def parameters_by_row(
     for name in names:
         holder, last = split_name(model, name)
         held.setdefault(holder, {})[last] = name
+    fixed = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
     before = {}
     try:
         for holder, full_names in held.items():
             before[holder] = holder.__dict__.get("forward")
-            holder.forward = _forward_by_row(holder, full_names, parameter_of, owners_of)
+            holder.forward = _forward_by_row(holder, full_names, parameter_of, owners_of, fixed)
         yield
     finally:
         for holder, forward in before.items():
@@ -52,14 +53,23 @@ def _forward_by_row(
     full_names: Mapping[str, str],
     parameter_of: ParameterOf,
     owners_of: OwnersOf,
+    fixed: set[int],
 ) -> Callable[..., Any]:
-    """A forward pass of a module that runs once for each candidate of its rows."""
+    """A forward pass of a module that runs once for each candidate of its rows.
+
+    :param fixed: the storages of the model's own tensors. An input of these, such as a bias of
+        scores, has no row per text, whatever its length.
+    """
     forward = holder.forward
+
+    def take(value, places: torch.Tensor, rows: int):
+        is_fixed = torch.is_tensor(value) and _storage(value) in fixed
+        return value if is_fixed else _take(value, places, rows)
 
     def run(candidate: int, inputs, named):
         changed = {}
         for last, name in full_names.items():
-            changed[last] = torch.nn.Parameter(parameter_of(name, candidate), requires_grad=False)
+            changed[last] = parameter_of(name, candidate)
         with _swapped(holder, changed):
             return forward(*inputs, **named)
 
@@ -72,8 +82,8 @@ def _forward_by_row(
         parts = []
         for candidate in owners.unique().tolist():
             places = (owners == candidate).nonzero().flatten()
-            own_inputs = [_take(value, places, rows) for value in inputs]
-            own_named = {key: _take(value, places, rows) for key, value in named.items()}
+            own_inputs = [take(value, places, rows) for value in inputs]
+            own_named = {key: take(value, places, rows) for key, value in named.items()}
             parts.append((places, run(candidate, own_inputs, own_named)))
         return _put_together(parts, rows)
 
@@ -81,14 +91,20 @@ def _forward_by_row(
 
 
 @contextmanager
-def _swapped(holder: torch.nn.Module, parameters: Mapping[str, torch.nn.Parameter]):
-    """Inside the block a module has other parameters."""
+def _swapped(holder: torch.nn.Module, parameters: Mapping[str, torch.Tensor]):
+    """Inside the block a module has other parameters, which may be results of a computation."""
     before = {last: holder._parameters[last] for last in parameters}
-    holder._parameters.update(parameters)
+    held: dict[str, Any] = holder._parameters
+    held.update(parameters)
     try:
         yield
     finally:
         holder._parameters.update(before)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """The address of the memory that a tensor and its views have."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _take(value, places: torch.Tensor, rows: int):
@@ -99,7 +115,10 @@ def _take(value, places: torch.Tensor, rows: int):
 
 
 def _put_together(parts: list[tuple[torch.Tensor, Any]], rows: int):
-    """One output of all rows from the outputs of some rows each: a tensor, or a tuple of such."""
+    """One output of all rows from the outputs of some rows each: a tensor, or a tuple of such.
+
+    Of an input (N, C, D), routers give an output (N C, E).
+    """
     first = parts[0][1]
     if isinstance(first, (tuple, list)):
         columns = []
@@ -107,7 +126,8 @@ def _put_together(parts: list[tuple[torch.Tensor, Any]], rows: int):
             column = [(places, output[index]) for places, output in parts]
             columns.append(_put_together(column, rows))
         return type(first)(columns)
-    whole = first.new_empty((rows, *first.shape[1:]))
+    times = len(first) // len(parts[0][0])  # rows of the output for each of the input
+    whole = first.new_empty((rows, times, *first.shape[1:]))
     for places, output in parts:
-        whole[places.to(whole.device)] = output
-    return whole
+        whole[places.to(whole.device)] = output.unflatten(0, (-1, times))
+    return whole.flatten(0, 1)

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from evox_evogm.problems.adapters.check_modules import check_base_copies, fit_modules
 from evox_evogm.problems.adapters.names_on_base import split_off_unused, with_names_of
 from evox_evogm.problems.adapters.read_adapter import Expert, describe
-from evox_evogm.problems.adapters.same_base import contradict, note_on_names
+from evox_evogm.problems.adapters.same_base import note_on_names, warning_on_names
 from evox_evogm.problems.adapters.vocabulary import VocabularyDifference, compare_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-OVERRULE = "or set same_base to true if both names stand for one base"
 
 
 class Fit(NamedTuple):
@@ -35,10 +33,9 @@ class Fit(NamedTuple):
     notes: list[str]
 
 
-def check_together(experts: Sequence[Expert], *, same_base: bool = False) -> None:
-    """Refuse an empty list, duplicate names, and experts that name different base models.
+def check_together(experts: Sequence[Expert]) -> None:
+    """Refuse an empty list and duplicate names.
 
-    :param same_base: whether names of base models are left unchecked.
     :raises ValueError: one sentence saying which.
     """
     if not experts:
@@ -50,16 +47,6 @@ def check_together(experts: Sequence[Expert], *, same_base: bool = False) -> Non
             f"experts: expected different names, found {name!r} {times} times ({folders}); "
             "give them names"
         )
-    if same_base:
-        return
-    first = {expert.base: expert for expert in reversed(experts) if expert.base}
-    for other in first.values():
-        for one in first.values():
-            if contradict(one.base, other.base):
-                raise ValueError(
-                    f"expert {other.name!r}: expected the same base model as expert {one.name!r} "
-                    f"({one.base}), found {other.base}; merge only adapters of one base, {OVERRULE}"
-                )
 
 
 def fit_experts(
@@ -73,33 +60,38 @@ def fit_experts(
 
     :param model: the base that the experts are merged into.
     :param tokenizer: its tokenizer, to compare with a tokenizer in an adapter's folder.
-    :param same_base: whether names of base models are left unchecked.
+    :param same_base: whether the user says that all names of base models stand for one.
     :return: the experts, and what was taken for the same although it differs. The notes are logged.
     :raises ValueError: one sentence saying which adapter, what was found and what to do.
     """
     base = getattr(model.config, "_name_or_path", "") or ""
+    named = [("the base", base)]  # who names the base, and how
     fitted, notes = [], []
     for expert in experts:
-        if not same_base:
-            _check_base(expert, base)
+        named.append((f"expert {expert.name!r}", expert.base))
         fitting, found = _fit_expert(expert, model, tokenizer)
         fitted.append(fitting)
         notes += found
-    note = note_on_names([base, *(expert.base for expert in experts)])
-    if note is not None:
-        notes.append(note)
     for note in notes:
         log.info("%s", note)
-    return Fit(fitted, notes)
+    return Fit(fitted, notes + _note_names(named, same_base))
 
 
-def _check_base(expert: Expert, base: str) -> None:
-    if contradict(expert.base, base):
-        where = describe(expert.name, expert.folder)
-        raise ValueError(
-            f"{where}: expected an adapter of {base}, found one of {expert.base}; "
-            f"load that base instead, {OVERRULE}"
-        )
+def _note_names(named: Sequence[tuple[str, str]], same_base: bool) -> list[str]:
+    """The note on the names of the base, logged, or none.
+
+    :param named: who names the base, and the name.
+    :param same_base: whether names that contradict each other need no warning.
+    """
+    warning = None if same_base else warning_on_names(named)
+    if warning is not None:
+        log.warning("%s", warning)
+        return [warning]
+    note = note_on_names(base for _, base in named)
+    if note is not None:
+        log.info("%s", note)
+        return [note]
+    return []
 
 
 def _fit_expert(expert: Expert, model: "PreTrainedModel", tokenizer) -> tuple[Expert, list[str]]:

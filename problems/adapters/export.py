@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from evox_evogm.problems.adapters.adapter_config import CONFIG
+from evox_evogm.problems.adapters.groups import Groups
 from evox_evogm.problems.adapters.merging import StackedModule, stack_experts
 from evox_evogm.problems.adapters.parameters import (
     WRAPPED,
@@ -22,22 +23,29 @@ from evox_evogm.resume.atomic_write import atomic_write
 
 
 def export_adapter(
-    experts: Sequence[Expert], coefficients: torch.Tensor, folder, *, base: str
+    experts: Sequence[Expert],
+    coefficients: torch.Tensor,
+    folder,
+    *,
+    base: str,
+    groups: Groups | None = None,
 ) -> None:
     """Write the merge as one LoRA adapter in PEFT format, exact in float32.
 
     The factors are concatenated, with lambda_k s_k inside B. The rank of a module is the sum of the
-    experts' ranks there, and its alpha equals its rank. Experts with coefficient 0 are left out.
+    experts' ranks there, and its alpha equals its rank. What has coefficient 0 is left out.
     Each file is written whole or not at all, the configuration last.
 
-    :param coefficients: an `(n,)` tensor of effective coefficients.
+    :param coefficients: an `(n g,)` tensor of effective coefficients.
     :param folder: created if it is missing.
     :param base: the name of the base model, written into the configuration.
+    :param groups: of the modules; one by default.
     :raises ValueError: if every coefficient is 0: the merge is the base itself.
     """
     from safetensors.torch import save
 
-    modules, coefficients = _stack_used(experts, coefficients)
+    coefficients = coefficients.detach().to("cpu", torch.float32)
+    modules = _stack_used(experts, coefficients, groups)
     if not modules:
         raise ValueError(
             "coefficients: expected at least one other than 0, found all 0; "
@@ -55,18 +63,24 @@ def export_adapter(
 
 
 def reload_difference(
-    model: torch.nn.Module, experts: Sequence[Expert], coefficients: torch.Tensor, folder
+    model: torch.nn.Module,
+    experts: Sequence[Expert],
+    coefficients: torch.Tensor,
+    folder,
+    groups: Groups | None = None,
 ) -> float:
     """Load an exported adapter with plain peft, and compare it with sum_k lambda_k s_k B_k A_k.
 
     :param model: the base model. peft wraps its layers during the comparison and unwraps them.
-    :param coefficients: an `(n,)` tensor of effective coefficients.
+    :param coefficients: an `(n g,)` tensor of effective coefficients.
     :param folder: of the exported adapter.
+    :param groups: of the modules; one by default.
     :return: the largest ||difference|| / ||expected|| over all modules (Frobenius norms).
     """
     from peft import PeftModel
 
-    modules, coefficients = _stack_used(experts, coefficients)
+    coefficients = coefficients.detach().to("cpu", torch.float32)
+    modules = _stack_used(experts, coefficients, groups)
     missing = set(modules)
     worst = 0.0
     with _flags_kept(model):
@@ -129,14 +143,20 @@ def _flags_kept(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _stack_used(
-    experts: Sequence[Expert], coefficients: torch.Tensor
-) -> tuple[dict[str, StackedModule], torch.Tensor]:
-    """The experts whose coefficient is not 0, stacked in float32 on the CPU, and these."""
-    coefficients = coefficients.detach().to("cpu", torch.float32)
-    used = coefficients.nonzero().flatten()
-    used_experts = [experts[index] for index in used]
-    modules = stack_experts(used_experts, torch.float32, torch.device("cpu"))
-    return modules, coefficients[used]
+    experts: Sequence[Expert], coefficients: torch.Tensor, groups: Groups | None
+) -> dict[str, StackedModule]:
+    """The channels whose coefficient is not 0, by module, in float32 on the CPU.
+
+    :param coefficients: an `(n g,)` tensor on the CPU.
+    """
+    used = coefficients != 0
+    modules = {}
+    stacked = stack_experts(experts, torch.float32, torch.device("cpu"), groups=groups)
+    for name, module in stacked.items():
+        channels = module.only(used)
+        if channels.rank:
+            modules[name] = channels
+    return modules
 
 
 def _adapter_tensors(

@@ -2,7 +2,8 @@
 
 The factors of all experts are stacked once per module: A = [A_1; ...; A_n], B = [B_1, ..., B_n].
 A candidate only scales the channels between A and B: y = x W^T + ((x A^T) * c) B^T, with
-c = repeat(lambda_k s_k, r_k). There are two modes.
+c = repeat(lambda_k s_k, r_k). An expert may have a coefficient per group of modules
+(`groups.py`). There are two modes.
 
 - Unmerged (`merged`): hooks add the experts' part, and the rows of one batch may belong to
   different candidates.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evox_evogm.problems.adapters.candidate_parameters import parameters_by_row
+from evox_evogm.problems.adapters.groups import Groups
 from evox_evogm.problems.adapters.layers import keeps_inputs_first, weight_of
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
 
@@ -33,7 +35,8 @@ class StackedModule:
 
     :param a: A, an `(R, D_in)` tensor, or `(E, R, D_in)` of a parameter of E matrices.
     :param b: B, a `(D_out, R)` tensor, or `(E, D_out, R)`.
-    :param expert: an `(R,)` tensor, the index of each channel's expert.
+    :param coefficient: an `(R,)` tensor, the index of each channel's coefficient: that of its
+        expert in the group of the module.
     :param scale: an `(R,)` tensor, s of each channel's expert.
     :param embedding: whether the module is an embedding.
     :param place: of a parameter, its place among those of its module; None of a layer.
@@ -41,7 +44,7 @@ class StackedModule:
 
     a: torch.Tensor
     b: torch.Tensor
-    expert: torch.Tensor
+    coefficient: torch.Tensor
     scale: torch.Tensor
     embedding: bool
     place: int | None = None
@@ -57,22 +60,22 @@ class StackedModule:
         return self.a.shape[-2]
 
     def only(self, used: torch.Tensor) -> "StackedModule":
-        """The module with the channels of some experts.
+        """The module with the channels of some coefficients.
 
-        :param used: an `(n,)` tensor of booleans.
+        :param used: an `(n g,)` tensor of booleans.
         """
-        keep = used[self.expert]
+        keep = used[self.coefficient]
         return replace(
             self,
             a=self.a[..., keep, :],
             b=self.b[..., keep],
-            expert=self.expert[keep],
+            coefficient=self.coefficient[keep],
             scale=self.scale[keep],
         )
 
     def channel_weights(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """c `(..., R)` of candidates `(..., n)`, in the dtype of the coefficients."""
-        return coefficients[..., self.expert] * self.scale.to(coefficients.dtype)
+        """c `(..., R)` of candidates `(..., n g)`, in the dtype of the coefficients."""
+        return coefficients[..., self.coefficient] * self.scale.to(coefficients.dtype)
 
 
 def stack_experts(
@@ -80,6 +83,7 @@ def stack_experts(
     dtype: torch.dtype,
     device: torch.device,
     model: torch.nn.Module | None = None,
+    groups: Groups | None = None,
 ) -> dict[str, StackedModule]:
     """Stack the factors of n experts by module name.
 
@@ -89,6 +93,7 @@ def stack_experts(
     :param device: of the factors.
     :param model: if given, the factors of a module go where its weight is. They take its dtype too
         if that is a floating-point type of at least 16 bits.
+    :param groups: of the modules; one by default.
     """
     parts: dict[str, dict[int, Factors]] = {}
     for index, expert in enumerate(experts):
@@ -102,27 +107,34 @@ def stack_experts(
             own_device = weight.device
             if weight.dtype.is_floating_point and weight.dtype.itemsize > 1:
                 own_dtype = weight.dtype
-        stacked[name] = _stack_module(parts[name], own_dtype, own_device)
+        stacked[name] = _stack_module(parts[name], own_dtype, own_device, groups, name)
     return stacked
 
 
 def _stack_module(
-    parts: Mapping[int, Factors], dtype: torch.dtype, device: torch.device
+    parts: Mapping[int, Factors],
+    dtype: torch.dtype,
+    device: torch.device,
+    groups: Groups | None,
+    name: str,
 ) -> StackedModule:
     """Stack the factors that experts have for one module.
 
     :param parts: by the index of the expert, in ascending order.
+    :param name: of the module.
     """
     factors = list(parts.values())
     a = torch.cat([one.a for one in factors], dim=-2)
     b = torch.cat([one.b for one in factors], dim=-1)
     ranks = torch.tensor([one.a.shape[-2] for one in factors])
-    experts = torch.tensor(list(parts))
+    coefficients = torch.tensor(list(parts))
+    if groups is not None:
+        coefficients = coefficients * groups.count + groups.of_module[name]
     scales = torch.tensor([one.scale for one in factors])
     return StackedModule(
         a=a.to(device, dtype),
         b=b.to(device, dtype),
-        expert=experts.repeat_interleave(ranks).to(device),
+        coefficient=coefficients.repeat_interleave(ranks).to(device),
         scale=scales.repeat_interleave(ranks).to(device),
         embedding=factors[0].embedding,
         place=factors[0].place,
@@ -130,8 +142,9 @@ def _stack_module(
 
 
 def _weights_in_dtype(module: StackedModule, coefficients: torch.Tensor) -> torch.Tensor:
-    """c `(..., R)` of candidates `(..., n)`: computed in float32, then in the module's dtype."""
-    coefficients = coefficients.to(module.a.device, torch.float32)
+    """c `(..., R)` of candidates `(..., n g)`: computed in float32 at least, then rounded."""
+    precision = torch.promote_types(module.a.dtype, torch.float32)
+    coefficients = coefficients.to(module.a.device, precision)
     return module.channel_weights(coefficients).to(module.a.dtype)
 
 
@@ -141,21 +154,32 @@ class Population:
     Each row of a batch belongs to one of them, as `select` says.
     """
 
-    def __init__(self, modules: Mapping[str, StackedModule], coefficients: torch.Tensor):
+    def __init__(
+        self,
+        modules: Mapping[str, StackedModule],
+        coefficients: torch.Tensor,
+        *,
+        own_rows: bool = False,
+    ):
         """Compute the channel weights of every module.
 
-        Experts whose coefficient is 0 in every candidate are left out, and so are modules that no
-        other expert touches.
+        Channels whose coefficient is 0 in every candidate are left out, and so are modules without
+        any others.
 
         :param modules: the experts, as `stack_experts` returns them.
-        :param coefficients: a `(P, n)` tensor of effective coefficients.
+        :param coefficients: a `(P, n g)` tensor of effective coefficients.
+        :param own_rows: whether every row of a batch owns a copy of its candidate's coefficients,
+            `row_coefficients`, by which derivatives are taken. Nothing is left out then.
         """
-        used = (coefficients != 0).any(0)  # (n,)
+        self.coefficients = coefficients
+        self.own_rows = own_rows
+        self.row_coefficients = coefficients[:0]  # (N, n g)
+        used = (coefficients != 0).any(0) | own_rows  # (n g,)
         self.modules: dict[str, StackedModule] = {}
         self.weights: dict[str, torch.Tensor] = {}  # per module (P, R)
         for name, module in modules.items():
             if not used.all():
-                module = module.only(used.to(module.expert.device))
+                module = module.only(used.to(module.coefficient.device))
             if module.rank:
                 self.modules[name] = module
                 self.weights[name] = _weights_in_dtype(module, coefficients)
@@ -169,6 +193,9 @@ class Population:
         :param output_rows: the row of the batch for each row of the output layer, if they differ.
         """
         self.output_rows = output_rows
+        if self.own_rows:
+            self._copy_coefficients(candidates)
+            return
         first = candidates[0]
         if all(candidate == first for candidate in candidates):
             self.owners = first
@@ -177,6 +204,15 @@ class Population:
         if self.weights:
             device = next(iter(self.weights.values())).device
         self.owners = torch.tensor(candidates, device=device)
+
+    @torch.enable_grad()
+    def _copy_coefficients(self, candidates: Sequence[int]) -> None:
+        """Give each row of the next batch coefficients of its own."""
+        self.row_coefficients = self.coefficients[list(candidates)].detach().requires_grad_()
+        for name, module in self.modules.items():
+            self.weights[name] = _weights_in_dtype(module, self.row_coefficients)
+        device = next(iter(self.weights.values())).device
+        self.owners = torch.arange(len(candidates), device=device)
 
     def weights_of_rows(
         self, name: str, rows: int, dims: int, *, output: bool = False
@@ -219,7 +255,11 @@ class Population:
 
 @contextmanager
 def merged(
-    model: "PreTrainedModel", modules: Mapping[str, StackedModule], coefficients: torch.Tensor
+    model: "PreTrainedModel",
+    modules: Mapping[str, StackedModule],
+    coefficients: torch.Tensor,
+    *,
+    own_rows: bool = False,
 ) -> Iterator[Population]:
     """Inside the block the model computes as if merged; afterwards it is as it was.
 
@@ -228,11 +268,13 @@ def merged(
 
     :param model: the base model.
     :param modules: the experts, as `stack_experts` returns them.
-    :param coefficients: an `(n,)` tensor of effective coefficients, or a `(P, n)` tensor of several
-        candidates.
+    :param coefficients: an `(n g,)` tensor of effective coefficients, or a `(P, n g)` tensor of
+        several candidates.
+    :param own_rows: whether derivatives by the coefficients of each row are taken, see
+        `Population`.
     :return: the candidates. Every row belongs to the first one until `select` says otherwise.
     """
-    population = Population(modules, torch.atleast_2d(coefficients))
+    population = Population(modules, torch.atleast_2d(coefficients), own_rows=own_rows)
     with ExitStack() as stack:
         parameters = []
         for name, module in population.modules.items():
@@ -300,7 +342,7 @@ def _expert_hook(population: Population, name: str, *, output: bool) -> Callable
             middle = inputs[0] @ module.a.mT  # (..., R)
         weights = population.weights_of_rows(name, len(middle), middle.ndim, output=output)
         middle = middle * weights
-        if result.requires_grad or not result.is_contiguous():
+        if middle.requires_grad or not result.is_contiguous():
             return result + middle @ module.b.mT
         # In place, so that the result is written once.
         result.view(-1, result.shape[-1]).addmm_(middle.flatten(0, -2), module.b.mT)
@@ -353,7 +395,7 @@ class WeightMerger:
     def load(self, coefficients: torch.Tensor) -> None:
         """Make the weights those of the merge.
 
-        :param coefficients: an `(n,)` tensor of effective coefficients.
+        :param coefficients: an `(n g,)` tensor of effective coefficients.
         """
         for name, weight in self.weights.items():
             module = self.modules[name]
@@ -385,7 +427,7 @@ def merged_in_place(merger: WeightMerger, pop: torch.Tensor) -> Iterator[Iterato
     Afterwards the model is as it was, bit for bit, also after an error. Weights that cannot be
     changed in place get their experts as in `merged`.
 
-    :param pop: a `(P, n)` tensor of effective coefficients.
+    :param pop: a `(P, n g)` tensor of effective coefficients.
     :return: an iterator of P steps, each of which makes the model the next candidate.
     """
 

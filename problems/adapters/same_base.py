@@ -2,11 +2,12 @@
 
 A base has a hub id, a snapshot of it in the hub's cache, local copies in folders of any name, and
 quantised copies with names of their own. So a name is a hint and no proof. Two names contradict
-each other only if both are hub ids, and each has a word that the other lacks.
+each other only if both are hub ids, and each has a word that the other lacks. Then the user is
+warned, and the merge goes on: whether adapters fit a base is decided by what can be compared.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SNAPSHOT = re.compile(r"(?:^|[/\\])models--(?P<id>[^/\\]+)[/\\]snapshots[/\\]")
@@ -62,6 +63,15 @@ def contradict(one: str, other: str) -> bool:
     return not (own_words <= other_words or other_words <= own_words)
 
 
+def first_contradiction(bases: Sequence[str]) -> tuple[int, int] | None:
+    """The places of the first two names that contradict each other, or None."""
+    for later, name in enumerate(bases):
+        for earlier in range(later):
+            if contradict(bases[earlier], name):
+                return earlier, later
+    return None
+
+
 def note_on_names(bases: Iterable[str]) -> str | None:
     """What to tell where one base has names that differ, or None.
 
@@ -71,7 +81,7 @@ def note_on_names(bases: Iterable[str]) -> str | None:
     for base in bases:
         if base:
             identity = hub_id(base) or last_part(base)
-            names.setdefault(identity.lower(), base)
+            names.setdefault(identity.lower(), _printable(base))
     # A local copy that keeps the name of its hub id tells nothing new.
     ends = {last_part(name) for name in names.values()}
     hub_ids = [name for name in names.values() if hub_id(name) is not None]
@@ -81,3 +91,50 @@ def note_on_names(bases: Iterable[str]) -> str | None:
         f"base: took {', '.join(names.values())} for one base model; "
         "its modules, shapes and vocabulary agree with all adapters"
     )
+
+
+def warning_on_names(named: Sequence[tuple[str, str]]) -> str | None:
+    """What to tell where names of one base contradict each other, or None.
+
+    :param named: who names the base, and the name. All of them fit one base.
+    """
+    bases = [base for _, base in named]
+    pair = first_contradiction(bases)
+    if pair is None:
+        return None
+    (one, own_base), (other, other_base) = (named[place] for place in pair)
+    own_base, other_base = _printable(own_base), _printable(other_base)
+    return (
+        f"{note_on_names(bases)}, but {own_base} ({one}) and {other_base} ({other}) are probably "
+        "different models, and adapters that were trained on different models may merge badly; "
+        "leave out those of another base, or set same_base to true if these names stand for one"
+    )
+
+
+def name_in_export(base: str, adapters: Iterable[str], folder: Path = Path()) -> str:
+    """The name of the base in an exported adapter, from which plain peft loads the base.
+
+    :param base: the name or path that the base was loaded by; empty if it has none.
+    :param adapters: the names of the base in the merged adapters.
+    :param folder: the folder that relative paths start from.
+    :return: a hub id where the base was loaded by one, or where the adapters have just one. Else
+        the path of the base.
+    """
+    own_id = hub_id(base)
+    if own_id is not None:
+        return own_id
+    named = [name for name in adapters if name]
+    ids: dict[str, str] = {}
+    for name in named:
+        adapter_id = hub_id(name)
+        if adapter_id is not None and not (folder / adapter_id).exists():
+            ids.setdefault(adapter_id.lower(), adapter_id)
+    if len(ids) == 1:
+        (only_id,) = ids.values()
+        return only_id
+    return base or next(iter(named), "")
+
+
+def _printable(name: str) -> str:
+    """A name from a file without characters that steer a terminal."""
+    return "".join(char if char.isprintable() else " " for char in name)

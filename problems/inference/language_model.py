@@ -7,7 +7,7 @@ all candidates have in common (`shared_layers.py`).
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,14 @@ import torch
 from evox_evogm.problems.inference.batching import Batching, estimate_memory
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.decoding import decode_greedily
+from evox_evogm.problems.inference.derivatives import (
+    ValueOf,
+    at_least_float32,
+    batching_to_differentiate,
+    checkpointed,
+    kept_bytes,
+    leads,
+)
 from evox_evogm.problems.inference.forward import Forward, Select
 from evox_evogm.problems.inference.likelihoods import Likelihoods, score_continuations
 from evox_evogm.problems.inference.limits import limits_of
@@ -66,6 +74,7 @@ class LanguageModel:
         self.max_memory = max_memory
         self.memory = estimate_memory(model)
         self.forward = Forward(model)
+        self.coefficients_of_rows: Callable[[], torch.Tensor] | None = None
         self.rely_on(capabilities or Capabilities(share_prefixes=share_prefixes))
         self.pad_id = self.prompts.padding_token(self.limits.vocabulary)
 
@@ -75,21 +84,30 @@ class LanguageModel:
         self.forward.give_positions = capabilities.positions
 
     @contextmanager
-    def candidates(self, select: Select, shared_layers: int = 0) -> Iterator[None]:
+    def candidates(
+        self,
+        select: Select,
+        shared_layers: int = 0,
+        coefficients_of_rows: Callable[[], torch.Tensor] | None = None,
+    ) -> Iterator[None]:
         """Inside the block the rows of a batch may belong to different candidates.
 
         :param select: called before each forward pass with the candidate of each row of the batch,
             and with the rows that the output layer will see.
         :param shared_layers: how many of the first decoder layers are the same for all candidates.
+        :param coefficients_of_rows: gives the `(N, n g)` coefficients that the rows of the last
+            batch own, where derivatives are wanted.
         """
         outside = self.forward
         if not self.capabilities.share_layers:
             shared_layers = 0
         self.forward = outside.for_candidates(select, shared_layers)
+        self.coefficients_of_rows = coefficients_of_rows
         try:
             yield
         finally:
             self.forward = outside
+            self.coefficients_of_rows = None
 
     def with_forward(self, forward: Forward) -> "LanguageModel":
         """This language model with other forward passes. Both share the tokens they have made."""
@@ -143,12 +161,42 @@ class LanguageModel:
             capabilities=self.capabilities,
         )
 
+    def _prepare_to_differentiate(self, rows: Sequence[Row]) -> Iterator[PreparedBatch]:
+        """Batches in which no row depends on the coefficients of another: no prefix is shared."""
+        return prepare_batches(
+            rows,
+            self.forward,
+            batching_to_differentiate(self.batching, self.model),
+            capabilities=self.capabilities.without("share_prefixes"),
+        )
+
+    @contextmanager
+    def _recording(self, batch: PreparedBatch) -> Iterator[None]:
+        """Inside the block passes are recorded, so that their results can be differentiated."""
+        kept = batch.tokens.numel() * kept_bytes(self.model)
+        layers: AbstractContextManager[None] = nullcontext()
+        if kept > self.max_memory:
+            layers = checkpointed(self.model)
+        with layers, torch.enable_grad():
+            yield
+
+    def _derivatives(self, values: torch.Tensor) -> torch.Tensor:
+        """The derivatives `(N, n g)` of a number `(N,)` for each row, on the CPU."""
+        assert self.coefficients_of_rows is not None, "no candidates to differentiate by"
+        coefficients = self.coefficients_of_rows()  # (N, n g)
+        if not values.requires_grad:  # no expert changes the model
+            return torch.zeros(coefficients.shape)
+        (found,) = torch.autograd.grad(values.sum(), coefficients)
+        return found.cpu()
+
     @torch.no_grad()
     def next_token_log_probabilities(
         self,
         prompts: Sequence[Sequence[int]],
         tokens: Sequence[Sequence[int]],
         candidates: Sequence[int] | None = None,
+        gold: Sequence[int] | None = None,
+        derivatives: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """Log-probabilities in nats of single tokens after their prompt.
 
@@ -157,6 +205,9 @@ class LanguageModel:
         :param prompts: N prompts.
         :param tokens: for each prompt the tokens to score.
         :param candidates: for each prompt its candidate; all the first if not given.
+        :param gold: for each prompt the place of the right one of its tokens.
+        :param derivatives: an `(N, n g)` tensor to write to, by the coefficients, of the lead of
+            the right token (`derivatives.leads`).
         :return: N tensors on the CPU, one number per token.
         """
         candidates = candidates or [0] * len(prompts)
@@ -164,22 +215,33 @@ class LanguageModel:
         for prompt, candidate in zip(prompts, candidates, strict=True):
             rows.append(Row(tuple(prompt), candidate, shareable=len(prompt) - 1))
         results = [torch.empty(0)] * len(prompts)
+        if derivatives is not None:
+            assert gold is not None, "a lead is that of the right token"
+            for batch in self._prepare_to_differentiate(rows):
+                with self._recording(batch):
+                    logits = batch.run(self.forward)
+                    compared = [tokens[row] for row in batch.rows]
+                    places = [gold[row] for row in batch.rows]
+                    ahead = leads(at_least_float32(logits), compared, places)
+                    derivatives[batch.rows] = self._derivatives(ahead).to(derivatives)
+                write_log_probabilities(logits.detach(), tokens, batch.rows, results)
+            return results
         for batch in self._prepare(rows):
-            logits = batch.run(self.forward).float()  # (N, V)
-            normalizers = logits.logsumexp(-1)  # (N,)
-            for index, row in enumerate(batch.rows):
-                chosen = logits[index, list(tokens[row])]
-                results[row] = (chosen - normalizers[index]).cpu()
+            write_log_probabilities(batch.run(self.forward), tokens, batch.rows, results)
         return results
 
     @torch.no_grad()
     def likelihoods(
-        self, requests: Sequence[Request], candidates: Sequence[int] | None = None
+        self,
+        requests: Sequence[Request],
+        candidates: Sequence[int] | None = None,
+        derivative_of: ValueOf | None = None,
     ) -> Likelihoods:
         """Score N continuations after their prompts.
 
         :param requests: pairs of prompt and continuation tokens, both non-empty.
         :param candidates: for each request its candidate; all the first if not given.
+        :param derivative_of: what is differentiated by the coefficients, if anything.
         :return: `Likelihoods` of N continuations, in the order of the requests.
         """
         candidates = candidates or [0] * len(requests)
@@ -188,15 +250,28 @@ class LanguageModel:
             tokens = prompt + continuation
             scored = len(continuation)
             rows.append(Row(tokens, candidate, shareable=len(prompt) - 1, scored=scored))
+        differentiate = derivative_of is not None
+        prepare = self._prepare_to_differentiate if differentiate else self._prepare
         result = Likelihoods.empty(len(requests))
-        for batch in self._prepare(rows):
+        derivatives: list[torch.Tensor] = [torch.empty(0)] * len(requests)
+        for batch in prepare(rows):
             targets: list[int] = []
             for row in batch.rows:
                 targets += requests[row][1]
-            # The logits of a token stand at the position before it.
-            logits = batch.run(self.forward, target_offset=1)  # (Q, V)
             target_ids = torch.tensor(targets, device=self.device)  # (Q,)
-            result.fill(batch.rows, score_continuations(logits, target_ids, batch.scored))
+            # The logits of a token stand at the position before it.
+            if derivative_of is None:
+                logits = batch.run(self.forward, target_offset=1)  # (Q, V)
+            else:
+                with self._recording(batch):
+                    logits = batch.run(self.forward, target_offset=1)
+                    values = derivative_of(at_least_float32(logits), target_ids, batch.scored)
+                    found = self._derivatives(values)
+                for row, derivative in zip(batch.rows, found, strict=True):
+                    derivatives[row] = derivative
+            result.fill(batch.rows, score_continuations(logits.detach(), target_ids, batch.scored))
+        if differentiate:
+            result = replace(result, derivatives=torch.stack(derivatives))
         return result
 
     @torch.no_grad()
@@ -245,3 +320,22 @@ class LanguageModel:
                 drop_rows=self.capabilities.drop_rows,
             )
         return [self.decode(reply) for reply in replies]
+
+
+def write_log_probabilities(
+    logits: torch.Tensor,
+    tokens: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    results: list[torch.Tensor],
+) -> None:
+    """Write the log-probabilities of each row's tokens to its place in `results`.
+
+    :param logits: an `(N, V)` tensor.
+    :param tokens: of all rows.
+    :param rows: the numbers of the N rows.
+    """
+    logits = logits.float()
+    normalizers = logits.logsumexp(-1)  # (N,)
+    for index, row in enumerate(rows):
+        chosen = logits[index, list(tokens[row])]
+        results[row] = (chosen - normalizers[index]).cpu()

@@ -1,7 +1,7 @@
 """How likely given continuations are, from the logits at their tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -17,12 +17,15 @@ class Likelihoods:
     :param missed_token: the token that greedy decoding chooses there, or -1 if it chooses all.
     :param margin: the least over the tokens of a token's logit minus the largest other one. It is
         above 0 if greedy decoding chooses all.
+    :param derivatives: an `(N, n g)` tensor, by the coefficients, of what was asked for; empty if
+        nothing was.
     """
 
     log_probability: torch.Tensor
     first_miss: torch.Tensor
     missed_token: torch.Tensor
     margin: torch.Tensor
+    derivatives: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
     def empty(cls, count: int) -> "Likelihoods":

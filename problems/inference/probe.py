@@ -54,7 +54,7 @@ LARGEST_LOGIT = 1e4  # what is beyond is a token that the model excludes
 def probe_base(
     model: "LanguageModel",
     modules: Mapping[str, StackedModule],
-    n_experts: int,
+    n_coefficients: int,
     prompts: Sequence[tuple[int, ...]],
     merger: WeightMerger | None = None,
 ) -> Capabilities:
@@ -62,13 +62,13 @@ def probe_base(
 
     :param model: the base with its tokenizer. It stays as it is.
     :param modules: the stacked experts.
-    :param n_experts: n.
+    :param n_coefficients: n g.
     :param prompts: the tokens of all prompts of the run.
     :param merger: puts experts into the weights; None if the copy would take too much memory.
     :raises ValueError: if the base is not causal, or plain passes cannot be repeated.
     """
     with torch.no_grad():
-        found = Probe(model, modules, n_experts, prompts, merger).find()
+        found = Probe(model, modules, n_coefficients, prompts, merger).find()
     if found.notes:
         for note in found.notes:
             log.warning("base: %s", note)
@@ -88,14 +88,14 @@ class Probe:
         self,
         model: "LanguageModel",
         modules: Mapping[str, StackedModule],
-        n_experts: int,
+        n_coefficients: int,
         prompts: Sequence[tuple[int, ...]],
         merger: WeightMerger | None,
     ):
         """Take the rows from the prompts."""
         self.model = model
         self.modules = modules
-        self.n_experts = n_experts
+        self.n_coefficients = n_coefficients
         self.merger = merger
         context, grows = changing_context(model.model)
         self.able = Capabilities(context=context, grows=grows)
@@ -225,22 +225,45 @@ class Probe:
 
     def _check_candidates(self) -> None:
         """Experts by hooks and in the weights, and two candidates in one batch."""
-        pop = torch.full((2, self.n_experts), 0.5)
+        pop = torch.full((2, self.n_coefficients), 0.5)
         pop[0, 1::2] = -0.4
         pop[1, ::2] = -0.3
+        rows = []
+        pairs = ((self.short, 0), (self.short, 1), (self.other, 1), (self.long, 1))
+        for tokens, candidate in pairs:
+            rows.append(Row(tokens, candidate, 0, STEPS))
+
+        def each_alone() -> list[torch.Tensor]:
+            return [self._logits([row], self.able.plain())[0] for row in rows]
+
         with self._candidates(pop):
-            unmerged = self._logits([Row(self.short, 0, 0, STEPS)], self.able.plain())[0]
-        self._check_modes(unmerged, pop[:1])
+            try:
+                apart = each_alone()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # each model raises its own
+                self._switch_off_hooks(f"make the base raise {in_one_line(error)}")
+                return
+            # Experts may make a model more sensitive than the base is.
+            with rounded_differently(self.model.model):
+                self.rounding = max(self.rounding, largest_difference(each_alone(), apart))
+        self._check_modes(apart[0], pop[:1])
         if not self.able.unmerged:
             return
-        rows = []
-        for tokens, candidate in ((self.short, 0), (self.short, 1), (self.other, 1)):
-            rows.append(Row(tokens, candidate, 0, STEPS))
+        apart_from_each_other = ("share_layers", "mix_candidates")
+        # A recurrent layer may see the padding, whose embedding is 0 until an expert changes it.
+        no_padding = ("pad_rows", "pad_cached_rows")
+        attempts = [
+            (),
+            ("share_layers",),
+            apart_from_each_other,
+            no_padding,
+            (*no_padding, *apart_from_each_other),
+        ]
         with self._candidates(pop):
-            apart = [self._logits([row], self.able.plain())[0] for row in rows]
             self._take_first(
                 "two candidates in one batch",
-                [(), ("share_layers",), ("share_layers", "mix_candidates")],
+                attempts,
                 lambda able: largest_difference(self._logits(rows, able), apart),
             )
 
@@ -263,7 +286,7 @@ class Probe:
         same_as_base = self._agree(unmerged, base) and self._experts_do_something()
         if self.merger is None:
             if torch.equal(unmerged, base) and self._experts_do_something():
-                self._refuse_experts()
+                self._refuse_experts("hooks have no effect")
             return
         with merged_in_place(self.merger, pop) as candidates:
             for _ in candidates:
@@ -277,13 +300,22 @@ class Probe:
             )
             return
         reason = "as if there were none" if same_as_base else f"{apart:.0f} roundings away"
+        self._switch_off_hooks(f"give logits {reason}")
+
+    def _switch_off_hooks(self, reason: str) -> None:
+        """Rely on merged weights only.
+
+        :raises ValueError: if these would take too much memory.
+        """
+        if self.merger is None:
+            self._refuse_experts(f"hooks {reason}")
         self.able = self.able.without("unmerged").note(
-            f"experts added by hooks give logits {reason}, so all tasks are merged"
+            f"experts added by hooks {reason}, so all tasks are merged"
         )
 
-    def _refuse_experts(self) -> None:
+    def _refuse_experts(self, found: str) -> None:
         raise ValueError(
-            "base: expected logits that change with the experts, found that hooks have no effect "
+            f"base: expected logits that change with the experts, found that {found} "
             "and that merged weights take more than half of max_memory"
         )
 
@@ -330,8 +362,7 @@ class Probe:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # each model raises its own
-            message = (str(error).strip() or "no message").splitlines()[0]
-            return f"{type(error).__name__}: {message}"
+            return in_one_line(error)
         if apart <= MOST_ROUNDINGS * self.rounding:
             return None
         return f"logits differ by {apart:.2g}, where rounding moves them by {self.rounding:.2g}"
@@ -458,6 +489,12 @@ def rounded_differently(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def in_one_line(error: Exception) -> str:
+    """The type of an error and the first line of its message."""
+    message = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {message}"
 
 
 def usable(logits: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from evox_evogm.problems.inference.derivatives import log_probabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request
 from evox_evogm.problems.tasks.margins import signed
@@ -14,16 +15,24 @@ from evox_evogm.problems.tasks.requests import (
     cases_or_all,
     choice_requests,
     prompts_of,
+    write_answer_derivatives,
 )
-from evox_evogm.problems.tasks.task import Task
+from evox_evogm.problems.tasks.task import Example, Task
 
 SHORT_OUTPUT = 100  # characters; ten new tokens stay below this
 
 
 def choice_log_probabilities(
-    task: Task, model: LanguageModel, cases: Sequence[Case] | None = None
+    task: Task,
+    model: LanguageModel,
+    cases: Sequence[Case] | None = None,
+    derivatives: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """Per case the summed log-probability in nats of each choice."""
+    """Per case the summed log-probability in nats of each choice.
+
+    :param derivatives: an `(S, n g)` tensor to write to, by the coefficients, of the lead of the
+        right choice: its log-probability less the log of the summed probability of the others.
+    """
     cases = cases_or_all(task, cases)
     requests = [choice_requests(task, model, case.example) for case in cases]
     candidates = candidates_of(cases)
@@ -36,10 +45,21 @@ def choice_log_probabilities(
         if indices:
             some_requests = [requests[index] for index in indices]
             some_candidates = [candidates[index] for index in indices]
-            found = score(model, some_requests, some_candidates)
+            gold = [place_of_gold(cases[index].example) for index in indices]
+            if derivatives is None:
+                found = score(model, some_requests, some_candidates, gold, None)
+            else:
+                some_derivatives = torch.zeros(len(indices), derivatives.shape[1])
+                found = score(model, some_requests, some_candidates, gold, some_derivatives)
+                derivatives[indices] = some_derivatives
             for index, scores in zip(indices, found, strict=True):
                 results[index] = scores
     return results
+
+
+def place_of_gold(example: Example) -> int:
+    """The place of the right choice among the choices."""
+    return [key for key, _ in example.choices].index(example.target)
 
 
 def are_single_tokens(choices: Sequence[Request]) -> bool:
@@ -49,26 +69,38 @@ def are_single_tokens(choices: Sequence[Request]) -> bool:
 
 
 def score_single_tokens(
-    model: LanguageModel, requests: Sequence[Sequence[Request]], candidates: Sequence[int]
+    model: LanguageModel,
+    requests: Sequence[Sequence[Request]],
+    candidates: Sequence[int],
+    gold: Sequence[int],
+    derivatives: torch.Tensor | None,
 ) -> Sequence[torch.Tensor]:
     """Log-probabilities of choices of one token: a pass over a prompt scores all its choices.
 
     :param requests: per case the prompt with each choice.
+    :param gold: per case the place of the right choice.
+    :param derivatives: see `choice_log_probabilities`.
     """
     prompts = []
     tokens = []
     for choices in requests:
         prompts.append(choices[0][0])
         tokens.append([choice[0] for _, choice in choices])
-    return model.next_token_log_probabilities(prompts, tokens, candidates)
+    return model.next_token_log_probabilities(prompts, tokens, candidates, gold, derivatives)
 
 
 def score_long_choices(
-    model: LanguageModel, requests: Sequence[Sequence[Request]], candidates: Sequence[int]
+    model: LanguageModel,
+    requests: Sequence[Sequence[Request]],
+    candidates: Sequence[int],
+    gold: Sequence[int],
+    derivatives: torch.Tensor | None,
 ) -> Sequence[torch.Tensor]:
     """Log-probabilities of choices of any length: a request for each choice.
 
     :param requests: per case the prompt with each choice.
+    :param gold: per case the place of the right choice.
+    :param derivatives: see `choice_log_probabilities`.
     """
     rows: list[Request] = []
     row_candidates: list[int] = []
@@ -77,7 +109,26 @@ def score_long_choices(
         rows += choices
         row_candidates += [candidate] * len(choices)
         sizes.append(len(choices))
-    return model.likelihoods(rows, row_candidates).log_probability.split(sizes)
+    value_of = None if derivatives is None else log_probabilities
+    found = model.likelihoods(rows, row_candidates, value_of)
+    scores = found.log_probability.split(sizes)
+    if derivatives is not None:
+        parts = found.derivatives.split(sizes)
+        for case, (part, log_probs, place) in enumerate(zip(parts, scores, gold, strict=True)):
+            derivatives[case] = lead_weights(log_probs, place).to(part) @ part
+    return scores
+
+
+def lead_weights(log_probabilities: torch.Tensor, gold: int) -> torch.Tensor:
+    """The derivatives of a choice's lead by the log-probabilities `(C,)` of all choices.
+
+    :param gold: the place of the right choice.
+    """
+    others = log_probabilities.clone()
+    others[gold] = -torch.inf
+    weights = -others.softmax(0).nan_to_num(0.0)  # NaN of a choice without others
+    weights[gold] = 1.0
+    return weights
 
 
 def choice_likelihood(
@@ -86,11 +137,12 @@ def choice_likelihood(
     cases: Sequence[Case] | None = None,
     *,
     margins: torch.Tensor | None = None,
+    derivatives: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """1 if the right choice has the largest log-probability. The margin is its lead in nats."""
     cases = cases_or_all(task, cases)
     right = torch.zeros(len(cases))
-    for row, scores in enumerate(choice_log_probabilities(task, model, cases)):
+    for row, scores in enumerate(choice_log_probabilities(task, model, cases, derivatives)):
         example = cases[row].example
         keys = [key for key, _ in example.choices]
         right[row] = keys[int(scores.argmax())] == example.target
@@ -145,6 +197,7 @@ def multiple_choice_generation(
     cases: Sequence[Case] | None = None,
     *,
     margins: torch.Tensor | None = None,
+    derivatives: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """1 if the key parsed from the greedy answer is right. The margin is 1 or -1."""
     cases = cases_or_all(task, cases)
@@ -156,4 +209,6 @@ def multiple_choice_generation(
         right[row] = parse_choice(output, dict(example.choices)) == example.target
     if margins is not None:
         margins.copy_(2 * right - 1)  # a text has no margin
+    if derivatives is not None:
+        write_answer_derivatives(task, model, cases, derivatives)
     return right

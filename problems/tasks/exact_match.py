@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from evox_evogm.problems.inference.derivatives import soft_margins
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.tasks.margins import signed
 from evox_evogm.problems.tasks.requests import (
@@ -14,6 +15,7 @@ from evox_evogm.problems.tasks.requests import (
     gold_text,
     greedy_request,
     prompts_of,
+    write_answer_derivatives,
 )
 from evox_evogm.problems.tasks.task import Example, Task
 
@@ -51,6 +53,7 @@ def generated_match(
     *,
     stop_early: bool = False,
     margins: torch.Tensor | None = None,
+    derivatives: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`exact_match` the plain way: decode every answer and compare the texts.
 
@@ -75,6 +78,8 @@ def generated_match(
         right[row] = agrees(output, target, task.match)
     if margins is not None:
         margins.copy_(2 * right - 1)  # a text has no margin
+    if derivatives is not None:
+        write_answer_derivatives(task, model, cases, derivatives)
     return right
 
 
@@ -121,6 +126,7 @@ def exact_match(
     cases: Sequence[Case] | None = None,
     *,
     margins: torch.Tensor | None = None,
+    derivatives: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """1 if the greedy answer agrees with the target, by one forward pass where that decides it.
 
@@ -133,9 +139,14 @@ def exact_match(
     """
     cases = cases_or_all(task, cases)
     if task.match != "equal":
-        return generated_match(task, model, cases, stop_early=True, margins=margins)
+        return generated_match(
+            task, model, cases, stop_early=True, margins=margins, derivatives=derivatives
+        )
     requests = [greedy_request(task, model, case.example) for case in cases]
-    likelihoods = model.likelihoods(requests, candidates_of(cases))
+    value_of = None if derivatives is None else soft_margins
+    likelihoods = model.likelihoods(requests, candidates_of(cases), value_of)
+    if derivatives is not None:
+        derivatives.copy_(likelihoods.derivatives)
     first_misses = likelihoods.first_miss.tolist()
     missed_tokens = likelihoods.missed_token.tolist()
     right = torch.zeros(len(cases))

@@ -1,6 +1,6 @@
 """By how much answers are right, and how these margins count in the mean over tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -23,6 +23,30 @@ def signed(size: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 # Metrics of 0 or 1. Their margin is above 0 if and only if the score is 1: how far the right answer
 # is ahead of the others, in logits or nats. The margin of the other metric is its score.
 METRICS_BY_SIGN = frozenset(METRIC_NAMES) - {"gold_log_probability"}
+
+
+def smoothed_gradient(
+    margins: Mapping[str, torch.Tensor],
+    derivatives: Mapping[str, torch.Tensor],
+    tasks: Sequence[Task],
+) -> torch.Tensor:
+    """The gradient of the mean over tasks and examples of smoothed scores.
+
+    The smoothed score of a margin that counts by its sign is 1 / (1 + exp(-margin)): examples near
+    the border count most. Other margins are scores, and count as they are.
+
+    :param margins: by task name a `(P, S)` tensor.
+    :param derivatives: by task name a `(P, S, n g)` tensor.
+    :return: a `(P, n g)` tensor.
+    """
+    total = torch.zeros(())
+    for task in tasks:
+        of_margins = derivatives[task.name]
+        if task.metric in METRICS_BY_SIGN:
+            smoothed = margins[task.name].sigmoid()
+            of_margins = of_margins * (smoothed * (1 - smoothed))[..., None]
+        total = total + of_margins.mean(1)
+    return total / len(tasks)
 
 
 def outcomes_of(tasks: Sequence[Task]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from evox_evogm.problems.inference.derivatives import log_probabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prefix_cache import LEAST_SAVING, common_prefix
 from evox_evogm.problems.tasks.choices import choice_likelihood, multiple_choice_generation
@@ -38,7 +39,11 @@ def score_task(
 
 
 def score_tasks(
-    tasks: Sequence[Task], model: LanguageModel, count: int, margins: Mapping[str, torch.Tensor]
+    tasks: Sequence[Task],
+    model: LanguageModel,
+    count: int,
+    margins: Mapping[str, torch.Tensor],
+    derivatives: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Score every example of some tasks for several candidates, whose requests share batches.
 
@@ -48,6 +53,8 @@ def score_tasks(
     :param model: the language model, inside `model.candidates(...)` if there are several.
     :param count: P, the number of candidates.
     :param margins: by task name a `(P, S)` tensor on the CPU to write to, as in `score_task`.
+    :param derivatives: by task name a `(P, S, n g)` tensor on the CPU to write to, see
+        `METRICS`; None if there are to be none.
     :return: by task name a `(P, S)` float32 tensor on the CPU, higher is better.
     """
     scores: dict[str, torch.Tensor] = {}
@@ -58,13 +65,23 @@ def score_tasks(
                 cases += [Case(candidate, example) for example in task.examples]
         group_margins = torch.zeros(len(cases))
         metric = METRICS[group[0].metric]
-        group_scores = metric(group[0], model, cases, margins=group_margins)
+        group_derivatives = None
+        if derivatives is not None:
+            width = derivatives[group[0].name].shape[-1]
+            group_derivatives = torch.zeros(len(cases), width)
+        group_scores = metric(
+            group[0], model, cases, margins=group_margins, derivatives=group_derivatives
+        )
         sizes = [len(task.examples) for task in group]
         scores_by_task = group_scores.view(count, -1).split(sizes, 1)  # (P, S) each
         margins_by_task = group_margins.view(count, -1).split(sizes, 1)
         for index, task in enumerate(group):
             scores[task.name] = scores_by_task[index]
             margins[task.name].copy_(margins_by_task[index])
+        if derivatives is not None and group_derivatives is not None:
+            parts = group_derivatives.view(count, -1, group_derivatives.shape[-1]).split(sizes, 1)
+            for task, part in zip(group, parts, strict=True):
+                derivatives[task.name].copy_(part)
     return scores
 
 
@@ -107,17 +124,26 @@ def gold_log_probability(
     cases: Sequence[Case] | None = None,
     *,
     margins: torch.Tensor | None = None,
+    derivatives: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean log-probability in nats per token of the right answer, which is also the margin."""
     cases = cases_or_all(task, cases)
     requests = [answer_request(task, model, case.example) for case in cases]
     lengths = torch.tensor([len(answer) for _, answer in requests])
-    scores = model.likelihoods(requests, candidates_of(cases)).log_probability / lengths
+    value_of = None if derivatives is None else log_probabilities
+    likelihoods = model.likelihoods(requests, candidates_of(cases), value_of)
+    scores = likelihoods.log_probability / lengths
+    if derivatives is not None:
+        derivatives.copy_(likelihoods.derivatives / lengths[:, None])
     if margins is not None:
         margins.copy_(scores)
     return scores
 
 
+# Each takes a task, the model and cases. It writes margins where it is given a tensor for them, and
+# where it is given one for derivatives, those by the coefficients of the case's candidate:
+# - of a smooth form of the margin,
+# - or, where a text has no margin, of the mean log-probability of its tokens.
 METRICS: dict[str, Callable[..., torch.Tensor]] = {
     "choice_likelihood": choice_likelihood,
     "gold_log_probability": gold_log_probability,

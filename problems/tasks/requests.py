@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
+from evox_evogm.problems.inference.derivatives import log_probabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request
 from evox_evogm.problems.tasks.check_tokens import TokenCheck, naming
@@ -113,6 +116,19 @@ def requests_of(task: Task, model: LanguageModel) -> list[Request]:
         requests.append(request)
     check.finish()
     return requests
+
+
+def write_answer_derivatives(
+    task: Task, model: LanguageModel, cases: Sequence[Case], derivatives: torch.Tensor
+) -> None:
+    """Write the derivatives of the mean log-probability of each case's right answer.
+
+    :param derivatives: an `(S, n g)` tensor on the CPU, by the coefficients.
+    """
+    requests = [answer_request(task, model, case.example) for case in cases]
+    lengths = torch.tensor([len(answer) for _, answer in requests])
+    found = model.likelihoods(requests, candidates_of(cases), log_probabilities)
+    derivatives.copy_(found.derivatives / lengths[:, None])
 
 
 def choice_requests(task: Task, model: LanguageModel, example: Example) -> list[Request]:

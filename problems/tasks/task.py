@@ -77,10 +77,7 @@ class Task:
             raise ValueError(f"task {self.name!r}: expected at least one example, found none")
         self._check_ids()
         if self.max_new_tokens < 1:
-            raise ValueError(
-                f"task {self.name!r}: max_new_tokens must be at least 1, "
-                f"found {self.max_new_tokens}"
-            )
+            self._refuse("max_new_tokens", "at least 1", self.max_new_tokens)
         for example in self.examples:
             self._check_example(example)
 

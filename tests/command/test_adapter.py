@@ -20,8 +20,8 @@ def export_worse(difference):
     """An export whose check finds a difference."""
     export = LoRAMergeProblem.export
 
-    def exported(self, coefficients, folder):
-        export(self, coefficients, folder)
+    def exported(self, coefficients, folder, **names):
+        export(self, coefficients, folder, **names)
         return difference
 
     return exported
@@ -30,7 +30,7 @@ def export_worse(difference):
 def export_raising(error):
     """An export that ends in an error."""
 
-    def raised(self, coefficients, folder):
+    def raised(self, coefficients, folder, **names):
         raise error
 
     return raised
@@ -139,3 +139,28 @@ def test_a_damaged_result_is_refused_in_one_sentence(small, capsys):
         error = capsys.readouterr().err
         assert "result.json as evogm wrote it, found it damaged" in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("bases", "expected"),
+    [
+        (("org/tiny", "org/tiny"), "org/tiny"),
+        (("org/tiny", "/elsewhere/tiny"), "org/tiny"),
+        (("org/tiny", "unsloth/tiny-bnb-4bit"), "{folder}/mine/base"),
+        (("mine/base", "mine/base"), "{folder}/mine/base"),  # where the experts were trained
+    ],
+)
+def test_the_adapter_names_a_base_that_plain_peft_can_load(small, edit_config, bases, expected):
+    (small / "mine").mkdir()
+    (small / "base").rename(small / "mine/base")
+    change_settings(small, base="mine/base")
+    for expert, base in zip(("first", "second"), bases, strict=True):
+        edit_config(small / "experts" / expert, base_model_name_or_path=base)
+    assert merge(small) == 0
+    adapter = small / "out/adapter"
+    named = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == expected.format(folder=small)
+    if named.startswith("/"):
+        from peft import AutoPeftModelForCausalLM
+
+        assert AutoPeftModelForCausalLM.from_pretrained(adapter)

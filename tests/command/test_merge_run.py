@@ -305,12 +305,12 @@ def test_a_pruned_merge_spends_the_fraction_that_was_evaluated(project, capsys):
     assert merge(project) == 0
     rows = history(project / "out")
     result = json.loads((project / "out" / "result.json").read_text())
-    spent = [row.get("fraction_evaluated", 1.0) for row in rows]
+    spent = [row.get("cost", 1.0) for row in rows]
     assert 25 - 7 < sum(spent) <= 25 < len(rows)
     assert result["full_evaluations"] == round(sum(spent), 2) and result["evaluations"] == len(rows)
     for row in rows:
         evaluated = sum(len(scores) for scores in row["examples"].values())
-        assert row.get("fraction_evaluated", 1.0) == evaluated / 16
+        assert row.get("cost", 1.0) == evaluated / 16
         assert ("estimate" in row) == (evaluated < 16)
         assert row["score"] == row.get("estimate", row["score"])
     assert f"as much as {sum(spent):.1f} full ones" in (project / "out" / "report.md").read_text()

@@ -50,3 +50,22 @@ def test_the_notes_of_a_problem_are_shown_on_one_line_without_control_characters
     assert "note: no cache: it [31m differs\n" in capsys.readouterr().out
     inputs = json.loads((small / "out" / "inputs.json").read_text())
     assert inputs["notes"][:2] == [TOO_FEW, "no cache: it [31m differs"]
+
+
+@pytest.mark.parametrize("same_base", [False, True])
+def test_names_of_different_bases_are_told_everywhere_and_end_no_run(
+    small, capsys, edit_config, same_base
+):
+    change_settings(small, same_base=same_base)
+    for expert, base in (("first", "org/one"), ("second", "org/two")):
+        edit_config(small / "experts" / expert, base_model_name_or_path=base)
+    assert merge(small) == 0
+    told = "org/one (expert 'first') and org/two (expert 'second') are probably different models"
+    inputs, result = (
+        json.loads((small / "out" / name).read_text())["notes"]
+        for name in ("inputs.json", "result.json")
+    )
+    for notes in (capsys.readouterr().out, " ".join(inputs), " ".join(result)):
+        assert "org/one, org/two for one base model" in notes
+        assert (told in notes) != same_base
+    assert ("probably different models" in (small / "out/report.md").read_text()) != same_base

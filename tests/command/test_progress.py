@@ -14,7 +14,7 @@ from evox_evogm.command.progress import (
 )
 
 FAILED = {"score": None}
-PRUNED = {"score": 0.75, "fraction_evaluated": 0.25, "estimate": 0.75}
+PRUNED = {"score": 0.75, "cost": 0.25, "estimate": 0.75}
 
 
 def test_a_pruned_merge_counts_as_a_fraction_and_a_failed_one_has_no_score():

@@ -191,7 +191,7 @@ def test_the_cheaper_mode_is_chosen_once_per_task_and_the_log_says_why(
     assert problem.modes == {"likelihood": chosen, "decoded": chosen}
     said = [record.getMessage().split(";")[0] for record in caplog.records]
     assert said == [f"task likelihood: {chosen}", f"task decoded: {chosen}"]
-    assert "expected for 3 candidates of 1 tasks that share batches: unmerged" in caplog.text
+    assert "expected for 3 candidates: unmerged" in caplog.text
 
 
 @pytest.mark.parametrize(("difference", "chosen"), [(-0.01, "merged"), (0.01, "unmerged")])

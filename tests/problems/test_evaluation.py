@@ -45,10 +45,10 @@ def test_an_evaluation_cannot_be_changed():
 
 
 def test_a_pruned_merge_has_its_estimate_for_a_score():
-    pruned = Evaluation((0.5,), {"add": (1.0,)}, 0.1, fraction_evaluated=0.5, estimate=0.25)
+    pruned = Evaluation((0.5,), {"add": (1.0,)}, 0.1, cost=0.5, estimate=0.25)
     assert pruned.score == 0.25 and pruned.by_task == {"add": 1.0}
     record = pruned.as_record()
-    assert record["score"] == record["estimate"] == 0.25 and record["fraction_evaluated"] == 0.5
+    assert record["score"] == record["estimate"] == 0.25 and record["cost"] == 0.5
     assert Evaluation.from_record(json.loads(json.dumps(record))) == pruned
 
 

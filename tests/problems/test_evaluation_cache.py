@@ -1,5 +1,6 @@
 """Which merges are evaluated, and which are known."""
 
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from evox_evogm.problems.adapters.merging import StackedModule
 from evox_evogm.problems.evaluation import Evaluation
-from evox_evogm.problems.evaluation_cache import EvaluationCache, experts_and_scales
+from evox_evogm.problems.evaluation_cache import EvaluationCache, coefficients_and_scales
 
 
 def stacked(experts, scales) -> StackedModule:
@@ -16,7 +17,7 @@ def stacked(experts, scales) -> StackedModule:
     return StackedModule(
         a=torch.zeros(rank, 3),
         b=torch.zeros(3, rank),
-        expert=torch.tensor(experts),
+        coefficient=torch.tensor(experts),
         scale=torch.tensor(scales),
         embedding=False,
     )
@@ -35,7 +36,7 @@ def evaluation(point, score=0.5, **changes) -> Evaluation:
 
 
 def test_every_expert_counts_with_every_scale_that_it_has():
-    assert experts_and_scales(MODULES) == ([0, 1, 1], [2.0, 0.5, 1.5])
+    assert coefficients_and_scales(MODULES) == ([0, 1, 1], [2.0, 0.5, 1.5])
 
 
 def test_merges_that_are_in_the_cache_or_earlier_in_the_population_are_not_new(cache):
@@ -101,7 +102,7 @@ def test_the_best_is_complete_and_not_of_the_population(cache):
     nothing = torch.zeros(0, 2)
     assert cache.best(nothing) is None
     cache.add([Evaluation((0.0, 1.0), {}, 0.1, "RuntimeError: broken")])
-    cache.add([evaluation([0.5, 0.0], 0.9, estimate=0.8, fraction_evaluated=0.5)])
+    cache.add([evaluation([0.5, 0.0], 0.9, estimate=0.8, cost=0.5)])
     assert cache.best(nothing) is None
     good, better = evaluation([1.0, 0.0], 0.5), evaluation([0.0, 2.0], 0.75)
     cache.add([good, better, replace(good, coefficients=(3.0, 0.0))])
@@ -114,3 +115,25 @@ def test_a_cleared_cache_is_empty(cache):
     cache.add([evaluation([1.0, 0.0])])
     cache.clear()
     assert torch.equal(cache.unseen(pop), pop) and cache.best(pop[:0]) is None
+
+
+def test_scores_by_example_come_back_as_the_same_tuples(cache):
+    scores = {"task": (1.0, 0.0, -0.25), "other": (0.1, 1e300, 1e-300)}
+    kept = Evaluation((0.5, 1.0), scores, 0.25, margins={"task": (0.3, float("inf"))})
+    cache.add([kept])
+    (found,) = cache.find(torch.tensor([[0.5, 1.0]]))
+    assert found == replace(kept, seconds=0.0)
+    assert found.as_record() == replace(kept, seconds=0.0).as_record()
+    best = cache.best(besides=torch.zeros(1, 2))
+    assert best == kept and best.score == kept.score
+
+
+def test_scores_by_example_take_four_bytes_each(cache):
+    examples, merges = 2000, 50
+    tracemalloc.start()
+    for number in range(merges):
+        scores = tuple(torch.rand(examples).tolist())
+        cache.add([replace(evaluation((number, 0.0)), scores={"task": scores})])
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 8 * examples * merges  # 32 in tuples

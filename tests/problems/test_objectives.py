@@ -22,7 +22,7 @@ PRUNED = Evaluation(
     {"add": (1.0,), "pick": (0.0,)},
     0.1,
     margins={"add": (0.3,), "pick": (-2.0,)},
-    fraction_evaluated=1 / 3,
+    cost=1 / 3,
     estimate=0.4,
 )
 

@@ -155,7 +155,7 @@ def test_a_race_drops_the_merges_that_are_worse_and_estimates_their_scores():
     behind, pruned, equal = race.evaluations(keep_margins=True)
     assert (behind.score, pruned.score, equal.score) == (pytest.approx(0.6), 0.0, 1.0)
     assert (behind.estimate, pruned.estimate, equal.estimate) == (None, 0.0, None)
-    assert (pruned.fraction_evaluated, equal.fraction_evaluated) == (0.6, 1.0)
+    assert (pruned.cost, equal.cost) == (0.6, 1.0)
     assert pruned.scores == {"a": (0.0,) * 6} and pruned.margins == {"a": (-0.5,) * 6}
     assert [one.coefficients for one in (behind, pruned, equal)] == [(1.0,), (2.0,), (3.0,)]
     assert [one.margins for one in race.evaluations(keep_margins=False)] == [{}, {}, {}]
@@ -213,7 +213,7 @@ def test_merges_that_are_not_pruned_have_the_scores_of_a_problem_without_racing(
     best = seen[int(expected[0][:, 0].argmax())]
     for row, evaluation in enumerate(seen[2:]):
         evaluated = int(known[row, 1:].sum())
-        assert evaluation.fraction_evaluated == evaluated / 12 and evaluated in (3, 6, 12)
+        assert evaluation.cost == evaluated / 12 and evaluated in (3, 6, 12)
         if complete[row]:
             continue
         difference, worse = compare(evaluation.scores, best.scores, 0.99)
@@ -221,7 +221,7 @@ def test_merges_that_are_not_pruned_have_the_scores_of_a_problem_without_racing(
         assert float(found[row, 0]) == pytest.approx(best.score + difference)
         again = Evaluation.from_record(evaluation.as_record())
         assert again == replace(evaluation, seconds=again.seconds)
-    used = sum(evaluation.fraction_evaluated for evaluation in seen)
+    used = sum(evaluation.cost for evaluation in seen)
     assert racing.budget_used == pytest.approx(used)
 
 
@@ -266,7 +266,7 @@ def test_settings_that_cannot_be_are_refused(model, tokenizer, folders):
             Racing(rungs)
     with pytest.raises(ValueError, match=r"confidence: expected a number in \[0.5, 1\), found 1"):
         Racing(confidence=1)
-    with pytest.raises(ValueError, match='racing: expected objectives "mean" or "outcomes"'):
+    with pytest.raises(ValueError, match='racing: expected objectives mean or outcomes'):
         LoRAMergeProblem(
             model, folders, [ADD], tokenizer=tokenizer, objectives="tasks", racing=Racing()
         )

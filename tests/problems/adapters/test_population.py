@@ -62,7 +62,7 @@ def test_rows_of_one_candidate_share_its_weights(llama_modules):
 def test_experts_that_no_candidate_uses_cost_nothing(llama_modules):
     population = Population(llama_modules, torch.tensor([[0.0, 0.5], [0.0, -1.0]]))
     for name, module in population.modules.items():
-        assert (module.expert == 1).all()
+        assert (module.coefficient == 1).all()
         assert len(module.a) < len(llama_modules[name].a)
 
 

@@ -1,4 +1,4 @@
-"""One base under several names is taken and noted; names that contradict each other are refused."""
+"""One base under several names is taken and noted; names of different models are warned of."""
 
 import pytest
 import torch
@@ -6,7 +6,12 @@ from builders import build_model
 from sick_adapters import fit_folders, load_experts, with_tensors
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
-from evox_evogm.problems.adapters.same_base import contradict, hub_id, note_on_names
+from evox_evogm.problems.adapters.same_base import (
+    contradict,
+    hub_id,
+    name_in_export,
+    note_on_names,
+)
 
 SNAPSHOT = "/root/.cache/huggingface/hub/models--meta-llama--Llama-3.1-8B/snapshots/d04e592b"
 ONE_BASE = [
@@ -106,45 +111,95 @@ def test_names_that_differ_are_noted_once(named, model, caplog):
     assert [record.getMessage() for record in caplog.records] == [expected]
 
 
-def test_names_that_contradict_each_other_are_refused_unless_overruled(named, model):
-    model.config._name_or_path = ""
-    folders = named("org/tiny-1b", "org/tiny-2b")
-    message = (
-        r"expert 'expert1': expected the same base model as expert 'expert0' \(org/tiny-1b\), "
-        "found org/tiny-2b; merge only adapters of one base, or set same_base to true"
-    )
-    with pytest.raises(ValueError, match=message):
-        load_experts(folders, model)
-    fit = fit_folders(folders, model, same_base=True)
+WARNING = (
+    "base: took org/tiny-1b, org/tiny-2b for one base model; its modules, shapes and vocabulary "
+    "agree with all adapters, but org/tiny-1b ({}) and org/tiny-2b ({}) are probably different "
+    "models, and adapters that were trained on different models may merge badly; leave out those "
+    "of another base, or set same_base to true if these names stand for one"
+)
+
+
+def test_adapters_whose_names_contradict_each_other_are_taken_with_a_warning(named, model, caplog):
+    caplog.set_level("INFO", logger="evox_evogm")
+    model.config._name_or_path = "/data/base"
+    fit = fit_folders(named("org/tiny-1b", "org/tiny-2b"), model)
     assert len(fit.experts) == 2
-    assert "took org/tiny-1b, org/tiny-2b for one base model" in fit.notes[0]
+    (note,) = fit.notes
+    said = WARNING.format("expert 'expert0'", "expert 'expert1'")
+    assert note == said.replace("took ", "took /data/base, ")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", note)
+    ]
 
 
-def test_a_base_whose_name_contradicts_an_adapters_is_refused_unless_overruled(named, model):
+def test_a_base_whose_name_contradicts_an_adapters_is_taken_with_a_warning(named, model):
     model.config._name_or_path = "org/tiny-1b"
-    folders = named("org/tiny-2b")
-    message = "expected an adapter of org/tiny-1b, found one of org/tiny-2b; load that base instead"
-    with pytest.raises(ValueError, match=message):
-        load_experts(folders, model)
-    assert load_experts(folders, model, same_base=True)
+    fit = fit_folders(named("org/tiny-1b", "org/tiny-2b"), model)
+    assert fit.notes == [WARNING.format("the base", "expert 'expert1'")]
 
 
-def test_whatever_can_be_compared_counts_also_where_the_names_were_overruled(bench):
+def test_a_user_who_says_that_the_names_stand_for_one_base_is_not_warned(named, model, caplog):
+    model.config._name_or_path = ""
+    fit = fit_folders(named("org/tiny-1b", "org/tiny-2b"), model, same_base=True)
+    (note,) = fit.notes
+    assert note.endswith("its modules, shapes and vocabulary agree with all adapters")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_name_in_a_warning_steers_no_terminal(named, model):
+    model.config._name_or_path = ""
+    steering = named("org/tiny-1b", SNAPSHOT.replace("d04e592b", "\x1b[2J\n"))
+    (note,) = fit_folders(steering, model).notes
+    assert "probably different" in note and note.isprintable()
+
+
+@pytest.mark.parametrize("same_base", [False, True])
+def test_whatever_can_be_compared_decides_whatever_the_names_are(bench, same_base):
     def fewer_inputs(tensors):
         return {key: t[:, :8].contiguous() if "lora_A" in key else t for key, t in tensors.items()}
 
     folders = with_tensors(fewer_inputs)(bench)
     with pytest.raises(ValueError, match="it belongs to another base model"):
-        load_experts(folders, bench.model, same_base=True)
+        load_experts(folders, bench.model, same_base=same_base)
 
 
-def test_a_problem_takes_the_argument_and_keeps_the_notes(named, tokenizer):
+@pytest.mark.parametrize("same_base", [False, True])
+def test_a_problem_takes_the_argument_and_keeps_the_notes(named, tokenizer, same_base):
     task = Task("t", "1", "gold_log_probability", (Example("0", "two", "four"),))
-    folders = named("org/tiny-1b", "org/tiny-2b")
-    with pytest.raises(ValueError, match="or set same_base to true"):
-        LoRAMergeProblem(build_model(), folders, [task], tokenizer=tokenizer)
     problem = LoRAMergeProblem(
-        build_model(), folders, [task], tokenizer=tokenizer, same_base=True, mode="unmerged"
+        build_model(),
+        named("org/tiny-1b", "org/tiny-2b"),
+        [task],
+        tokenizer=tokenizer,
+        same_base=same_base,
+        mode="unmerged",
     )
-    assert "org/tiny-1b, org/tiny-2b" in problem.notes[0]
+    (note,) = problem.notes
+    assert "org/tiny-1b, org/tiny-2b" in note
+    assert ("probably different models" in note) != same_base
     assert torch.isfinite(problem.evaluate(torch.ones(1, 2))).all()
+
+
+@pytest.mark.parametrize(
+    ("base", "adapters", "expected"),
+    [
+        ("org/tiny", ["org/other", "org/tiny-bnb-4bit"], "org/tiny"),
+        ("/data/tiny", ["org/tiny", "/mine/tiny", "", "ORG/tiny"], "org/tiny"),
+        ("/data/tiny", [SNAPSHOT], "meta-llama/Llama-3.1-8B"),
+        ("/data/tiny", ["org/tiny", "org/tiny-bnb-4bit"], "/data/tiny"),
+        ("/data/tiny", ["/elsewhere/tiny", ""], "/data/tiny"),
+        ("/data/tiny", [], "/data/tiny"),
+        (SNAPSHOT, ["unsloth/Llama-3.1-8B"], "meta-llama/Llama-3.1-8B"),
+        ("", ["/mine/tiny", "/mine/tiny"], "/mine/tiny"),
+        ("", [""], ""),
+    ],
+)
+def test_an_export_names_the_hub_id_of_the_base_or_its_path(base, adapters, expected):
+    assert name_in_export(base, adapters) == expected
+
+
+def test_a_relative_path_in_adapters_is_no_hub_id_for_an_export(tmp_path):
+    base = tmp_path / "mine/base"
+    base.mkdir(parents=True)
+    assert name_in_export(str(base), ["mine/base"], tmp_path) == str(base)
+    assert name_in_export(str(base), ["mine/other"], tmp_path) == "mine/other"

@@ -27,7 +27,7 @@ CHOICES = (("A", "yes"), ("B", "no"))
             "task 't': continuation: expected one of key, text, found 'both'",
         ),
         ({"examples": ()}, "task 't': expected at least one example, found none"),
-        ({"max_new_tokens": 0}, "task 't': max_new_tokens must be at least 1, found 0"),
+        ({"max_new_tokens": 0}, "task 't': expected max_new_tokens to be at least 1, found 0"),
         (
             {"examples": (Example("7", "q", " "),)},
             "task 't', example '7': expected an answer, found an empty text",
