@@ -94,7 +94,8 @@ class PopulationScorer:
         prompts: list[tuple[int, ...]] = []
         for task in tasks:
             prompts += prompts_of(task, model, cases_or_all(task, None))
-        merger = None if self._copy_is_too_large() else self.weight_merger
+        merges = "merged" in self.modes.values() or not self._copy_is_too_large()
+        merger = self.weight_merger if merges else None
         with on_cpu_by_default():
             found = probe_base(model, self.stacked, self.n_coefficients, prompts, merger)
         self._weight_merger = None

@@ -86,7 +86,7 @@ def fit_folders(folders, model, tokenizer=None, names=None, *, same_base=False):
     for index, folder in enumerate(folders):
         name = None if names is None else names[index]
         experts.append(read_expert(folder, name=name))
-    check_together(experts, same_base=same_base)
+    check_together(experts)
     return fit_experts(experts, model, tokenizer, same_base=same_base)
 
 

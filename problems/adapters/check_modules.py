@@ -8,7 +8,7 @@ import torch
 
 from evox_evogm.problems.adapters.layers import inputs_and_outputs
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors, read_tensors
-from evox_evogm.problems.adapters.tensor_names import explain_module
+from evox_evogm.problems.adapters.tensor_names import BIAS, explain_module
 from evox_evogm.problems.adapters.vocabulary import VocabularyDifference, rows_fit
 
 if TYPE_CHECKING:
@@ -136,8 +136,9 @@ def check_base_copies(
     more_rows = False
     for name, key in expert.base_copies.items():
         copied = tensors[key]
-        own = _weight_or_nothing(layers.get(name))
-        may_be_longer = is_vocabulary(layers.get(name), model) and copied.ndim == own.ndim == 2
+        layer = layers.get(name.removesuffix(BIAS))
+        own = _tensor_or_nothing(layer, "bias" if name.endswith(BIAS) else "weight")
+        may_be_longer = is_vocabulary(layer, model) and copied.ndim == own.ndim > 0
         if may_be_longer and len(copied) > len(own):
             if rows_fit(len(copied), len(own), difference):
                 copied = copied[: len(own)]
@@ -150,9 +151,9 @@ def check_base_copies(
     return more_rows
 
 
-def _weight_or_nothing(layer: torch.nn.Module | None) -> torch.Tensor:
-    """The weight of a layer in float32 on the CPU; an empty tensor of anything else."""
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, torch.Tensor):  # a container, or no module of the base
+def _tensor_or_nothing(layer: torch.nn.Module | None, last: str) -> torch.Tensor:
+    """The weight or bias of a layer in float32 on the CPU; an empty tensor of anything else."""
+    found = getattr(layer, last, None)
+    if not isinstance(found, torch.Tensor):  # of a container, or no module of the base
         return torch.empty(0)
-    return weight.detach().to("cpu", torch.float32)
+    return found.detach().to("cpu", torch.float32)

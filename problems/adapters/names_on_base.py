@@ -15,6 +15,7 @@ from evox_evogm.problems.adapters.adapter_config import CONFIG, rank_and_alpha
 from evox_evogm.problems.adapters.layers import is_layer
 from evox_evogm.problems.adapters.parameters import factors_of_parameters, fuse_experts
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors, check_rank, describe
+from evox_evogm.problems.adapters.tensor_names import BIAS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,11 +36,14 @@ def with_names_of(model: "PreTrainedModel", expert: Expert) -> Expert:
     if expert.settings.target_parameters:
         modules = _find_parameters(expert, model, where)
     unknown = {name for name, factors in modules.items() if not _is_known(name, factors, layers)}
-    unknown |= {layer for layer in expert.base_copies if layer not in layers}
+    unknown |= {copy for copy in expert.base_copies if copy.removesuffix(BIAS) not in layers}
     if not unknown:
         return replace(expert, modules=modules)
     rename = renaming_of(model)
-    new_names = {name: rename(name) for name in sorted(unknown)}
+    new_names = {}
+    for name in sorted(unknown):
+        layer = name.removesuffix(BIAS)
+        new_names[name] = rename(layer) + name.removeprefix(layer)
     known: dict[str, Factors] = {}
     others: dict[str, Factors] = {}
     for name, factors in modules.items():
@@ -56,7 +60,7 @@ def with_names_of(model: "PreTrainedModel", expert: Expert) -> Expert:
         known[new_name] = factors
     if others:
         known |= fuse_experts(others, expert.settings, model, where)
-    copies = {new_names.get(layer, layer): key for layer, key in expert.base_copies.items()}
+    copies = {new_names.get(copy, copy): key for copy, key in expert.base_copies.items()}
     return replace(expert, modules=known, base_copies=copies)
 
 

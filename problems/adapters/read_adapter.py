@@ -64,8 +64,8 @@ class Expert:
     :param base: the base model that the adapter names, empty if it names none.
     :param modules: the factors by module name: as the file has it, until `fit_experts` has found
         the name that the base has for it. Those of a parameter have the parameter's name.
-    :param base_copies: layers of the base of which the adapter's file holds a copy, each with the
-        name of that tensor.
+    :param base_copies: layers of the base of whose weight the adapter's file holds a copy, each
+        with the name of that tensor. Those of whose bias it holds one end in ".bias".
     :param settings: what the configuration says.
     """
 
@@ -168,7 +168,7 @@ def _sort_tensors(
                 f"{where}: expected only lora_A and lora_B tensors, found {key!r}, "
                 f"{explain_key(key)}"
             )
-        base_copies[copied["layer"]] = key
+        base_copies[copied["layer"] + (copied["bias"] or "")] = key
     if not pairs:
         raise ValueError(f"{where}: expected LoRA tensors in {WEIGHTS}, found none")
     check_one_adapter(adapter_names, where)

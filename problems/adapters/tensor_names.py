@@ -14,8 +14,12 @@ FACTOR_NAME = re.compile(
     r"(\.(?!weight$)(?P<adapter>[^.]+))?(\.weight)?"
 )
 # peft saves the frozen weights of embeddings and output layers that an adapter targets, and those
-# of a vocabulary that was resized.
-COPY_NAME = re.compile(r"base_model\.model\.(?!.*\.lora_)(?P<layer>.+?)(\.base_layer)?\.weight")
+# of a vocabulary that was resized. An output layer may have a bias.
+COPY_NAME = re.compile(
+    r"base_model\.model\.(?!.*\.lora_)(?P<layer>.+?)(\.base_layer)?"
+    r"(\.weight|(?<=\.base_layer)(?P<bias>\.bias))"
+)
+BIAS = ".bias"  # behind the name of a layer whose bias is copied
 UNWRAPPED = "plain peft does not load it: save the model without its wrapper"
 # Parts of names that wrappers add, with where they come from.
 WRAPPERS = {

@@ -60,7 +60,7 @@ def smollm2_folder() -> Path:
             file=sys.stderr,
             flush=True,
         )
-        _convert_gguf(gguf, scratch)
+        convert_gguf(gguf, scratch, torch.float32)
 
     return make_once(folder, convert)
 
@@ -107,23 +107,28 @@ def _packaged_gguf() -> Path:
     return gguf
 
 
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write the model and the tokenizer of a GGUF file as a transformers folder in float32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+def convert_gguf(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Write the model and the tokenizer of a GGUF file as a transformers folder.
 
-    source = gguf.parent
-    dequantised = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=gguf.name, dtype=torch.float32
-    )
+    :param gguf: the file.
+    :param folder: where `config.json`, `model.safetensors` and the tokenizer go.
+    :param dtype: of the weights.
+    """
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
+    if hasattr(transformers, "GgufConfig"):  # where it exists, weights may stay quantised
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
     # The dequantised object counts as quantised and cannot be saved. Its weights go to a fresh one.
     config = dequantised.config
-    assert isinstance(config, LlamaConfig)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = LlamaForCausalLM(config)
+    model: Any = type(dequantised)(config)
     model.load_state_dict(dequantised.state_dict())
-    model.float().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, gguf_file=gguf.name).save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 def load_model(

@@ -174,7 +174,8 @@ def reset_rope(rope: torch.nn.Module) -> None:
         if not name.endswith("original_inv_freq"):
             continue
         prefix = name.removesuffix("original_inv_freq")  # the type of the layers, if there are two
-        setattr(rope, f"{prefix}inv_freq", original)
+        # A copy, because transformers writes some frequencies in place.
+        setattr(rope, f"{prefix}inv_freq", original.clone())
         if hasattr(rope, f"{prefix}max_seq_len_cached"):
             setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
 

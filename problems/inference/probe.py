@@ -30,6 +30,7 @@ from evox_evogm.problems.adapters.merging import (
     merged,
     merged_in_place,
 )
+from evox_evogm.problems.inference.batching import PASS_TOKENS
 from evox_evogm.problems.inference.capabilities import Capabilities, changing_context, text_config
 from evox_evogm.problems.inference.decoding import DecodingBatch
 from evox_evogm.problems.inference.prefix_cache import Row, prepare_batches, windows_of
@@ -47,7 +48,7 @@ MOST_TOKENS = 64  # of the long row: the probe makes about a dozen passes over i
 MOST_TOKENS_FOR_WINDOW = 1024  # where the long row has to be longer than a window
 # How far two ways to compute the same may be apart, in measured roundings (`rounded_differently`).
 # SmolLM2-135M: 1.3 at most in float32, 0.8 in bfloat16; real faults are thousands in float32.
-MOST_ROUNDINGS = 5.0
+MOST_ROUNDINGS = 10.0
 LARGEST_LOGIT = 1e4  # what is beyond is a token that the model excludes
 
 
@@ -82,6 +83,8 @@ class Probe:
 
     - `short`, `other`: two rows of the same length, from the shortest prompt.
     - `long`, `fork`: two rows that share all but their last tokens, from the longest prompt.
+    - `shorter`: the beginning of the long row.
+    - `brief`: the shortest prompt, and what is decoded behind it.
     """
 
     def __init__(
@@ -101,6 +104,9 @@ class Probe:
         self.able = Capabilities(context=context, grows=grows)
         limits = [*windows_of(model.model), *([] if context is None else [context])]
         self.short, self.other, self.long, self.fork = rows_of(prompts, limits, model.model)
+        # Rows that differ more in length than a pass costs do not share one.
+        self.shorter = self.long[: max(len(self.short), len(self.long) - PASS_TOKENS // 2)]
+        self.brief = self.short[: len(min(prompts, key=len)) + STEPS - 1]
         self.expected: dict[tuple[int, ...], torch.Tensor] = {}
         self.rounding = 0.0
 
@@ -126,8 +132,9 @@ class Probe:
 
         :raises ValueError: if later tokens change earlier logits, or two passes differ.
         """
-        for row in (self.short, self.other, self.long):
-            self.expected[row] = self._plain(row, STEPS)
+        for row in (self.short, self.other, self.shorter, self.long, self.brief):
+            if row not in self.expected:
+                self.expected[row] = self._plain(row, STEPS)
         self.rounding = self._measure_rounding()
         self._check_repeatable()
         # Of the last position that the two rows have in common.
@@ -183,7 +190,7 @@ class Probe:
             lambda able: self._pass(equal, able.without("share_prefixes")),
         )
         if self.able.pad_rows:
-            different = [self.short, self.long]
+            different = [self.shorter, self.long]
             self._take_first(
                 "rows of different length in a pass",
                 [(), ("pad_rows", "pad_cached_rows")],
@@ -196,8 +203,15 @@ class Probe:
         def decode(able: Capabilities) -> float:
             rows = [self.short, self.other, self.long]
             if able.pad_cached_rows:
-                rows.remove(self.other)
-            return self._steps(rows, able.without("share_prefixes"))
+                rows = [self.shorter, self.long, self.short]
+            able = able.without("share_prefixes")
+            apart = self._steps(rows, able)
+            if len(self.brief) == STEPS:
+                # A prompt of one token looks like a step. Some layers then go on with what they
+                # kept of the batch before, if it had as many rows.
+                self._steps([self.long], able)
+                apart = max(apart, self._steps([self.brief], able))
+            return apart
 
         no_cache = ("cache", "drop_rows", "pad_cached_rows", "share_prefixes")
         # Where rows of a cache cannot be selected, prefixes cannot be shared either.
@@ -260,11 +274,18 @@ class Probe:
             no_padding,
             (*no_padding, *apart_from_each_other),
         ]
+
+        def mixed(able: Capabilities) -> float:
+            # Apart, because a pass of its own costs less than to pad three short rows.
+            equal, different = slice(0, 3), slice(1, None, 2)
+            found = self._logits(rows[equal], able) + self._logits(rows[different], able)
+            return largest_difference(found, apart[equal] + apart[different])
+
         with self._candidates(pop):
             self._take_first(
                 "two candidates in one batch",
                 attempts,
-                lambda able: largest_difference(self._logits(rows, able), apart),
+                mixed,
             )
 
     @contextmanager

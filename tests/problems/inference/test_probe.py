@@ -263,6 +263,108 @@ def test_a_base_compiled_in_place_sees_its_experts(where, make_folders, tokenize
     torch.testing.assert_close(compiled.evaluate(pop), expected)
 
 
+class Calls(torch.nn.Module):
+    """A projection inside another module, called as it should be."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden):
+        return self.inner(hidden)
+
+
+class MixesRows(Calls):
+    """What a row gets depends on the other rows of its pass; a row alone is as it should be."""
+
+    def forward(self, hidden):
+        output = self.inner(hidden)
+        return output + 0.1 * (output - output.mean(0, keepdim=True))
+
+
+class SequenceFirst(Calls):
+    """The projection gets (C, N, D), so that no one can tell which row belongs to whom."""
+
+    def forward(self, hidden):
+        return self.inner(hidden.transpose(0, 1)).transpose(0, 1)
+
+
+class ReadsTheWeight(Calls):
+    """The projection is never called, so hooks on it have no effect."""
+
+    def forward(self, hidden):
+        return torch.nn.functional.linear(hidden, self.inner.weight)
+
+
+class KeepsItsWeight(Calls):
+    """Whatever becomes of the weight, the one from the beginning is used."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.register_buffer("kept", inner.weight.detach().clone())
+
+    def forward(self, hidden):
+        changed = torch.nn.functional.linear(hidden, self.inner.weight)
+        kept = torch.nn.functional.linear(hidden, self.kept)
+        return self.inner(hidden) - changed + kept
+
+
+class TupleLinear(torch.nn.Linear):
+    def forward(self, hidden):
+        return super().forward(hidden), None
+
+
+class GivesTuples(Calls):
+    """The projection gives a tuple, to which hooks cannot add."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.inner.__class__ = TupleLinear
+
+    def forward(self, hidden):
+        return self.inner(hidden)[0]
+
+
+# What each kind of projection makes the probe switch off.
+MISBEHAVING = {
+    MixesRows: ["pad_rows", "pad_cached_rows", "mix_candidates", "batch_rows"],
+    SequenceFirst: ["mix_candidates", "share_layers"],
+    ReadsTheWeight: ["unmerged"],
+    KeepsItsWeight: ["merged"],
+    GivesTuples: ["unmerged"],
+}
+
+
+def with_projections(kind):
+    model = build_model()
+    for layer in model.model.layers:
+        layer.self_attn.q_proj = kind(layer.self_attn.q_proj)
+    return model
+
+
+@pytest.mark.parametrize("kind", MISBEHAVING)
+def test_what_a_base_gives_wrongly_is_switched_off(kind, make_folders, tokenizer):
+    well_behaved = with_projections(Calls)
+    folders = make_folders(well_behaved, ["inner"])
+    expected = []
+    for truth in (merged_by_peft(well_behaved, folders), well_behaved):
+        row = []
+        for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
+            row.append(plain_log_probability(truth, tokenizer, prompt, answer))
+        expected.append(row)
+    for mode in ("unmerged", "merged"):
+        settings = {"tokenizer": tokenizer, "mode": mode}
+        arguments = (with_projections(kind), folders, [gold_task()])
+        if mode in MISBEHAVING[kind]:
+            with pytest.raises(ValueError, match=f"works on this base, found '{mode}'"):
+                LoRAMergeProblem(*arguments, **settings)
+            continue
+        problem = LoRAMergeProblem(*arguments, **settings)
+        assert problem.capabilities.switched_off == MISBEHAVING[kind]
+        found = problem.score_together(torch.tensor([WEIGHTS, [0.0, 0.0]]))["gold"]
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-4)
+
+
 def test_an_encoder_is_refused_in_one_sentence(make_folders, tokenizer):
     sizes = {name: SIZES[name] for name in list(SIZES)[:5]}
     torch.manual_seed(7)
