@@ -4,8 +4,16 @@
 import evox  # noqa: F401  isort: skip
 
 from evox_evogm.algorithms.evogm import EvoGM
+from evox_evogm.algorithms.gradient_search import GradientSearch
 from evox_evogm.algorithms.surrogate import Outcomes, SurrogateSettings
 from evox_evogm.algorithms.surrogate_evogm import SurrogateEvoGM
 from evox_evogm.resume.resumable_search import ResumableSearch
 
-__all__ = ["EvoGM", "Outcomes", "ResumableSearch", "SurrogateEvoGM", "SurrogateSettings"]
+__all__ = [
+    "EvoGM",
+    "GradientSearch",
+    "Outcomes",
+    "ResumableSearch",
+    "SurrogateEvoGM",
+    "SurrogateSettings",
+]

@@ -24,7 +24,12 @@ from evox_evogm.command.information import (
 )
 from evox_evogm.command.notes import notes_of_failed_rows, notes_of_inputs
 from evox_evogm.command.progress import OnProgress, ProgressCounter
-from evox_evogm.command.result import describe_merge, read_result, write_result
+from evox_evogm.command.result import (
+    describe_merge,
+    read_coefficients,
+    read_result,
+    write_result,
+)
 from evox_evogm.command.run_folder import (
     RESULT,
     RunLock,
@@ -36,7 +41,9 @@ from evox_evogm.command.run_folder import (
 from evox_evogm.command.run_inputs import input_digests, made_with
 from evox_evogm.command.scores import Candidate, ScoreRow, score_rows
 from evox_evogm.command.search_algorithm import (
+    OBJECTIVES,
     check_search,
+    cost_of_point,
     describe_step,
     make_algorithm,
     population_size,
@@ -84,9 +91,14 @@ class MergeRun:
         self.tasks = read_tasks(settings.tasks, folder)
         own_tasks = tasks_of_experts(settings.regmean, experts, self.tasks.dev)
         box = box_of(len(experts), regressed=own_tasks is not None)
-        self.algorithm = make_algorithm(settings, pop_size, box, self.tasks.dev)
-        self.random_state = torch.get_rng_state()  # loading models may draw numbers of its own
+        # Refuses what is wrong before the model loads.
+        make_algorithm(settings, pop_size, box, self.tasks.dev, len(experts))
         self.problem = self._load_problem(folder, experts, own_tasks, device)
+        pop_size = population_size(settings, self.problem.n_coefficients)
+        self.algorithm = make_algorithm(
+            settings, pop_size, self.problem.box, self.tasks.dev, len(experts)
+        )
+        self.random_state = torch.get_rng_state()
         for task in self.tasks.test:
             tokenize_task(task, self.problem.language_model)
         self.digests = input_digests(self.problem.language_model, self.tasks, experts)
@@ -117,13 +129,14 @@ class MergeRun:
             str(local_base) if local_base.is_dir() else settings.base,
             experts,
             self.tasks.dev,
-            objectives="outcomes" if settings.algorithm == "SurrogateEvoGM" else "mean",
+            objectives=OBJECTIVES[settings.algorithm],
             dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
             device=device,
             batch_tokens=settings.batch_tokens,
             max_memory=int(settings.max_memory * 2**30),
             mode=settings.mode,
             racing=Racing() if settings.racing else None,
+            groups=settings.groups,
             regmean=own_tasks,
             trust_remote_code=settings.trust_remote_code,
             same_base=settings.same_base,
@@ -153,12 +166,17 @@ class MergeRun:
         budget = self.settings.budget
         if self.settings.racing:  # a pruned merge is less than one: the number of steps is open
             return budget
-        return budget - (budget - self._kept) % self.algorithm.pop_size
+        return budget - (budget - self._kept) % self._step_cost
 
     @property
     def _kept(self) -> int:
         """Evaluations that are kept for the recommended merge."""
         return recommendation_cost(self.algorithm, self.settings.budget)
+
+    @property
+    def _step_cost(self) -> int:
+        """What a step costs, in full evaluations."""
+        return self.algorithm.pop_size * cost_of_point(self.settings.algorithm)
 
     @property
     def dtype(self) -> str:
@@ -174,7 +192,7 @@ class MergeRun:
         """Run all steps from the settings' seed, or those that an earlier process left.
 
         :param on_progress: called after every evaluation.
-        :return: `(n,)` effective coefficients: what SurrogateEvoGM recommends, or for EvoGM those
+        :return: `(n g,)` effective coefficients: what the algorithm recommends, or for EvoGM those
             with the best mean dev score.
         """
         if self.saved is None:
@@ -190,7 +208,7 @@ class MergeRun:
         forget_examples(self.records)
         made = search.problem.position
         self.counter = ProgressCounter(self.budget, self.records, made, on_progress)
-        while self.counter.done + self.algorithm.pop_size + self._kept <= self.budget:
+        while self.counter.done + self._step_cost + self._kept <= self.budget:
             search.run(search.steps + 1)
         # The recommended merge, if it is evaluated, belongs to the last step, in any process.
         search.problem.step = search.steps - 1
@@ -213,7 +231,7 @@ class MergeRun:
     def score_rows(self, best: torch.Tensor) -> list[ScoreRow]:
         """The rows of the final table: base, every expert, average, RegMean, and the best merge.
 
-        :param best: `(n,)` effective coefficients.
+        :param best: `(n g,)` effective coefficients.
         """
         candidate = Candidate(self.settings.algorithm, best.cpu())
         return score_rows(self.problem, self.tasks, candidate, self.records)
@@ -221,7 +239,7 @@ class MergeRun:
     def finish(self, best: torch.Tensor, rows: Sequence[ScoreRow]) -> dict:
         """Export the best merge, check it with plain peft, and write `result.json` and `report.md`.
 
-        :param best: `(n,)` effective coefficients.
+        :param best: `(n g,)` effective coefficients.
         :param rows: of the final table.
         :return: what `result.json` holds.
         """
@@ -262,8 +280,7 @@ class MergeRun:
         :return: what `result.json` now holds.
         """
         result = self.result()
-        coefficients = [result["coefficients"][expert.name] for expert in self.problem.experts]
-        best = torch.tensor(coefficients)
+        best = read_coefficients(result, self.problem)
         result["adapter"] = export_merge(self.problem, best, self.out, self.folder)
         write_result(result, self.out, self.folder)
         return result

@@ -62,8 +62,9 @@ def print_result(result: dict, notes: Sequence[str], out: Path, console: "Consol
     coefficients = []
     for name, value in result["coefficients"].items():
         coefficients.append(f"{sanitize(name)} {value:+.3f}")
+    what = "mean coefficients" if result["coefficients_by_group"] else "coefficients"
     whose = " of the regressed experts" if result["regmean"] else ""
-    print(f"\ncoefficients{whose}: {', '.join(coefficients)}")
+    print(f"\n{what}{whose}: {', '.join(coefficients)}")
     print_adapter(result["adapter"], out)
     print(f"report: {out / 'report.md'}")
 

@@ -29,15 +29,12 @@ def describe_merge(
 ) -> dict:
     """What `result.json` says of the best merge and of its evaluations.
 
-    :param best: `(n,)` effective coefficients.
+    :param best: `(n g,)` effective coefficients.
     :param rows: of the final table.
     :param records: the history.
     """
-    coefficients = {}
-    for expert, value in zip(problem.experts, best.tolist(), strict=True):
-        coefficients[expert.name] = value
     return {
-        "coefficients": coefficients,
+        **describe_coefficients(problem, best),
         "scores": [asdict(row) for row in rows],
         "evaluations": len(records),
         "full_evaluations": round(full_evaluations(records), 2),
@@ -45,6 +42,38 @@ def describe_merge(
         "tasks": describe_tasks(problem, tasks),
         "regmean": problem.regressed,
     }
+
+
+def describe_coefficients(problem: LoRAMergeProblem, best: torch.Tensor) -> dict[str, dict]:
+    """What `result.json` says of the coefficients: by expert, and with several groups by group.
+
+    :param best: `(n g,)` effective coefficients.
+    :return: `coefficients`, the coefficient of every expert or its mean over groups, and
+        `coefficients_by_group`, by expert and group; empty with one group.
+    """
+    table = problem.groups.by_expert(best)  # (n, g)
+    means, by_group = {}, {}
+    for expert, row in zip(problem.experts, table, strict=True):
+        means[expert.name] = float(row.mean())
+        by_group[expert.name] = dict(zip(problem.groups.names, row.tolist(), strict=True))
+    if problem.groups.count == 1:
+        by_group = {}
+    return {"coefficients": means, "coefficients_by_group": by_group}
+
+
+def read_coefficients(result: dict, problem: LoRAMergeProblem) -> torch.Tensor:
+    """The `(n g,)` effective coefficients of a result.
+
+    :param result: what `result.json` holds.
+    """
+    rows = []
+    for expert in problem.experts:
+        if result["coefficients_by_group"]:
+            by_group = result["coefficients_by_group"][expert.name]
+            rows.append([by_group[name] for name in problem.groups.names])
+        else:
+            rows.append([result["coefficients"][expert.name]])
+    return torch.tensor(rows).flatten()
 
 
 def describe_tasks(problem: LoRAMergeProblem, tasks: RunTasks) -> dict[str, dict]:
@@ -66,7 +95,8 @@ def read_result(out: Path) -> dict:
 
     :raises ValueError: if it is damaged.
     """
-    result = {"notes": [], "no_information": None, **read_table(out / RESULT, json.loads)}
+    missing: dict = {"notes": [], "no_information": None, "coefficients_by_group": {}}
+    result = {**missing, **read_table(out / RESULT, json.loads)}
     try:
         for row in result["scores"]:
             for split in SPLITS:

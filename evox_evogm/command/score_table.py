@@ -55,7 +55,7 @@ def remarks_on_merge(rows: Sequence[dict]) -> list[str]:
     if merge["kind"] != "merge":
         return []
     chosen = "the merge with the best observed dev score"
-    if merge["name"] == "SurrogateEvoGM":
+    if merge["name"] != "EvoGM":
         chosen = "the recommended merge, which need not have the best observed dev score"
     remarks = [f"{merge['name']} is {chosen}."]
     better = []

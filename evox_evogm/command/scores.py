@@ -16,7 +16,8 @@ from evox_evogm.problems.tasks.task import Task
 
 Scores = dict[str, float]  # the mean score of each task, by its name
 Kind = Literal["base", "expert", "average", "RegMean", "merge"]
-ROW_NAMES = ("base", "average", "RegMean", "EvoGM", "SurrogateEvoGM")  # of rows of no expert
+# Of rows of no expert.
+ROW_NAMES = ("base", "average", "RegMean", "EvoGM", "SurrogateEvoGM", "GradientSearch")
 EXPERT = "expert "  # goes before the name of an expert that could be another row's
 
 
@@ -43,7 +44,7 @@ class Candidate:
     """A merge that gets a row.
 
     :param name: of the row.
-    :param coefficients: `(n,)` effective coefficients.
+    :param coefficients: `(n g,)` effective coefficients.
     :param kind: of the row.
     """
 
@@ -84,14 +85,14 @@ def score_rows(
     :param best: the best merge, over the experts of the search.
     :param records: the history of the search.
     """
-    n = problem.n_experts
-    given = [Candidate("base", torch.zeros(n), "base")]
-    for expert, coefficients in zip(problem.experts, torch.eye(n), strict=True):
-        given.append(Candidate(expert.name, coefficients, "expert"))
-    given.append(Candidate("average", torch.eye(n).mean(0), "average"))
+    expand, one_hots = problem.groups.expand, torch.eye(problem.n_experts)
+    given = [Candidate("base", expand(torch.zeros(problem.n_experts)), "base")]
+    for expert, coefficients in zip(problem.experts, one_hots, strict=True):
+        given.append(Candidate(expert.name, expand(coefficients), "expert"))
+    given.append(Candidate("average", expand(one_hots.mean(0)), "average"))
     if not problem.regressed:
         return score_candidates(problem, tasks, [*given, best], records)
-    regressed = [Candidate("RegMean", torch.ones(n), "RegMean"), best]
+    regressed = [Candidate("RegMean", torch.ones(problem.n_coefficients), "RegMean"), best]
     rows = score_candidates(problem.with_experts_as_given(), tasks, given, [])
     return rows + score_candidates(problem, tasks, regressed, records)
 
@@ -113,7 +114,7 @@ def score_candidates(
     :param records: what was evaluated before, with dev scores.
     :raises RuntimeError: if no candidate can be scored.
     """
-    population = torch.stack([candidate.coefficients for candidate in candidates])  # (P, n)
+    population = torch.stack([candidate.coefficients for candidate in candidates])  # (P, n g)
     known = dev_scores_by_point(records)
     points = [tuple(point) for point in population.tolist()]
     unseen = [row for row, point in enumerate(points) if point not in known]
@@ -158,7 +159,7 @@ def score_models(
 ) -> list[Scored]:
     """Score each merge of a population, and what fails once more.
 
-    :param population: a `(P, n)` tensor of effective coefficients.
+    :param population: a `(P, n g)` tensor of effective coefficients.
     :param tasks: by default those of the problem.
     """
 
@@ -182,7 +183,7 @@ def score_models(
 def mean_scores(problem: LoRAMergeProblem, population: torch.Tensor, tasks=None) -> list[Scores]:
     """Mean scores by task of each merge of a population.
 
-    :param population: a `(P, n)` tensor of effective coefficients.
+    :param population: a `(P, n g)` tensor of effective coefficients.
     :param tasks: by default those of the problem.
     """
     means: list[Scores] = [{} for _ in population]

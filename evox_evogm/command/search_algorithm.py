@@ -2,20 +2,33 @@
 
 from collections.abc import Sequence
 from inspect import Parameter, signature
+from typing import Literal
 
 import torch
 
 from evox_evogm.algorithms.evogm import EvoGM
+from evox_evogm.algorithms.gradient_search import GradientSearch
 from evox_evogm.algorithms.surrogate import Outcomes
 from evox_evogm.algorithms.surrogate_evogm import POP_SIZE, SurrogateEvoGM
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.command.strict_settings import check_names
+from evox_evogm.problems.evaluation import GRADIENT_COST
 from evox_evogm.problems.tasks.margins import outcomes_of
 from evox_evogm.problems.tasks.task import Task
 
-ALGORITHMS = {"SurrogateEvoGM": SurrogateEvoGM, "EvoGM": EvoGM}
+Search = SurrogateEvoGM | EvoGM | GradientSearch
+ALGORITHMS: dict[str, type[Search]] = {
+    "SurrogateEvoGM": SurrogateEvoGM,
+    "EvoGM": EvoGM,
+    "GradientSearch": GradientSearch,
+}
+OBJECTIVES: dict[str, Literal["mean", "outcomes", "gradients"]] = {  # what each has to be told
+    "SurrogateEvoGM": "outcomes",
+    "EvoGM": "mean",
+    "GradientSearch": "gradients",
+}
 # They follow from the other settings, or are objects that a settings file cannot hold.
-NOT_SETTINGS = ("clamp", "device", "outcomes", "initial_points", "settings")
+NOT_SETTINGS = ("clamp", "device", "outcomes", "initial_points", "settings", "blocks")
 
 
 def check_search(settings: RunSettings) -> None:
@@ -33,20 +46,31 @@ def check_search(settings: RunSettings) -> None:
 def population_size(settings: RunSettings, n: int) -> int:
     """P, evaluations per step.
 
-    :param n: the number of experts.
+    :param n: the number of coefficients.
     :raises ValueError: if the budget is smaller.
     """
     if settings.algorithm == "SurrogateEvoGM":
         pop_size = settings.pop_size or POP_SIZE
+    elif settings.algorithm == "GradientSearch":
+        pop_size = settings.pop_size or 1
     else:
         pop_size = settings.pop_size or max(2, 2 * n)
-    if settings.budget < pop_size:
-        expected = f"expected at least one population, {pop_size} evaluations"
+    cost = pop_size * cost_of_point(settings.algorithm)
+    if settings.budget < cost:
+        expected = f"expected at least one population, {cost} evaluations"
         raise ValueError(f"budget: {expected}, found {settings.budget}")
     return pop_size
 
 
-def recommendation_cost(algorithm: SurrogateEvoGM | EvoGM, budget: int) -> int:
+def cost_of_point(algorithm: str) -> int:
+    """What a point costs in full evaluations: more with its gradient.
+
+    :param algorithm: the name.
+    """
+    return round(GRADIENT_COST) if OBJECTIVES[algorithm] == "gradients" else 1
+
+
+def recommendation_cost(algorithm: Search, budget: int) -> int:
     """Evaluations that are kept for `recommended`.
 
     SurrogateEvoGM evaluates the point it recommends, unless the budget is one population.
@@ -59,12 +83,14 @@ def make_algorithm(
     pop_size: int,
     box: tuple[torch.Tensor, torch.Tensor],
     tasks: Sequence[Task],
-) -> SurrogateEvoGM | EvoGM:
+    n_experts: int,
+) -> Search:
     """The algorithm, seeded and before its first step.
 
     :param pop_size: P, evaluations per step.
-    :param box: `lb` and `ub`, two `(n,)` tensors.
+    :param box: `lb` and `ub`, two `(n g,)` tensors.
     :param tasks: the dev tasks, whose examples are the outcomes of a merge.
+    :param n_experts: n.
     :raises ValueError: if an argument is out of range.
     """
     torch.manual_seed(settings.seed)
@@ -74,13 +100,18 @@ def make_algorithm(
         if settings.algorithm == "SurrogateEvoGM":
             outcomes = Outcomes(*outcomes_of(tasks))
             return SurrogateEvoGM(pop_size, *box, outcomes=outcomes, **arguments)
+        if settings.algorithm == "GradientSearch":
+            # The average of the experts, or the RegMean merge.
+            start = (box[0] + box[1]) / 2 + 1 / n_experts
+            examples = sum(len(task.examples) for task in tasks)
+            return GradientSearch(start, pop_size, outcomes=examples, blocks=n_experts, **arguments)
         # Over the axes of later rounds, good coefficients may leave the box.
         return EvoGM(pop_size, *box, clamp=False, **arguments)
     except ValueError as error:
         raise ValueError(f"search: {error}") from error
 
 
-def describe_step(algorithm: SurrogateEvoGM | EvoGM, step: int) -> dict[str, int]:
+def describe_step(algorithm: Search, step: int) -> dict[str, int]:
     """What the history says of a step beside its number: where in the rounds of EvoGM it stands.
 
     :param step: from 0, which is `init_step`.
@@ -91,17 +122,18 @@ def describe_step(algorithm: SurrogateEvoGM | EvoGM, step: int) -> dict[str, int
     return {"round": int(round_), "iteration": int(iteration)}
 
 
-def recommended(
-    algorithm: SurrogateEvoGM | EvoGM, records: Sequence[dict], *, evaluate: bool
-) -> torch.Tensor:
+def recommended(algorithm: Search, records: Sequence[dict], *, evaluate: bool) -> torch.Tensor:
     """The merge to take when the search is over.
 
     :param records: the history, with at least one score.
     :param evaluate: whether SurrogateEvoGM may evaluate the point it recommends.
-    :return: `(n,)` effective coefficients: what SurrogateEvoGM recommends, or the best on dev.
+    :return: `(n g,)` effective coefficients: what the algorithm recommends, or with EvoGM the best
+        on dev.
     """
     if isinstance(algorithm, SurrogateEvoGM):
         return algorithm.recommend(evaluate=evaluate)
+    if isinstance(algorithm, GradientSearch):
+        return algorithm.recommend()
     scored = [record for record in records if record["score"] is not None]
     best = max(scored, key=lambda record: record["score"])
     return torch.tensor(best["coefficients"])

@@ -34,29 +34,33 @@ class RunSettings(StrictSettings):
         "A folder of adapter folders, a list of adapter folders, or a table of names and folders.",
     )
     tasks: list[TaskSettings] = setting(..., "a list", "What scores a merge: a table a task.")
-    algorithm: Literal["SurrogateEvoGM", "EvoGM"] = setting(
+    algorithm: Literal["SurrogateEvoGM", "EvoGM", "GradientSearch"] = setting(
         "SurrogateEvoGM",
         "a str",
-        "The search: SurrogateEvoGM, which needs few evaluations, or EvoGM, the paper's method.",
+        "The search: SurrogateEvoGM, which needs few evaluations; EvoGM, the paper's method; or "
+        "GradientSearch, which follows gradients of margins and is made for groups: module.",
     )
     search: dict = setting(
         {},
         "a dict",
         "Arguments of the algorithm: epochs, lr, winner_ratio, cycle_weight, opt_weight, "
-        "hidden_dims and dual; of EvoGM also n_rounds and n_iters.",
+        "hidden_dims and dual; of EvoGM also n_rounds and n_iters. Of GradientSearch lr, "
+        "perturbation and shrinkage.",
     )
     budget: int = setting(
         160,
         "a whole number",
         "Evaluations of merged models. It is cut to whole populations and, with SurrogateEvoGM, "
-        "one for the recommended merge: of 60 are made 58, with pop_size 3.",
+        "one for the recommended merge: of 60 are made 58, with pop_size 3. An evaluation with its "
+        "gradient counts as 3.",
         ge=1,
     )
     pop_size: int | None = setting(
         None,
         "a whole number",
-        "Evaluations per step; by default 3, with EvoGM twice the number of experts.",
-        ge=2,
+        "Evaluations per step; by default 3, with EvoGM twice the number of coefficients, with "
+        "GradientSearch 1.",
+        ge=1,
     )
     seed: int = setting(0, "a whole number", "Of the search.", ge=0)
     device: str = setting(
@@ -84,6 +88,13 @@ class RunSettings(StrictSettings):
         "a bool",
         "Stop evaluating a merge that is clearly behind (pruning); with SurrogateEvoGM only. The "
         "budget then counts the fraction of the examples that was evaluated.",
+    )
+    groups: str | dict[str, str] = setting(
+        "expert",
+        '"expert", "layer", "block:k", "module", or a table of patterns',
+        "Groups of modules in which an expert has a coefficient of its own: expert (one for all "
+        "modules), layer, block:4 (four layers in a row), module, or a table of names and regular "
+        "expressions.",
     )
     regmean: bool | dict | None = setting(
         None,

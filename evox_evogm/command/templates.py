@@ -1,6 +1,6 @@
 """Markdown pages from the jinja2 templates beside this file, in which no name is markup."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -9,6 +9,7 @@ from markupsafe import Markup
 from evox_evogm.command.counted import counted
 from evox_evogm.command.escaping import escape_markdown, printable_lines
 
+SHADES = " ░▒▓█"
 BAR_LENGTH = 20  # characters of the largest coefficient
 
 
@@ -29,6 +30,7 @@ def render(template: str, **values) -> str:
     environment.filters["counted"] = counted
     environment.filters["row"] = table_row
     environment.filters["bar"] = bar
+    environment.filters["heat_map"] = heat_map
     environment.filters["code_block"] = code_block
     return environment.get_template(template).render(values)
 
@@ -50,6 +52,24 @@ def code_block(text: str) -> Markup:
     """A text line by line as it is. Indented, so that nothing in it can end the block."""
     lines = [f"    {line}" for line in printable_lines(text)]
     return Markup("\n".join(lines) or "    ")
+
+
+def heat_map(by_expert: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """A row of cells for each group of modules: its name, and a shaded coefficient per expert.
+
+    :param by_expert: by expert and group.
+    """
+    columns = list(by_expert.values())
+    largest = max(abs(value) for column in columns for value in column.values())
+    rows = []
+    for group in columns[0]:
+        row = [group]
+        for column in columns:
+            size = abs(column[group]) / largest if largest else 0.0
+            shade = SHADES[round(size * (len(SHADES) - 1))]
+            row.append(f"{shade} {column[group]:+.2f}")
+        rows.append(row)
+    return rows
 
 
 def bar(value: float, coefficients: Iterable[float]) -> str:

@@ -196,7 +196,10 @@ CASES = {
     ),
     "mode of no task": (settings(mode={"nope": "merged"}), "mode: expected names of tasks"),
     "mode a number": (settings(mode=3), 'mode: expected "auto", "unmerged" or "merged", found 3'),
-    "population of one": (settings(pop_size=1), "pop_size: expected at least 2, found 1"),
+    "population of one": (
+        settings(pop_size=1),
+        "pop_size: expected a whole number of at least 2, found 1",
+    ),
     "search a number": (settings(search=3), "search: expected a dict, found 3"),
     "search misspelt": (
         settings(search={"epoch": 3}),
@@ -215,7 +218,7 @@ CASES = {
     ),
     "unknown algorithm": (
         settings(algorithm="PSO"),
-        "algorithm: expected one of SurrogateEvoGM, EvoGM, found 'PSO'",
+        "algorithm: expected one of SurrogateEvoGM, EvoGM, GradientSearch, found 'PSO'",
     ),
     "racing in the paper's method": (
         settings(racing=True),

@@ -376,3 +376,50 @@ def test_no_expert_has_the_label_of_another_row(name):
 def test_other_experts_keep_their_names_in_the_table():
     assert label("expert", "maths") == "maths"
     assert label("expert", "experts of maths") == "experts of maths"
+
+
+def test_experts_may_have_a_coefficient_in_each_group_of_modules(project):
+    change_settings(project, groups="module", budget=6, pop_size=3)
+    assert merge(project) == 0
+    result = json.loads((project / "out" / "result.json").read_text())
+    table = result["coefficients_by_group"]
+    assert list(table) == list(result["coefficients"])
+    for expert, row in table.items():
+        assert len(row) > 1
+        mean = sum(row.values()) / len(row)
+        assert result["coefficients"][expert] == pytest.approx(mean, abs=1e-6)
+    groups = list(next(iter(table.values())))
+    point = [row[group] for row in table.values() for group in groups]
+    assert point in [record["coefficients"] for record in history(project / "out")]
+    report = (project / "out" / "report.md").read_text()
+    assert all(f"| {group.replace('_', chr(92) + '_')} |" in report for group in groups)
+    assert result["adapter"]["largest_relative_difference"] < 1e-5
+
+
+def test_a_search_along_gradients_counts_three_evaluations_for_each(project, capsys):
+    settings = {"algorithm": "GradientSearch", "groups": "layer", "budget": 11, "pop_size": 1}
+    change_settings(project, **settings, search={})
+    assert merge(project) == 0
+    out = project / "out"
+    result = json.loads((out / "result.json").read_text())
+    records = history(out)
+    assert len(records) == result["evaluations"] == 3 and result["full_evaluations"] == 9
+    assert [record["cost"] for record in records] == [3, 3, 3]
+    groups = len(next(iter(result["coefficients_by_group"].values())))
+    assert len(records[0]["gradient"]) == 2 * groups
+    assert records[0]["coefficients"] == [0.5] * 2 * groups  # the average of two experts
+    assert "9 of 9 evaluations" in capsys.readouterr().out
+    assert "which need not have the best observed dev score" in (out / "report.md").read_text()
+
+
+def test_a_search_along_gradients_goes_on_where_it_was_interrupted(project, monkeypatch):
+    settings = {"algorithm": "GradientSearch", "groups": "layer", "budget": 15, "pop_size": 2}
+    change_settings(project, **settings, search={})
+    assert merge(project, out="whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt_searches(patch, 1)
+        assert merge(project) == cli.INTERRUPTED
+    assert merge(project) == 0
+    assert history(project / "out") == history(project / "whole")
+    results = [json.loads((project / out / "result.json").read_text()) for out in ("out", "whole")]
+    assert results[0]["coefficients_by_group"] == results[1]["coefficients_by_group"]

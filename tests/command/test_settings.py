@@ -134,7 +134,7 @@ def test_a_misspelt_setting_is_named_with_the_nearest_one(write, found, nearest)
 def test_a_setting_unlike_any_other_is_answered_with_the_list(write):
     known = (
         "base, experts, tasks, algorithm, search, budget, pop_size, seed, device, dtype, "
-        "batch_tokens, max_memory, mode, racing, regmean, trust_remote_code, same_base, "
+        "batch_tokens, max_memory, mode, racing, groups, regmean, trust_remote_code, same_base, "
         "chat_template, chat_template_file"
     )
     assert refusal(write(zzz=3)).endswith(f"found the unknown setting 'zzz'; known are {known}")
@@ -188,7 +188,7 @@ def test_a_setting_of_the_wrong_type_is_named_with_what_was_found(write, name, v
         ("seed", "-1", "seed: expected at least 0, found -1"),
         ("dtype", "int8", "dtype: expected one of auto, float32, bfloat16, float16, found 'int8'"),
         ("tasks", "[]", "tasks: expected at least one, found none"),
-        ("algorithm", "PSO", "algorithm: expected one of SurrogateEvoGM, EvoGM, found 'PSO'"),
+        ("algorithm", "PSO", "expected one of SurrogateEvoGM, EvoGM, GradientSearch, found 'PSO'"),
         ("max_memory", ".nan", r"max_memory: expected a number of GiB above 0 and .*, found nan"),
         ("pop_size", "0", r"pop_size: expected at least \d+, found 0"),
         ("pop_size", "-4", r"pop_size: expected at least \d+, found -4"),

@@ -154,7 +154,7 @@ def test_tasks_as_objectives_are_columns_whose_mean_is_the_single_score(
     torch.testing.assert_close(columns.mean(1), problem.evaluate(pop))
     torch.testing.assert_close(columns[0, 1], problem.score_tasks(pop[0])["pick"].mean())
     with pytest.raises(
-        ValueError, match='objectives: expected mean, tasks, outcomes, gradients, found \'every\''
+        ValueError, match="objectives: expected mean, tasks, outcomes, gradients, found 'every'"
     ):
         LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, objectives="every")
 

@@ -266,7 +266,7 @@ def test_settings_that_cannot_be_are_refused(model, tokenizer, folders):
             Racing(rungs)
     with pytest.raises(ValueError, match=r"confidence: expected a number in \[0.5, 1\), found 1"):
         Racing(confidence=1)
-    with pytest.raises(ValueError, match='racing: expected objectives mean or outcomes'):
+    with pytest.raises(ValueError, match="racing: expected objectives mean or outcomes"):
         LoRAMergeProblem(
             model, folders, [ADD], tokenizer=tokenizer, objectives="tasks", racing=Racing()
         )

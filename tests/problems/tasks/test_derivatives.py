@@ -1,4 +1,4 @@
-"""Derivatives of margins by coefficients, against central differences of plain passes in float64."""
+"""Derivatives of margins by coefficients are those of central differences in float64."""
 
 from contextlib import contextmanager
 
@@ -48,7 +48,7 @@ def plain_logits(problem, coefficients, tokens):
     tied = output.weight
     output.weight = torch.nn.Parameter(tied.detach().clone())  # an expert of the embedding alone
     originals = {}
-    for name, module in problem.stacked.items():
+    for name in problem.stacked:
         weight = weight_of(model, name)
         originals[weight] = weight.detach().clone()
     try:

@@ -1,0 +1,181 @@
+"""Coefficients by expert and group of modules."""
+
+import json
+
+import pytest
+import torch
+from builders import build_model, mixed_adapters
+from other_bases import logits_of, peft_logits
+from safetensors.torch import load_file
+
+from evox_evogm.problems import Example, LoRAMergeProblem, Task
+from evox_evogm.problems.adapters.groups import group_modules
+
+NAMES = [
+    "model.embed_tokens",
+    "model.layers.0.mlp.up_proj",
+    "model.layers.9.mlp.up_proj",
+    "model.layers.10.self_attn.q_proj",
+    "model.vision.layers.0.mlp.up_proj",
+]
+ADD = Task("add", "1", "gold_log_probability", (Example("0", "1+1=", "2"),))
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ("expert", {"all": NAMES}),
+        (
+            "layer",
+            {
+                "rest": NAMES[:1],
+                "model.layers.0": NAMES[1:2],
+                "model.layers.9": NAMES[2:3],
+                "model.layers.10": NAMES[3:4],
+                "model.vision.layers.0": NAMES[4:],
+            },
+        ),
+        (
+            "block:10",
+            {
+                "rest": NAMES[:1],
+                "model.layers.0-9": NAMES[1:3],
+                "model.layers.10-19": NAMES[3:4],
+                "model.vision.layers.0-9": NAMES[4:],
+            },
+        ),
+        ("module", {name: [name] for name in NAMES}),
+        (
+            {"first": r"layers\.0\.", "attention": "self_attn"},
+            {"rest": [NAMES[0], NAMES[2]], "first": [NAMES[1], NAMES[4]], "attention": [NAMES[3]]},
+        ),
+        (lambda name: name[-4:], {"kens": NAMES[:1], "proj": NAMES[1:]}),
+    ],
+)
+def test_a_module_belongs_to_one_group(groups, expected):
+    found = group_modules(reversed(NAMES), groups)
+    members = {name: [] for name in found.names}
+    for module in NAMES:
+        members[found.names[found.of_module[module]]].append(module)
+    assert list(found.names) == list(expected) and members == expected
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ("rows", 'groups: expected "expert", "layer", "block:k" .* found \'rows\''),
+        ("block:0", "found 'block:0'"),
+        (3, "found 3"),
+        ({"up": "("}, r"groups: expected a regular expression for 'up', found '\('"),
+        ({"up": None}, "found None"),
+        (lambda name: 1, "groups: expected a name for .*, found 1"),
+    ],
+)
+def test_what_is_no_grouping_is_refused(groups, message):
+    with pytest.raises(ValueError, match=message):
+        group_modules(NAMES, groups)
+
+
+def test_coefficients_stand_expert_after_expert():
+    groups = group_modules(NAMES, "layer")
+    expanded = groups.expand(torch.tensor([[0.5, 2.0]]))
+    assert expanded.tolist() == [[0.5] * 5 + [2.0] * 5]
+    assert groups.by_expert(expanded).tolist() == [[[0.5] * 5, [2.0] * 5]]
+
+
+@pytest.fixture
+def problem(model, tokenizer, make_adapter):
+    folders = mixed_adapters(make_adapter)
+    return LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, groups="module")
+
+
+@pytest.fixture
+def coefficients(problem):
+    torch.manual_seed(5)
+    found = torch.randn(problem.n_coefficients)
+    found[::3] = 0.0
+    return found
+
+
+def expected_logits(problem, coefficients):
+    """Those of a model to which every expert's product is added, module by module, by hand."""
+    model = build_model()
+    table = problem.groups.by_expert(coefficients)
+    for expert, row in zip(problem.experts, table, strict=True):
+        tensors = load_file(expert.folder / "adapter_model.safetensors")
+        for name, coefficient in zip(problem.groups.names, row, strict=True):
+            prefix = f"base_model.model.{name}.lora_"
+            layer = model.get_submodule(name)
+            if f"{prefix}A.weight" in tensors:
+                product = tensors[f"{prefix}B.weight"] @ tensors[f"{prefix}A.weight"]
+            elif f"{prefix}embedding_A" in tensors:
+                product = (tensors[f"{prefix}embedding_B"] @ tensors[f"{prefix}embedding_A"]).T
+            else:
+                continue
+            scale = expert.modules[name].scale
+            layer.weight.data += coefficient * scale * product
+    return logits_of(model)
+
+
+def test_both_modes_and_plain_peft_give_the_merge(problem, coefficients, tmp_path):
+    expected = expected_logits(problem, coefficients)
+    model, scorer = problem.language_model.model, problem.scorer
+    from evox_evogm.problems.adapters.merging import merged, merged_in_place
+
+    with merged(model, problem.stacked, coefficients):
+        torch.testing.assert_close(logits_of(model), expected, rtol=1e-4, atol=1e-4)
+    with merged_in_place(scorer.weight_merger, coefficients[None]) as candidates:
+        for _ in candidates:
+            torch.testing.assert_close(logits_of(model), expected, rtol=1e-4, atol=1e-4)
+    assert problem.export(coefficients, tmp_path / "merge") < 1e-5
+    found = peft_logits(build_model(), tmp_path / "merge")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_whose_coefficient_is_0_are_not_exported(problem, coefficients, tmp_path):
+    first = problem.groups.names.index("model.layers.0.self_attn.q_proj")
+    coefficients = torch.zeros_like(coefficients)
+    problem.groups.by_expert(coefficients)[1, first] = 1.0
+    problem.export(coefficients, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["model.layers.0.self_attn.q_proj"] and config["r"] == 5
+
+
+def test_the_same_coefficient_in_all_groups_is_the_merge_without_groups(
+    problem, model, tokenizer, make_adapter
+):
+    folders = [expert.folder for expert in problem.experts]
+    plain = LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer)
+    pop = torch.tensor([[0.3, -0.2, 0.7, 0.1]])
+    assert torch.equal(problem.evaluate(problem.groups.expand(pop)), plain.evaluate(pop))
+    assert problem.box[0].shape == (problem.n_coefficients,) != plain.box[0].shape
+
+
+def test_a_coefficient_without_channels_makes_no_other_merge(problem):
+    """An expert has no factors in some modules."""
+    used = set()
+    for module in problem.stacked.values():
+        used.update(module.coefficient.tolist())
+    unused = min(set(range(problem.n_coefficients)) - used)
+    pop = torch.zeros(2, problem.n_coefficients)
+    pop[1, unused] = 1.0
+    assert problem.evaluate(pop).unique().numel() == 1
+    assert len(problem.cache.unseen(pop)) == 0
+
+
+def test_a_point_of_another_width_is_refused(problem):
+    with pytest.raises(ValueError, match="one column for each of 4 experts and .* groups"):
+        problem.evaluate(torch.zeros(1, 4))
+
+
+def test_gradients_follow_margins_and_count_as_three_evaluations(model, tokenizer, make_adapter):
+    folders = mixed_adapters(make_adapter)
+    problem = LoRAMergeProblem(
+        model, folders, [ADD], tokenizer=tokenizer, groups="layer", objectives="gradients"
+    )
+    pop = problem.groups.expand(torch.tensor([[0.3, -0.2, 0.7, 0.1]]))
+    fitness = problem.evaluate(pop)
+    assert fitness.shape == (1, 1 + 1 + problem.n_coefficients) and problem.budget_used == 3
+    step = 1e-2 * torch.eye(problem.n_coefficients)
+    above, below = problem.evaluate(pop + step)[:, 0], problem.evaluate(pop - step)[:, 0]
+    torch.testing.assert_close(fitness[0, 2:], (above - below) / 2e-2, rtol=0.02, atol=0.02)
