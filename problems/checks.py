@@ -49,14 +49,22 @@ def check_candidates_at_once(count) -> None:
         )
 
 
-def check_objectives(objectives, racing: Racing | None) -> None:
-    """Refuse unknown objectives, and racing where no merge is the best."""
+def check_objectives(objectives, racing: Racing | None, modes: Mapping[str, str]) -> None:
+    """Refuse unknown objectives, racing where no merge is the best, and gradients when merged.
+
+    :param modes: those of tasks that have one.
+    """
     if objectives not in OBJECTIVES:
         raise ValueError(f"objectives: expected {', '.join(OBJECTIVES)}, found {objectives!r}")
     if racing is not None and objectives not in ("mean", "outcomes"):
         raise ValueError(
             f"racing: expected objectives mean or outcomes, found {objectives!r}: pruning needs a "
             "best merge, and gradients need all examples"
+        )
+    if objectives == "gradients" and "merged" in modes.values():
+        raise ValueError(
+            'mode: expected "auto" or "unmerged" with gradients, which are those of the '
+            "coefficients of rows, found 'merged'"
         )
 
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-# What a forward and a backward pass take, in forward passes: 2.8 unmerged, 3.3 merged, as measured
-# (benchmarks/results/gradients.md).
-GRADIENT_COST = 3.0
+# What a forward and a backward pass take, in forward passes, rounded up: 2.4 to 2.5 of those in
+# unmerged mode, 3.0 to 3.1 in merged mode (benchmarks/results/gradients.md).
+GRADIENT_COST = 3
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A merge and its scores.
 
-    :param coefficients: the n effective coefficients.
+    :param coefficients: the n g effective coefficients.
     :param scores: by task a number per example, higher is better. A failed evaluation has none. A
         pruned merge has those of the examples that were evaluated.
     :param seconds: its part of the time that the merges scored together took; 0 where the result
@@ -71,11 +71,11 @@ class Evaluation:
         if self.margins:
             record["margins"] = {name: list(values) for name, values in self.margins.items()}
         if self.estimate is not None:
-            record["cost"] = self.cost
             record["estimate"] = self.estimate
         if self.gradient:
-            record["cost"] = self.cost
             record["gradient"] = list(self.gradient)
+        if self.cost != 1:
+            record["cost"] = self.cost
         return record
 
     @classmethod

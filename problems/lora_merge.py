@@ -1,6 +1,7 @@
 """Merging LoRA experts as an EvoX `Problem`: coefficients in, scores of merged models out."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,10 +13,10 @@ from evox.core import Problem
 
 from evox_evogm.problems.adapters.check_fit import check_together, fit_experts
 from evox_evogm.problems.adapters.export import export_adapter, reload_difference
-from evox_evogm.problems.adapters.groups import GroupsOf, group_modules
+from evox_evogm.problems.adapters.groups import GroupsOf, check_groups, group_modules
 from evox_evogm.problems.adapters.merging import StackedModule
 from evox_evogm.problems.adapters.read_adapter import Expert, read_expert
-from evox_evogm.problems.adapters.regmean import regress_experts
+from evox_evogm.problems.adapters.regmean_unlabelled import regress
 from evox_evogm.problems.adapters.same_base import name_in_export
 from evox_evogm.problems.checks import (
     check_candidates_at_once,
@@ -74,7 +75,8 @@ class LoRAMergeProblem(Problem):
     - `budget_used`: full evaluations so far. A pruned merge counts as the fraction of examples that
       was evaluated.
     - `groups`: the `Groups` of modules, with their names.
-    - `regressed`: whether the experts are those of RegMean.
+    - `regmean`: what the experts are regressed on: True for the tasks of each, `"weights"` or
+      `"prompts"`; False where they are as they were read.
     - `notes`: sentences about what was taken for the same although it differs.
     """
 
@@ -84,6 +86,7 @@ class LoRAMergeProblem(Problem):
         experts: Sequence | Mapping,
         tasks: Sequence[Task],
         *,
+        other_tasks: Sequence[Task] = (),
         groups: GroupsOf = "expert",
         objectives: Literal["mean", "tasks", "outcomes", "gradients"] = "mean",
         tokenizer=None,
@@ -94,7 +97,7 @@ class LoRAMergeProblem(Problem):
         mode: Literal["auto", "unmerged", "merged"] | Mapping[str, str] = "auto",
         candidates_at_once: int | None = None,
         racing: Racing | None = None,
-        regmean: Mapping[str, Sequence[Task]] | None = None,
+        regmean: Mapping[str, Sequence[Task]] | Literal["weights", "prompts"] | None = None,
         same_base: bool = False,
         trust_remote_code: bool = False,
         chat_template: Mapping | None = None,
@@ -109,6 +112,8 @@ class LoRAMergeProblem(Problem):
         :param experts: PEFT adapter folders, named after their last part, or a mapping of names to
             folders.
         :param tasks: at least one, with different names.
+        :param other_tasks: what else will be scored, such as test tasks: their prompts are checked
+            before the first evaluation, and the base is probed with them too.
         :param groups: of modules in which an expert has a coefficient of its own: `"expert"` for
             one coefficient, `"layer"`, `"block:k"`, `"module"`, a function or a table of patterns,
             see `group_modules`.
@@ -133,7 +138,9 @@ class LoRAMergeProblem(Problem):
             `DistributedProblem`.
         :param regmean: by the name of every expert, the tasks that it was made for. The experts are
             then those of `regmean.regress_experts`: coefficients of 1 give the RegMean merge, and
-            the search takes place around it (`box`).
+            the search takes place around it (`box`). Where these tasks are not known, `"prompts"`
+            takes the prompts of all `tasks`, and `"weights"` the factors alone, see
+            `regmean_unlabelled.py`.
         :param same_base: say that the names of base models in adapters stand for one base, so that
             names of different models are not warned of. What can be compared decides all the same.
         :param trust_remote_code: passed to transformers.
@@ -149,8 +156,9 @@ class LoRAMergeProblem(Problem):
         check_tasks(tasks)
         modes = check_modes(mode, tasks)
         check_candidates_at_once(candidates_at_once)
-        check_objectives(objectives, racing)
-        if objectives == "gradients" and not modes:
+        check_objectives(objectives, racing, modes)
+        check_groups(groups)
+        if objectives == "gradients":
             modes = dict.fromkeys([task.name for task in tasks], "unmerged")
         read = read_experts(experts)
         model, tokenizer = load_model(base, tokenizer, dtype, device, trust_remote_code)
@@ -164,11 +172,11 @@ class LoRAMergeProblem(Problem):
             max_memory=max_memory,
             chat_template=chat_template,
         )
-        self.regressed = regmean is not None
+        self.regmean = regmean if isinstance(regmean, str) else regmean is not None
         self.groups = group_modules(modules_of(self.experts), groups)
         with ready_to_score(model):
             if regmean is not None:
-                self.experts = regress_experts(self.language_model, self.experts, regmean)
+                self.experts = regress(self.language_model, self.experts, regmean, tasks)
             self.scorer = PopulationScorer(
                 self.language_model,
                 self.experts,
@@ -182,10 +190,17 @@ class LoRAMergeProblem(Problem):
         self.racing = racing
         self.budget_used = 0.0
         tokens = sum(tokenize_task(task, self.language_model) for task in tasks)
+        for task in other_tasks:
+            tokenize_task(task, self.language_model)
         with ready_to_score(model):
-            self.scorer.probe(self.tasks)
+            self.scorer.probe([*self.tasks, *other_tasks])
         self.candidates_at_once = candidates_at_once or max(1, TOKENS_AT_ONCE // tokens)
         self.on_evaluations = on_evaluations
+
+    @property
+    def regressed(self) -> bool:
+        """Whether the experts are those of RegMean."""
+        return bool(self.regmean)
 
     @property
     def n_experts(self) -> int:
@@ -263,7 +278,7 @@ class LoRAMergeProblem(Problem):
             (`margins.smoothed_gradient`). A merge that failed scores -inf, and `on_evaluations`
             gets the reason. Margins of examples that were not evaluated are NaN.
         :raises ValueError: if `pop` has another number of columns.
-        :raises AllFailed: if every merge of the population failed.
+        :raises AllFailed: if all merges of a population of several failed, or the very first merge.
         """
         check_no_transform(pop)
         check_width(pop, self.n_experts, self.groups.count)
@@ -287,7 +302,8 @@ class LoRAMergeProblem(Problem):
         self.budget_used += sum(evaluation.cost for evaluation in evaluations)
         with ready_to_score(self.language_model.model):
             fitness = self._fitness(evaluations, pop)
-        check_not_all_failed(evaluations, fitness)
+        if len(evaluations) > 1 or self.cache.best(besides=pop[:0]) is None:
+            check_not_all_failed(evaluations, fitness)
         return fitness
 
     def _score_new(self, pop: torch.Tensor, best: Evaluation | None) -> list[Evaluation]:
@@ -311,9 +327,12 @@ class LoRAMergeProblem(Problem):
         for evaluation, gradient in zip(
             race.evaluations(keep_margins=True), gradients.tolist(), strict=True
         ):
-            if not evaluation.failure:
-                evaluation = replace(evaluation, gradient=tuple(gradient), cost=GRADIENT_COST)
-            evaluations.append(evaluation)
+            if not evaluation.failure and not all(map(math.isfinite, gradient)):
+                failure = "gradient: expected finite numbers, found others"
+                evaluation = Evaluation(evaluation.coefficients, {}, evaluation.seconds, failure)
+            elif not evaluation.failure:
+                evaluation = replace(evaluation, gradient=tuple(gradient))
+            evaluations.append(replace(evaluation, cost=GRADIENT_COST))
         return evaluations
 
     def _fitness(self, evaluations: Sequence[Evaluation], pop: torch.Tensor) -> torch.Tensor:
@@ -376,7 +395,7 @@ class LoRAMergeProblem(Problem):
         if not self.regressed:
             return self
         given = copy.copy(self)
-        given.regressed = False
+        given.regmean = False
         given.experts = self._experts_as_read
         given.scorer = self.scorer.with_experts(given.experts)
         given.cache = EvaluationCache(given.stacked, self.cache.dtype)

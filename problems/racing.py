@@ -51,7 +51,7 @@ class Racing:
 class Racer:
     """One merge of a race, and what it has reached so far.
 
-    :param coefficients: the n effective coefficients.
+    :param coefficients: the n g effective coefficients.
     """
 
     def __init__(self, coefficients: Sequence[float]):
@@ -107,7 +107,7 @@ class Race:
 
     Without racing, or without a best merge, there is one rung with all examples.
 
-    :param pop: a `(P, n)` tensor of effective coefficients.
+    :param pop: a `(P, n g)` tensor of effective coefficients.
     :param tasks: with all their examples.
     :param racing: when merges are pruned, or None.
     :param best: the best complete evaluation so far, or None.

@@ -15,7 +15,7 @@ from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.inference.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
-Evaluate = Callable[[torch.Tensor], Sequence[Evaluation]]  # (P, n) -> P evaluations
+Evaluate = Callable[[torch.Tensor], Sequence[Evaluation]]  # (P, n g) -> P evaluations
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def evaluate_with_retries(
     - If another error ends the evaluation, every merge is evaluated alone, at most twice.
     - If single merges have no finite scores, each of them is evaluated again, alone.
 
-    :param pop: a `(P, n)` tensor of effective coefficients.
+    :param pop: a `(P, n g)` tensor of effective coefficients.
     :param evaluate: the evaluation, which may raise any error.
     :param model: the language model whose `batch_tokens` are halved.
     :return: P evaluations. One that failed twice has a `failure` and no scores.

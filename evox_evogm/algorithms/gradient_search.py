@@ -3,9 +3,9 @@
 Adam (D. P. Kingma and J. Ba, ICLR 2015, arXiv 1412.6980) follows the gradients at perturbed points,
 which is gradient descent on the fitness in the mean over perturbations (randomised smoothing, J. C.
 Duchi et al., SIAM J. Optim. 22, 2012). Coordinates of one block, such as the coefficients of one
-expert in all groups of modules, are shrunk to their mean. The answer is an average of all iterates
-in which later ones weigh more (O. Shamir and T. Zhang, ICML 2013). Perturbation, shrinkage and
-averaging are against learning few examples by heart.
+expert in all groups of modules, are shrunk to their mean. The recommended point is an average of
+all iterates in which later ones weigh more (O. Shamir and T. Zhang, ICML 2013). Perturbation,
+shrinkage and averaging are against overfitting on few examples.
 
 AdaMerging (E. Yang et al., ICLR 2024) follows gradients of merging coefficients too, of the entropy
 of unlabelled inputs.
@@ -20,9 +20,12 @@ from evox_evogm.algorithms.archive import failed_as_worst
 from evox_evogm.algorithms.checks import (
     check_fitness,
     check_not_negative,
+    check_outcomes,
     check_precision,
     check_whole_numbers,
 )
+from evox_evogm.algorithms.surrogate import Outcomes
+from evox_evogm.algorithms.workflow_evaluate import WorkflowEvaluate
 
 BETA_1, BETA_2 = 0.9, 0.99  # Adam's decay rates; a search makes dozens of steps, not thousands
 EPSILON = 1e-8  # Adam's
@@ -45,18 +48,18 @@ class GradientSearch(Algorithm):
         start: torch.Tensor,
         pop_size: int = 1,
         *,
-        outcomes: int = 0,
+        outcomes: Outcomes | None = None,
         blocks: int | None = None,
         lr: float = 0.1,
         perturbation: float = 0.1,
-        shrinkage: float = 0.01,
+        shrinkage: float = 0.005,
         device: torch.device | None = None,
     ):
         """Set up the search.
 
         :param start: an `(n,)` tensor, the first iterate.
         :param pop_size: P, evaluations per step.
-        :param outcomes: S, columns between fitness and gradient.
+        :param outcomes: what the S columns between fitness and gradient mean.
         :param blocks: how many blocks of equal length the coordinates form; each is shrunk to its
             mean. n blocks by default, which shrinks nothing.
         :param lr: Adam's learning rate, in units of the coordinates.
@@ -74,7 +77,9 @@ class GradientSearch(Algorithm):
         if not bool(start.isfinite().all()):
             raise ValueError("start: expected finite numbers, found others")
         check_whole_numbers(1, pop_size=pop_size)
-        check_whole_numbers(0, outcomes=outcomes)
+        if outcomes is None:
+            outcomes = Outcomes(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+        outcomes = Outcomes(*check_outcomes(*outcomes))
         check_not_negative(lr=lr, perturbation=perturbation, shrinkage=shrinkage)
         self.dim = len(start)
         self.blocks = self.dim if blocks is None else blocks
@@ -84,7 +89,7 @@ class GradientSearch(Algorithm):
                 f"blocks: expected a divisor of {self.dim} coordinates, found {self.blocks}"
             )
         self.pop_size = pop_size
-        self.outputs = outcomes
+        self._workflow = WorkflowEvaluate()
         device = torch.get_default_device() if device is None else torch.device(device)
         options: dict[str, Any] = {"dtype": start.dtype, "device": device}
 
@@ -96,55 +101,94 @@ class GradientSearch(Algorithm):
         self.moments = Mutable(torch.zeros(2, self.dim, **options))  # (2, n)
         self.gradient = Mutable(torch.zeros(self.dim, **options))  # (n,) of the last population
         self.steps = Mutable(torch.zeros((), **options))
+        self.outcome_weights = Mutable(outcomes.weights.to(**options))  # (S,)
+        self.outcome_by_sign = Mutable(outcomes.by_sign, device=device)  # (S,)
+        self.best = Mutable(start.clone(), device=device)  # (n,) of all evaluated points
+        self.best_smoothed = Mutable(torch.full((), torch.inf, **options))  # its smoothed fitness
         self.pop = Mutable(start.expand(pop_size, -1).clone(), device=device)  # (P, n)
         self.fit = Mutable(torch.full((pop_size,), torch.inf, **options))  # (P,)
 
     def init_step(self) -> None:
         """Evaluate the start and points around it."""
+        self._workflow.evaluate = self.evaluate
         around = self.iterate + self._noise()[1:]
         self._evaluate(torch.cat([self.iterate[None], around]))
 
     def step(self) -> None:
         """Move along the gradient, and evaluate points around the new iterate."""
-        self._move()
+        self.iterate, self.average, self.moments = self._next_iterate()
+        self.steps = self.steps + 1
         self._evaluate(self.iterate + self._noise())
 
-    def recommend(self) -> torch.Tensor:
-        """The average of the iterates, an `(n,)` tensor. It is not evaluated itself."""
-        return self.average.clone()
+    def recommend(self, *, evaluate: bool = True) -> torch.Tensor:
+        """The average of the iterates, unless an evaluated point has a better smoothed fitness.
+
+        The gradient of the last population leads to one iterate more, which belongs to the average.
+        It is evaluated now, which is one evaluation more; not where no workflow has called
+        `init_step`, as after `load_state_dict`, of an algorithm that is not `workflow.algorithm`.
+
+        For one run, not vmapped.
+
+        :param evaluate: whether one evaluation more may be made. Otherwise the average is taken.
+        :return: an `(n,)` tensor.
+        """
+        average = self._next_iterate()[1]
+        bound = type(self).evaluate is not Algorithm.evaluate  # the copy that a workflow steps
+        call = self.evaluate if bound else self._workflow.evaluate
+        if not evaluate or call is None:
+            return average
+        smoothed = self._smoothed(call(average[None]).to(average))[0]
+        return average if bool(smoothed <= self.best_smoothed) else self.best.clone()
 
     def record_step(self) -> dict[str, torch.Tensor]:
         """The state after a step.
 
         :return: `pop` (P, n), the last population; `fit` (P,), its fitness, minimised; `average`
-            (n,), what `recommend` gives.
+            (n,), that of all iterates.
         """
         return {"pop": self.pop, "fit": self.fit, "average": self.average}
 
     def _noise(self) -> torch.Tensor:
         return self.perturbation * torch.randn_like(self.pop)
 
-    def _move(self) -> None:
-        """One step of Adam, and the average with the new iterate."""
+    def _next_iterate(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The next iterate by Adam, the average with it, and Adam's moments."""
         blocks = self.iterate.view(self.blocks, -1)
         apart = (blocks - blocks.mean(1, keepdim=True)).flatten()  # (n,)
         gradient = self.gradient + self.shrinkage * apart
         first = BETA_1 * self.moments[0] + (1 - BETA_1) * gradient
         second = BETA_2 * self.moments[1] + (1 - BETA_2) * gradient.square()
-        self.moments = torch.stack([first, second])
-        self.steps = self.steps + 1
-        mean = first / (1 - BETA_1**self.steps)
-        size = (second / (1 - BETA_2**self.steps)).sqrt()
-        self.iterate = self.iterate - self.lr * mean / (size + EPSILON)
-        share = (LATER_WEIGHT + 1) / (self.steps + LATER_WEIGHT)
-        self.average = self.average + share * (self.iterate - self.average)
+        steps = self.steps + 1
+        mean = first / (1 - BETA_1**steps)
+        size = (second / (1 - BETA_2**steps)).sqrt()
+        iterate = self.iterate - self.lr * mean / (size + EPSILON)
+        share = (LATER_WEIGHT + 1) / (steps + LATER_WEIGHT)
+        average = self.average + share * (iterate - self.average)
+        return iterate, average, torch.stack([first, second])
 
     def _evaluate(self, pop: torch.Tensor) -> None:
         fitness = self.evaluate(pop).to(pop)  # (P, 1 + S + n)
-        check_fitness(fitness, (self.pop_size, 1 + self.outputs + self.dim))
+        outputs = len(self.outcome_weights)
+        check_fitness(fitness, (self.pop_size, 1 + outputs + self.dim))
         gradients = fitness[:, -self.dim :]  # (P, n)
         known = gradients.isfinite().all(1)  # (P,) not of points that failed
         total = torch.where(known[:, None], gradients, 0.0).sum(0)
         self.gradient = total / known.sum().clamp_min(1)
         self.pop = pop
         self.fit = failed_as_worst(fitness[:, 0])
+        smoothed = self._smoothed(fitness)  # (P,)
+        place = smoothed.argmin()
+        better = smoothed[place] < self.best_smoothed
+        self.best = torch.where(better, pop[place], self.best)
+        self.best_smoothed = torch.where(better, smoothed[place], self.best_smoothed)
+
+    def _smoothed(self, fitness: torch.Tensor) -> torch.Tensor:
+        """The fitness `(P,)`, in which an outcome that counts by its sign counts as 1 / (1 + e^-x).
+
+        Without outcomes, and where some are not known, the fitness itself.
+        """
+        outcomes = fitness[:, 1 : 1 + len(self.outcome_weights)]  # (P, S)
+        if not outcomes.shape[1]:
+            return failed_as_worst(fitness[:, 0])
+        counted = torch.where(self.outcome_by_sign, outcomes.sigmoid(), outcomes)
+        return failed_as_worst(counted @ self.outcome_weights)

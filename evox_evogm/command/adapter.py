@@ -21,7 +21,7 @@ def export_merge(
 
     What goes wrong here stands in the result and does not end the run, which still has its scores.
 
-    :param best: `(n,)` effective coefficients.
+    :param best: `(n g,)` effective coefficients.
     :param out: the run folder.
     :param settings_folder: the folder that paths in the settings are relative to.
     :return: what `result.json` says of the adapter, or None if all coefficients are 0, as in the

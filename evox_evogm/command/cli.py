@@ -168,12 +168,15 @@ def run(settings_path: Path, out: Path, options: dict) -> int:
     from rich.console import Console
 
     from evox_evogm.command.escaping import sanitize
+    from evox_evogm.command.experts import regressed_on
     from evox_evogm.command.merge_run import MergeRun
     from evox_evogm.command.settings import read_settings
 
     silence_transformers()
     settings, folder = read_settings(settings_path, **options)
-    regressing = ", and regressing the experts on their tasks" if settings.regmean else ""
+    regressing = ""
+    if settings.regmean:
+        regressing = f", and regressing the experts on {regressed_on(settings.regmean)}"
     base = sanitize(settings.base)
     print(f"reading the base model {base}, experts and tasks{regressing} ...", flush=True)
     with MergeRun(settings, folder, out) as merge_run:

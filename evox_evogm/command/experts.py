@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from evox_evogm.problems.adapters.read_adapter import CONFIG
 from evox_evogm.problems.tasks.task import Task
@@ -58,22 +59,25 @@ def _folders_in(parent: Path) -> dict[str, Path]:
 
 
 def tasks_of_experts(
-    regmean, experts: Iterable[str], tasks: Sequence[Task]
-) -> dict[str, list[Task]] | None:
-    """The tasks that every expert was made for.
+    regmean: bool | str | dict | None, experts: Iterable[str], tasks: Sequence[Task]
+) -> dict[str, list[Task]] | Literal["weights", "prompts"] | None:
+    """The tasks that every expert was made for, as far as the RegMean merge needs them.
 
     :param regmean: the setting: true, where every expert is named as its task; a table of experts
-        and the names of their tasks; or nothing.
+        and the names of their tasks; weights or prompts, which need no tasks; or nothing.
     :param experts: the names of the experts.
     :param tasks: those of the run.
-    :return: the tasks by expert, or None where the search is not around the RegMean merge.
+    :return: the tasks by expert, weights or prompts, or None where the search is not around the
+        RegMean merge.
     :raises ValueError: if an expert has no task, or a name is unknown.
     """
     if regmean is None or regmean is False:
         return None
+    if regmean == "weights" or regmean == "prompts":
+        return regmean
     table = {name: name for name in experts} if regmean is True else regmean
     if not isinstance(table, dict):
-        expected = "expected true, or a table of experts and their tasks"
+        expected = "expected true, weights, prompts, or a table of experts and their tasks"
         raise ValueError(f"regmean: {expected}, found {regmean!r}")
     by_name = {task.name: task for task in tasks}
     found = {}
@@ -81,6 +85,18 @@ def tasks_of_experts(
         names = names if isinstance(names, list) else [names]
         found[str(expert)] = _named_tasks(expert, names, by_name)
     return found
+
+
+def regressed_on(regmean: bool | str | dict) -> str:
+    """What experts are regressed on, in the words of a report.
+
+    :param regmean: the setting, or what `result.json` says of it.
+    """
+    if regmean == "weights":
+        return "their weights"
+    if regmean == "prompts":
+        return "the prompts of all tasks"
+    return "their tasks"
 
 
 def _named_tasks(expert, names: list, by_name: dict[str, Task]) -> list[Task]:

@@ -11,6 +11,7 @@ The run folder holds
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import torch
 from evox.workflows import StdWorkflow
@@ -54,7 +55,6 @@ from evox_evogm.command.settings import RunSettings
 from evox_evogm.command.tasks import read_tasks
 from evox_evogm.problems.lora_merge import LoRAMergeProblem, box_of
 from evox_evogm.problems.racing import Racing
-from evox_evogm.problems.tasks.requests import tokenize_task
 from evox_evogm.problems.tasks.task import Task
 from evox_evogm.resume.resumable_search import ResumableSearch
 
@@ -99,8 +99,6 @@ class MergeRun:
             settings, pop_size, self.problem.box, self.tasks.dev, len(experts)
         )
         self.random_state = torch.get_rng_state()
-        for task in self.tasks.test:
-            tokenize_task(task, self.problem.language_model)
         self.digests = input_digests(self.problem.language_model, self.tasks, experts)
         if self.saved is not None:
             check_same_inputs(self.digests, self.out)
@@ -119,7 +117,7 @@ class MergeRun:
         self,
         folder: Path,
         experts: Mapping[str, Path],
-        own_tasks: Mapping[str, Sequence[Task]] | None,
+        own_tasks: Mapping[str, Sequence[Task]] | Literal["weights", "prompts"] | None,
         device: torch.device,
     ) -> LoRAMergeProblem:
         settings = self.settings
@@ -136,6 +134,7 @@ class MergeRun:
             max_memory=int(settings.max_memory * 2**30),
             mode=settings.mode,
             racing=Racing() if settings.racing else None,
+            other_tasks=self.tasks.test,
             groups=settings.groups,
             regmean=own_tasks,
             trust_remote_code=settings.trust_remote_code,
@@ -287,13 +286,14 @@ class MergeRun:
 
 
 def forget_examples(records: Sequence[dict]) -> None:
-    """Drop scores and margins by example from records: the history and the cache have them.
+    """Drop scores and margins by example, and gradients: the history and the cache have them.
 
     :param records: of evaluations that are on disk and in the cache of the problem.
     """
     for record in records:
         record.pop("examples", None)
         record.pop("margins", None)
+        record.pop("gradient", None)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -40,7 +40,7 @@ def describe_merge(
         "full_evaluations": round(full_evaluations(records), 2),
         "seconds": round(sum(record["seconds"] for record in records), 1),
         "tasks": describe_tasks(problem, tasks),
-        "regmean": problem.regressed,
+        "regmean": problem.regmean,
     }
 
 

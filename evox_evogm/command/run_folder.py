@@ -156,8 +156,9 @@ def check_same_settings(settings: RunSettings, saved: RunSettings, out: Path) ->
             continue
         if name == "mode" and _is_everywhere(value, before[name]):
             continue
-        # The order of the experts is that of the coefficients.
-        same_order = name != "experts" or list(value) == list(before[name])
+        # The order of experts is that of coefficients, and of two patterns the first counts.
+        ordered = name in ("experts", "groups") and not isinstance(value, str)
+        same_order = not ordered or list(value) == list(before[name])
         if value != before[name] or not same_order:
             found = f"found {name} {value!r} where it has {before[name]!r}"
             advice = "take another folder, or the same settings"

@@ -67,15 +67,19 @@ def cost_of_point(algorithm: str) -> int:
 
     :param algorithm: the name.
     """
-    return round(GRADIENT_COST) if OBJECTIVES[algorithm] == "gradients" else 1
+    return GRADIENT_COST if OBJECTIVES[algorithm] == "gradients" else 1
 
 
 def recommendation_cost(algorithm: Search, budget: int) -> int:
     """Evaluations that are kept for `recommended`.
 
-    SurrogateEvoGM evaluates the point it recommends, unless the budget is one population.
+    The point that an algorithm recommends is evaluated, unless the budget is one population. EvoGM
+    recommends none.
     """
-    return 1 if isinstance(algorithm, SurrogateEvoGM) and budget > algorithm.pop_size else 0
+    if isinstance(algorithm, EvoGM):
+        return 0
+    cost = cost_of_point(type(algorithm).__name__)
+    return cost if budget >= (algorithm.pop_size + 1) * cost else 0
 
 
 def make_algorithm(
@@ -103,8 +107,8 @@ def make_algorithm(
         if settings.algorithm == "GradientSearch":
             # The average of the experts, or the RegMean merge.
             start = (box[0] + box[1]) / 2 + 1 / n_experts
-            examples = sum(len(task.examples) for task in tasks)
-            return GradientSearch(start, pop_size, outcomes=examples, blocks=n_experts, **arguments)
+            outcomes = Outcomes(*outcomes_of(tasks))
+            return GradientSearch(start, pop_size, outcomes=outcomes, blocks=n_experts, **arguments)
         # Over the axes of later rounds, good coefficients may leave the box.
         return EvoGM(pop_size, *box, clamp=False, **arguments)
     except ValueError as error:
@@ -126,14 +130,12 @@ def recommended(algorithm: Search, records: Sequence[dict], *, evaluate: bool) -
     """The merge to take when the search is over.
 
     :param records: the history, with at least one score.
-    :param evaluate: whether SurrogateEvoGM may evaluate the point it recommends.
+    :param evaluate: whether the point that the algorithm recommends may be evaluated.
     :return: `(n g,)` effective coefficients: what the algorithm recommends, or with EvoGM the best
         on dev.
     """
-    if isinstance(algorithm, SurrogateEvoGM):
+    if not isinstance(algorithm, EvoGM):
         return algorithm.recommend(evaluate=evaluate)
-    if isinstance(algorithm, GradientSearch):
-        return algorithm.recommend()
     scored = [record for record in records if record["score"] is not None]
     best = max(scored, key=lambda record: record["score"])
     return torch.tensor(best["coefficients"])

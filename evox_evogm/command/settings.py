@@ -96,12 +96,13 @@ class RunSettings(StrictSettings):
         "modules), layer, block:4 (four layers in a row), module, or a table of names and regular "
         "expressions.",
     )
-    regmean: bool | dict | None = setting(
+    regmean: bool | Literal["weights", "prompts"] | dict | None = setting(
         None,
-        "true, or a table of experts and their tasks",
+        "true, weights, prompts, or a table of experts and their tasks",
         "Search around the RegMean merge: true, where every expert is named as the task that it "
         "was made for, or a table of experts and their tasks (a name or a list). Reads the dev "
-        "examples of these tasks.",
+        "examples of these tasks. Where they are not known: prompts, which reads the dev prompts "
+        "of all tasks without answers, or weights, which reads no text.",
     )
     trust_remote_code: bool = setting(
         False, "a bool", "Let transformers run code that comes with the base model."

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from evox_evogm.command.counted import counted
 from evox_evogm.command.escaping import escape_markdown, printable_lines
+from evox_evogm.command.experts import regressed_on
 
 SHADES = " ░▒▓█"
 BAR_LENGTH = 20  # characters of the largest coefficient
@@ -28,6 +29,7 @@ def render(template: str, **values) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["counted"] = counted
+    environment.filters["regressed_on"] = regressed_on
     environment.filters["row"] = table_row
     environment.filters["bar"] = bar
     environment.filters["heat_map"] = heat_map

@@ -66,7 +66,7 @@ def group_modules(modules: Iterable[str], groups: GroupsOf = "expert") -> Groups
     :raises ValueError: if `groups` is none of these.
     """
     names = sorted(modules, key=_in_order_of_layers)
-    name_of = _naming(groups)
+    name_of = check_groups(groups)
     numbers: dict[str, int] = {}
     of_module = {}
     for module in names:
@@ -74,11 +74,16 @@ def group_modules(modules: Iterable[str], groups: GroupsOf = "expert") -> Groups
         if not isinstance(group, str):
             raise ValueError(f"groups: expected a name for {module}, found {group!r}")
         of_module[module] = numbers.setdefault(group, len(numbers))
+    if isinstance(groups, Mapping):
+        _check_patterns_found(groups, numbers)
     return Groups(tuple(numbers), of_module)
 
 
-def _naming(groups: GroupsOf) -> Callable[[str], str]:
-    """The function from the name of a module to the name of its group."""
+def check_groups(groups: GroupsOf) -> Callable[[str], str]:
+    """The function from the name of a module to the name of its group.
+
+    :raises ValueError: if `groups` says none.
+    """
     if callable(groups):
         return groups
     if isinstance(groups, Mapping):
@@ -99,8 +104,21 @@ def _naming(groups: GroupsOf) -> Callable[[str], str]:
     return lambda module: _block_of(module, size)
 
 
+def _check_patterns_found(table: Mapping[str, str], found: Iterable[str]) -> None:
+    for group, pattern in table.items():
+        if group not in found:
+            raise ValueError(
+                f"groups: expected modules of experts that {pattern!r} finds for {group!r} before "
+                "another pattern does, found none"
+            )
+
+
 def _by_patterns(table: Mapping[str, str]) -> Callable[[str], str]:
     """The name of the first pattern that is found in the name of a module."""
+    if REST in table:
+        raise ValueError(
+            f"groups: expected other names than {REST!r}, which is the group of all other modules"
+        )
     patterns = {}
     for group, pattern in table.items():
         try:

@@ -12,15 +12,17 @@ For LoRA experts W_k = W_0 + s_k B_k A_k of one base this is
 
 Expert k keeps B_k and its rank, and A_k becomes A_k G_k (sum_j G_j)^-1. It then acts on inputs like
 its own, and less on those of the other experts.
+
+Here it is known which tasks an expert was made for. Where it is not: `regmean_unlabelled.py`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from evox_evogm.problems.adapters.merging import merged, stack_experts
+from evox_evogm.problems.adapters.merging import StackedModule, merged, stack_experts
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
 from evox_evogm.problems.inference.language_model import LanguageModel, Request
 from evox_evogm.problems.tasks.requests import requests_of
@@ -64,13 +66,16 @@ class Grams:
             for index, a in self.a.items():
                 self.a_gram[index] = torch.zeros_like(a)
 
-    def add(self, index: int, inputs: torch.Tensor) -> None:
-        """Add inputs `(..., D)`, or tokens of any shape, of expert `index`."""
+    def add(self, index: int, inputs: torch.Tensor, weight: float = 1.0) -> None:
+        """Add inputs `(..., D)`, or tokens of any shape, of expert `index`.
+
+        :param weight: how often each of them counts.
+        """
         if self.embedding:
             counts = inputs.flatten().bincount(minlength=self.diagonals.shape[1])
-            self.diagonals[index] += counts
+            self.diagonals[index] += weight * counts
             return
-        rows = inputs.flatten(0, -2).to(self.sum)  # (N, D)
+        rows = inputs.flatten(0, -2).to(self.sum) * weight**0.5  # (N, D)
         self.sum += rows.mT @ rows
         self.diagonals[index] += rows.square().sum(0)
         if index in self.a:
@@ -125,14 +130,33 @@ def regress_experts(
         expert, or if the model with an expert gives numbers that are not finite.
     """
     _check_tasks(experts, tasks)
-    _check_modules(experts)
+    check_modules(experts)
     requests = []
     for expert in experts:
         own = []
         for task in tasks[expert.name]:
             own += requests_of(task, model)
         requests.append(own)
+    weights = [[1.0] * len(own) for own in requests]
     stacked = stack_experts(experts, model.model.dtype, model.device, model.model)
+    return regress_on_inputs(model, experts, stacked, requests, weights)
+
+
+def regress_on_inputs(
+    model: LanguageModel,
+    experts: Sequence[Expert],
+    stacked: Mapping[str, StackedModule],
+    requests: Sequence[Sequence[Request]],
+    weights: Sequence[Sequence[float]],
+) -> list[Expert]:
+    """Experts whose sum is the RegMean merge, each on the inputs that it has on texts.
+
+    :param stacked: the n experts, as `stack_experts` returns them.
+    :param requests: by expert, the texts that the model merged with it reads.
+    :param weights: by expert, how often each of its texts counts.
+    :return: the n experts with other A.
+    :raises ValueError: if an input is not finite.
+    """
     modules: list[dict[str, Factors]] = [{} for _ in experts]
     for chunk in _chunks(experts, list(stacked), model.max_memory):
         grams = {}
@@ -140,16 +164,24 @@ def regress_experts(
             grams[name] = _empty_grams(experts, name, stacked[name].a.device)
         for index, row in enumerate(torch.eye(len(experts))):
             with merged(model.model, stacked, row):
-                _add_inputs(model.model, requests[index], grams, index)
+                _add_inputs(model.model, requests[index], weights[index], grams, index)
         for name in chunk:
             gram = grams.pop(name)
             _check_finite(gram, experts, name)
             for index, a in gram.regressed().items():
                 modules[index][name] = replace(experts[index].modules[name], a=a)
-    regressed = []
+    return with_modules(experts, modules)
+
+
+def with_modules(experts: Sequence[Expert], modules: Sequence[dict[str, Factors]]) -> list[Expert]:
+    """The same experts with other factors.
+
+    :param modules: by expert, its factors by module name.
+    """
+    changed = []
     for expert, own_modules in zip(experts, modules, strict=True):
-        regressed.append(replace(expert, modules=own_modules))
-    return regressed
+        changed.append(replace(expert, modules=own_modules))
+    return changed
 
 
 def _check_tasks(experts: Sequence[Expert], tasks: Mapping[str, Sequence[Task]]) -> None:
@@ -159,7 +191,8 @@ def _check_tasks(experts: Sequence[Expert], tasks: Mapping[str, Sequence[Task]])
     """
     if not isinstance(tasks, Mapping):
         raise ValueError(
-            f"regmean: expected a mapping of experts to their tasks, found {type(tasks).__name__}"
+            "regmean: expected 'weights', 'prompts' or a mapping of experts to their tasks, "
+            f"found {type(tasks).__name__}"
         )
     names = [expert.name for expert in experts]
     for name in tasks:
@@ -187,7 +220,7 @@ def _check_tasks_of_expert(expert: str, tasks: object) -> None:
         )
 
 
-def _check_modules(experts: Sequence[Expert]) -> None:
+def check_modules(experts: Sequence[Expert]) -> None:
     """Refuse experts of parameters: the inputs of a single matrix among several are not seen.
 
     :raises ValueError: one sentence saying which.
@@ -238,21 +271,32 @@ def _empty_grams(experts: Sequence[Expert], name: str, device: torch.device) -> 
 
 @torch.no_grad()
 def _add_inputs(
-    model: "PreTrainedModel", requests: Sequence[Request], grams: Mapping[str, Grams], index: int
+    model: "PreTrainedModel",
+    requests: Sequence[Request],
+    weights: Sequence[float],
+    grams: Mapping[str, Grams],
+    index: int,
 ) -> None:
     """Run the model on requests, and add the inputs of every module to its Grams.
 
+    :param weights: how often each request counts.
     :param index: of the expert that the inputs belong to.
     """
+    weight = 1.0
+
+    def add_to(module_grams: Grams) -> Callable:
+        def add(layer, inputs):
+            module_grams.add(index, inputs[0], weight)
+
+        return add
+
     handles = []
     try:
         for name, module_grams in grams.items():
-
-            def add(layer, inputs, module_grams=module_grams):
-                module_grams.add(index, inputs[0])
-
-            handles.append(model.get_submodule(name).register_forward_pre_hook(add))
-        for prompt, answer in requests:
+            hook = add_to(module_grams)
+            handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
+        for (prompt, answer), own_weight in zip(requests, weights, strict=True):
+            weight = own_weight  # which the hooks read
             model(input_ids=torch.tensor([prompt + answer], device=model.device), use_cache=False)
     finally:
         for handle in handles:

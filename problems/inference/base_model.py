@@ -233,7 +233,7 @@ def _reason_not_loaded(base, error: Exception) -> str:
 
 @contextmanager
 def ready_to_score(model: torch.nn.Module) -> Iterator[None]:
-    """Inside the block a model is in evaluation mode, and new tensors are float32 by default.
+    """Inside the block a model is frozen and evaluates, and new tensors are float32 by default.
 
     Behind it every module is in its own mode again, and every parameter has its gradient setting.
     """
@@ -241,6 +241,7 @@ def ready_to_score(model: torch.nn.Module) -> Iterator[None]:
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     dtype = torch.get_default_dtype()
     model.eval()
+    model.requires_grad_(False)
     torch.set_default_dtype(torch.float32)
     try:
         yield

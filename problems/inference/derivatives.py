@@ -63,7 +63,9 @@ def log_probabilities(
 def leads(
     logits: torch.Tensor, choices: Sequence[Sequence[int]], gold: Sequence[int]
 ) -> torch.Tensor:
-    """By how much a token is ahead of other ones: its logit less the log of their summed exp.
+    """By how much a token is ahead of other ones, in nats.
+
+    It is its log-probability less the log of the others' summed probability, if there are any.
 
     :param logits: an `(N, V)` tensor.
     :param choices: for each row the tokens that are compared.
@@ -71,7 +73,7 @@ def leads(
     :return: an `(N,)` tensor.
     """
     found = []
-    for row, tokens, place in zip(logits, choices, gold, strict=True):
+    for row, tokens, place in zip(logits.log_softmax(-1), choices, gold, strict=True):
         compared = row[list(tokens)]
         others = torch.cat([compared[:place], compared[place + 1 :]])
         found.append(compared[place] - others.logsumexp(0) if len(others) else compared[place])

@@ -184,8 +184,11 @@ class LanguageModel:
         """The derivatives `(N, n g)` of a number `(N,)` for each row, on the CPU."""
         assert self.coefficients_of_rows is not None, "no candidates to differentiate by"
         coefficients = self.coefficients_of_rows()  # (N, n g)
-        if not values.requires_grad:  # no expert changes the model
-            return torch.zeros(coefficients.shape)
+        if not values.requires_grad:
+            raise ValueError(
+                "gradients: expected a base through which gradients pass, found that its logits do "
+                "not depend on the coefficients; search without gradients"
+            )
         (found,) = torch.autograd.grad(values.sum(), coefficients)
         return found.cpu()
 

@@ -33,7 +33,8 @@ def smoothed_gradient(
     """The gradient of the mean over tasks and examples of smoothed scores.
 
     The smoothed score of a margin that counts by its sign is 1 / (1 + exp(-margin)): examples near
-    the border count most. Other margins are scores, and count as they are.
+    the border count most. Its slope is taken at the margin, and the derivatives are those of a
+    smooth form of it, see `metrics.METRICS`. Other margins are scores, and count as they are.
 
     :param margins: by task name a `(P, S)` tensor.
     :param derivatives: by task name a `(P, S, n g)` tensor.

@@ -13,19 +13,20 @@ from contract import (
 from evox.core import Problem
 from evox.workflows import EvalMonitor, StdWorkflow
 
-from evox_evogm import GradientSearch
+from evox_evogm import GradientSearch, Outcomes
 
 TARGET = torch.tensor([0.5, -0.3, 0.2, 0.8])
+ONE = Outcomes(torch.ones(1), torch.tensor([False]))
 SCALE = torch.tensor([1.0, 10.0, 0.1, 3.0])
 
 
 class Bowl(Problem):
-    """A quadratic bowl with an outcome and its gradient."""
+    """A quadratic bowl with one outcome, which is the fitness, and its gradient."""
 
     def evaluate(self, pop):
         apart = pop - TARGET.to(pop)
         fitness = (SCALE.to(pop) * apart.square()).sum(1, keepdim=True)
-        return torch.cat([fitness, apart[:, :1], 2 * SCALE.to(pop) * apart], 1)
+        return torch.cat([fitness, fitness, 2 * SCALE.to(pop) * apart], 1)
 
 
 class Failing(Bowl):
@@ -37,7 +38,7 @@ class Failing(Bowl):
 
 
 def make_workflow(pop_size=2, dtype=torch.float32, problem=None, monitor=None, **settings):
-    settings = {"outcomes": 1, "blocks": 2, **settings}
+    settings = {"outcomes": ONE, "blocks": 2, **settings}
     algorithm = GradientSearch(torch.zeros(4, dtype=dtype), pop_size, **settings)
     return StdWorkflow(algorithm, problem or Bowl(), monitor=monitor)
 
@@ -72,7 +73,9 @@ def test_it_is_adam_on_the_gradients_of_perturbed_points():
         points.append(workflow.algorithm.pop.clone())
     iterates, average = plain_adam(points[:-1], 0.05, 0.3)
     torch.testing.assert_close(workflow.algorithm.iterate, iterates[-1])
-    torch.testing.assert_close(workflow.algorithm.recommend(), average)
+    torch.testing.assert_close(workflow.algorithm.average, average)
+    _, average = plain_adam(points, 0.05, 0.3)
+    torch.testing.assert_close(workflow.algorithm.recommend(evaluate=False), average)
     assert torch.equal(points[0][0], torch.zeros(4))
     around = (points[-1] - iterates[-1]).std()
     assert 0.05 < around < 0.5
@@ -85,6 +88,41 @@ def test_it_comes_to_the_bottom():
     for _ in range(200):
         workflow.step()
     torch.testing.assert_close(workflow.algorithm.recommend(), TARGET, atol=0.05, rtol=0)
+
+
+class Uphill(Bowl):
+    """The bowl with gradients that point the wrong way."""
+
+    def evaluate(self, pop):
+        fitness = super().evaluate(pop)
+        return torch.cat([fitness[:, :2], -fitness[:, 2:]], 1)
+
+
+def test_an_average_that_is_worse_than_an_evaluated_point_is_not_recommended():
+    torch.manual_seed(10)
+    workflow = make_workflow(1, problem=Uphill(), perturbation=0.0)
+    workflow.init_step()
+    for _ in range(10):
+        workflow.step()
+    assert torch.equal(workflow.algorithm.recommend(), torch.zeros(4))  # the start
+    assert not torch.equal(workflow.algorithm.recommend(evaluate=False), torch.zeros(4))
+
+
+def test_outcomes_that_count_by_sign_decide_by_their_probability():
+    """Of two points with one fitness, that with the larger margin is better."""
+
+    class Margins(Problem):
+        def evaluate(self, pop):
+            fitness = torch.zeros(len(pop), 1)
+            return torch.cat([fitness, pop - 1, torch.ones_like(pop)], 1)
+
+    outcomes = Outcomes(torch.ones(1), torch.tensor([True]))
+    algorithm = GradientSearch(torch.zeros(1), outcomes=outcomes, perturbation=0.0)
+    workflow = StdWorkflow(algorithm, Margins())
+    workflow.init_step()
+    for _ in range(3):
+        workflow.step()
+    torch.testing.assert_close(workflow.algorithm.best, torch.tensor([-0.3]))
 
 
 def test_shrinkage_draws_a_block_to_its_mean():
@@ -160,7 +198,7 @@ def test_the_default_dtype_changes_nothing():
         ({"blocks": 3}, "blocks: expected a divisor of 4 coordinates, found 3"),
         ({"lr": -1.0}, "lr: expected a number of at least 0"),
         ({"perturbation": float("nan")}, "perturbation: expected a number of at least 0"),
-        ({"outcomes": -1}, "outcomes: expected a whole number of at least 0"),
+        ({"outcomes": (torch.ones(2), torch.ones(1))}, r"outcomes: expected weights \(S,\)"),
     ],
 )
 def test_wrong_arguments_are_refused(changes, message):
@@ -169,6 +207,6 @@ def test_wrong_arguments_are_refused(changes, message):
 
 
 def test_a_problem_without_gradients_is_refused():
-    workflow = make_workflow(outcomes=0)
+    workflow = make_workflow(outcomes=None)
     with pytest.raises(ValueError, match=r"expected fitness \(2, 5\), a row per point"):
         workflow.init_step()

@@ -1,5 +1,6 @@
 """The tables and plots that are made of runs."""
 
+import json
 import re
 from xml.etree import ElementTree
 
@@ -91,6 +92,31 @@ def test_fewer_evaluations_stand_beside_more_and_are_not_tested_against_them(
     assert budgets in shown
     assert "| R 5 | 2 | 400 | 0.450 | 0.300 | 0.450 | 0.300 |  |  |" in shown
     assert "| lr 1e-3 | 2 | 160 | 0.450 | 0.300 | 0.450 | 0.300 | 0.2 | 0.2 |" in shown
+
+
+def test_a_lora_trained_on_dev_has_a_row_but_not_among_those_that_get_scores_alone(
+    tmp_path, write_runs, capsys
+):
+    for method in ("SurrogateEvoGM", "SurrogateEvoGM scores", "LoRA on dev"):
+        write_runs(tmp_path / "n10_160_resampled", method, [0.5, 0.7])
+    print_report(tmp_path, GROUPS)
+    shown, on_scores = capsys.readouterr().out.split("scores alone:", 1)
+    on_scores, _ = on_scores.split("| method | evaluations |", 1)
+    assert "| LoRA on dev | 2 |" in shown
+    assert "| LoRA on dev | 2 |" not in on_scores
+
+
+def test_a_control_is_judged_for_every_method_that_ran_on_it(tmp_path, write_runs, capsys):
+    (tmp_path / "n10_static").mkdir()
+    base = {"method": "base", "setting": "", "evaluations": 1, "dev": 0.3, "test": 0.3}
+    base |= {"seconds": 1.0, "test by task": {"peak": 0.3}}
+    (tmp_path / "n10_static" / "base.json").write_text(json.dumps(base))
+    for method in ("CMA-ES", "GradientSearch"):
+        write_runs(tmp_path / "n10_160_random", method, [0.2, 0.25])
+    print_report(tmp_path, GROUPS)
+    shown = capsys.readouterr().out
+    assert "CMA-ES does not improve over base" in shown
+    assert "GradientSearch does not improve over base" in shown
 
 
 def test_what_cannot_be_compared_is_said(tmp_path, write_runs, capsys):

@@ -63,10 +63,35 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(project, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "regmean, words", [("weights", "their weights"), ("prompts", "the prompts of all tasks")]
+)
+def test_a_run_needs_no_tasks_of_experts_and_goes_on(project, capsys, regmean, words):
+    change_settings(project, regmean=regmean, **SHORT)
+    assert merge(project) == 0
+    out = project / "out"
+    result = json.loads((out / "result.json").read_text())
+    assert result["regmean"] == regmean
+    assert result["adapter"]["largest_relative_difference"] < 1e-6
+    assert rows_of(out)["RegMean"]["dev"] == history(out)[0]["tasks"]
+    sentence = f"Of the experts regressed on {words}: 1 for each is the RegMean merge."
+    assert sentence in (out / "report.md").read_text()
+    assert sentence in (out / "adapter" / "README.md").read_text()
+    assert f"regressing the experts on {words}" in capsys.readouterr().out
+    before = history(out)
+    (out / "result.json").unlink()  # as if the process had ended before it was written
+    assert merge(project) == 0
+    assert history(out) == before
+    assert json.loads((out / "result.json").read_text())["scores"] == result["scores"]
+    other = {"weights": "prompts", "prompts": "weights"}
+    change_settings(project, regmean=other[regmean])
+    assert merge(project) == 2
+
+
+@pytest.mark.parametrize(
     "regmean, words",
     [
         (True, "expected for expert 'first' some of the tasks sums, quiz, found"),
-        ("sums", "expected true, or a table"),
+        ("sums", "expected true, weights, prompts, or a table"),
         ({"first": "sums"}, "expert 'second' was made for, found none"),
         ({"first": [["sums"]], "second": "quiz"}, "expected for expert 'first' some of the tasks"),
         ({"first": "sums", "second": []}, "expected for expert 'second' some of the tasks"),

@@ -62,6 +62,7 @@ def result(coefficients, **changes):
         "algorithm": "EvoGM",
         "scores": ROWS,
         "coefficients": coefficients,
+        "coefficients_by_group": {},
         "tasks": {"add": {"metric": "exact_match", "dev": 4, "test": 8, "version": "x"}},
         "versions": {"torch": "2.13.0", "evox-evogm": "0.1.0"},
         "evaluations": 16,

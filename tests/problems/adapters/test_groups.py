@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.adapters.groups import group_modules
+from evox_evogm.problems.failures import AllFailed
 
 NAMES = [
     "model.embed_tokens",
@@ -68,6 +69,8 @@ def test_a_module_belongs_to_one_group(groups, expected):
         (3, "found 3"),
         ({"up": "("}, r"groups: expected a regular expression for 'up', found '\('"),
         ({"up": None}, "found None"),
+        ({"up": "up_proj", "also": "up"}, "expected modules of experts that 'up' finds for 'also'"),
+        ({"rest": "up"}, "groups: expected other names than 'rest'"),
         (lambda name: 1, "groups: expected a name for .*, found 1"),
     ],
 )
@@ -179,3 +182,50 @@ def test_gradients_follow_margins_and_count_as_three_evaluations(model, tokenize
     step = 1e-2 * torch.eye(problem.n_coefficients)
     above, below = problem.evaluate(pop + step)[:, 0], problem.evaluate(pop - step)[:, 0]
     torch.testing.assert_close(fitness[0, 2:], (above - below) / 2e-2, rtol=0.02, atol=0.02)
+
+
+def test_the_smoothed_gradient_is_that_of_central_differences(problem, tokenizer, make_adapter):
+    """Two tasks of unequal size weigh the same; margins that count by sign are smoothed."""
+    pick = Task(
+        "pick",
+        "1",
+        "choice_likelihood",
+        tuple(Example(str(i), f"pick {i}", "A", (("A", "yes"), ("B", "no"))) for i in range(3)),
+    )
+    folders = [expert.folder for expert in problem.experts]
+    model = build_model().double()
+    settings = {"tokenizer": tokenizer, "groups": "layer", "objectives": "gradients"}
+    both = LoRAMergeProblem(model, folders, [ADD, pick], **settings)
+    point = torch.linspace(-0.4, 0.6, both.n_coefficients, dtype=torch.float64)[None]
+
+    def smoothed(at):
+        margins = both.evaluate(at)[:, 1:5]
+        return (margins[:, 0] + margins[:, 1:].sigmoid().mean(1)) / 2
+
+    found = both.evaluate(point)[0, 5:]
+    step = 1e-2 * torch.eye(both.n_coefficients, dtype=torch.float64)
+    expected = (smoothed(point + step) - smoothed(point - step)) / 2e-2
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.002)
+
+
+def test_gradients_are_those_of_the_unmerged_mode(model, tokenizer, make_adapter):
+    folders = mixed_adapters(make_adapter)
+    settings = {"tokenizer": tokenizer, "objectives": "gradients"}
+    with pytest.raises(ValueError, match='mode: expected "auto" or "unmerged" with gradients'):
+        LoRAMergeProblem(model, folders, [ADD], mode="merged", **settings)
+
+
+def test_a_merge_that_fails_alone_ends_a_search_only_before_the_first_score(
+    model, tokenizer, make_adapter
+):
+    folders = mixed_adapters(make_adapter)
+    broken, sound = torch.full((1, 4), torch.nan), torch.zeros(1, 4)
+    for objectives in ("mean", "gradients"):
+        settings = {"tokenizer": tokenizer, "objectives": objectives}
+        problem = LoRAMergeProblem(model, folders, [ADD], **settings)
+        with pytest.raises(AllFailed):
+            problem.evaluate(broken)
+        problem.evaluate(sound)
+        fitness = problem.evaluate(broken)
+        assert fitness.flatten()[0] == -torch.inf
+        assert problem.budget_used in (3, 9)

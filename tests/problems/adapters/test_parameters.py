@@ -251,8 +251,9 @@ def test_parameters_are_not_regressed(make_parameters):
     folder = make_parameters("qwen3", "first")
     task = Task("t", "1", "gold_log_probability", (Example("0", "two", "four"),))
     message = "regmean: expected experts of layers, found model.layers.0.mlp.experts.down_proj in"
-    with pytest.raises(ValueError, match=message):
-        build_problem([folder], regmean={"first": [task]})
+    for regmean in ({"first": [task]}, "weights", "prompts"):
+        with pytest.raises(ValueError, match=message):
+            build_problem([folder], regmean=regmean)
 
 
 def test_so_many_patterns_that_modules_take_long_are_refused(make_named_experts):

@@ -158,7 +158,8 @@ def test_embeddings_share_every_token_by_how_often_each_expert_reads_it(
     [
         ({"first": TASKS[:1]}, "expert 'second' was made for, found none"),
         ({**OWN, "third": TASKS}, "expected names of experts .first, second., found 'third'"),
-        ([TASKS[:1], TASKS[1:]], "expected a mapping of experts to their tasks, found list"),
+        ([TASKS[:1], TASKS[1:]], "or a mapping of experts to their tasks, found list"),
+        (True, "or a mapping of experts to their tasks, found bool"),
         ({**OWN, "second": TASKS[1]}, "expected for expert 'second' a list of tasks, found Task"),
         ({**OWN, "second": "second"}, "expected for expert 'second' a list of tasks, found str"),
         (
