@@ -20,7 +20,7 @@ def run_python(code, folder):
     [
         "import evox, sys; evox.algorithms.EvoGM; evox.problems.LoRAMergeProblem; "
         "assert not {'transformers', 'peft', 'reasoning_gym'} & set(sys.modules); "
-        "from evox.algorithms import *; EvoGM; SurrogateEvoGM; PSO; "
+        "from evox.algorithms import *; EvoGM; GradientSearch; SurrogateEvoGM; PSO; "
         "from evox.problems import *; LoRAMergeProblem; numerical",
         "from evox.algorithms import EvoGM, SurrogateEvoGM; assert EvoGM is not SurrogateEvoGM",
         "from evox_evogm import EvoGM; import evox; assert evox.algorithms.EvoGM is EvoGM",
@@ -44,6 +44,7 @@ def test_plugin_folders_are_namespaces_whose_modules_are_named_like_their_classe
     names = sorted(str(path.relative_to(plugin)) for path in plugin.rglob("*.py"))
     assert names == [
         "algorithms/EvoGM.py",
+        "algorithms/GradientSearch.py",
         "algorithms/SurrogateEvoGM.py",
         "problems/LoRAMergeProblem.py",
     ]

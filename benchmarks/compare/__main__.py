@@ -75,6 +75,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="each seed draws its own dev and test questions (synthetic)",
     )
     setting.add_argument(
+        "--dev-examples",
+        type=at_least(1),
+        default=0,
+        help="dev questions a task, if not those of the suite (synthetic)",
+    )
+    setting.add_argument(
         "--regmean",
         action="store_true",
         help="search around the RegMean merge of the experts' own dev questions",
@@ -98,6 +104,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     suite = SUITES[arguments.suite]
+    if arguments.dev_examples and not suite.can_resample:
+        parser.error(f"--dev-examples: {arguments.suite} has one set of questions")
     if arguments.resampled_dev and not suite.can_resample:
         parser.error(f"--resampled-dev: {arguments.suite} has one set of questions")
     arguments.seeds = arguments.seeds or suite.seeds
@@ -171,6 +179,7 @@ def make_case(arguments: argparse.Namespace, name: str, seed: int, control: str 
         pop_size=arguments.pop_size,
         control=control,
         resampled_dev=arguments.resampled_dev,
+        dev_examples=arguments.dev_examples,
         regmean=arguments.regmean,
         threads=arguments.threads,
     )

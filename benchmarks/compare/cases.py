@@ -40,6 +40,8 @@ class Case:
     regmean: bool = False
     """Whether every expert is regressed on its own dev questions, and the search takes place around
     the RegMean merge."""
+    dev_examples: int = 0
+    """Dev questions a task; 0 for the number of the suite. Only where a suite can draw them."""
     threads: int = 1
     """Of the process."""
 
@@ -53,6 +55,8 @@ class Case:
             parts.append(f"P{self.pop_size}")
         if self.resampled_dev:
             parts.append("resampled")
+        if self.dev_examples:
+            parts.append(f"dev{self.dev_examples}")
         if self.regmean:
             parts.append("regmean")
         return "_".join(parts)

@@ -12,7 +12,7 @@ import torch
 from evox.algorithms import CSO, DE, PSO
 from evox.core import Algorithm, Problem
 
-from evox_evogm import EvoGM, Outcomes, SurrogateEvoGM, SurrogateSettings
+from evox_evogm import EvoGM, GradientSearch, Outcomes, SurrogateEvoGM, SurrogateSettings
 from evox_evogm.algorithms.gaussian_process import MATERN32, RBF, Prior
 from evox_evogm.algorithms.surrogate_evogm import POP_SIZE
 from evox_evogm.baselines import (
@@ -25,15 +25,16 @@ from evox_evogm.baselines import (
     known_points,
     start_from,
 )
-from evox_evogm.problems import Racing
+from evox_evogm.problems import LoRAMergeProblem, Racing
 
 
 @dataclass(frozen=True)
 class Method:
-    """A search."""
+    """A search, or a training beside the searches."""
 
-    make: Callable[..., Algorithm]
-    """`make(n, P)` gives a fresh algorithm; with `outcomes` it is `make(n, P, problem=problem)`."""
+    make: Callable[..., Algorithm] | None
+    """`make(n, P)` gives a fresh algorithm; with `outcomes` it is `make(n, P, problem=problem)`.
+    None for the training of `trained_lora.py`."""
     group: str = "search"
     """What it is run with: `"search"` or a kind of change."""
     rounds: int = 1
@@ -45,6 +46,11 @@ class Method:
     """Evaluations, if they are not those of the case."""
     outcomes: bool = False
     """Whether the algorithm gets the outcome of every example beside the score."""
+    gradients: bool = False
+    """Whether the problem gives the gradient too, which counts as 3 evaluations."""
+    modules: str = "expert"
+    """The groups of modules in which an expert has a coefficient of its own. The method then
+    searches n g coefficients: it is `make(n g, P, problem=problem)`."""
     racing: Racing | None = None
     """Whether merges that are clearly behind are pruned; the budget then counts fractions of a full
     evaluation."""
@@ -118,6 +124,32 @@ def bayesian_optimization(n: int, pop_size: int, **arguments) -> Algorithm:
     return BayesianOptimization(pop_size, *box(n), **arguments)
 
 
+def gradient_search(n: int, pop_size: int, *, problem: LoRAMergeProblem, **arguments) -> Algorithm:
+    """The search along gradients from the average, which is 1/n over the axes of the box."""
+    experts = problem.n_experts
+    return GradientSearch(
+        torch.full((n,), 1 / experts),
+        pop_size,
+        outcomes=Outcomes(*problem.outcomes),
+        blocks=experts,
+        **arguments,
+    )
+
+
+def by_gradients(modules: str = "module", group: str = "gradients", **fields) -> Method:
+    """A method of `GradientSearch` that evaluates one point a step."""
+    arguments = fields.pop("arguments", {})
+    return Method(
+        partial(gradient_search, **arguments),
+        group,
+        pop_size=1,
+        outcomes=True,
+        gradients=True,
+        modules=modules,
+        **fields,
+    )
+
+
 SEARCHES: dict[str, Method] = {
     "SurrogateEvoGM": with_outcomes(surrogate_evogm),
     "EvoGM": Method(evogm),
@@ -140,6 +172,7 @@ SEARCHES: dict[str, Method] = {
     ),
     "BO TuRBO": Method(partial(bayesian_optimization, acquisition="turbo")),
     "BO TuRBO own start": Method(partial(bayesian_optimization, acquisition="turbo", start="own")),
+    "LoRA on dev": Method(None, pop_size=1),
 }
 
 # The paper's ablations (tables 5 and 11).
@@ -215,7 +248,20 @@ SWEEPS: dict[str, Method] = {
     ),
 }
 
-METHODS: dict[str, Method] = SEARCHES | ABLATIONS | PARTS | DESIGN | ON_SCORES | SWEEPS
-CONTROLLED = ("SurrogateEvoGM", "EvoGM", "CMA-ES", "random")  # methods that run on the controls
+# Coefficients by group of modules, with gradients and without.
+GRADIENTS: dict[str, Method] = {
+    "GradientSearch": by_gradients(),
+    "GradientSearch 40": by_gradients(budget=40),
+    "GradientSearch 15": by_gradients(budget=15),
+    "GradientSearch by layer": by_gradients("layer"),
+    "GradientSearch by expert": by_gradients("expert"),
+    "no perturbation": by_gradients(arguments={"perturbation": 0.0}),
+    "no shrinkage": by_gradients(arguments={"shrinkage": 0.0}),
+    "SurrogateEvoGM by layer": with_outcomes(surrogate_evogm, "gradients", modules="layer"),
+}
+
+METHODS: dict[str, Method] = SEARCHES | ABLATIONS | PARTS | DESIGN | ON_SCORES | SWEEPS | GRADIENTS
+# Methods that run on the controls.
+CONTROLLED = ("SurrogateEvoGM", "GradientSearch", "EvoGM", "CMA-ES", "random")
 GROUPS = tuple(dict.fromkeys(method.group for method in METHODS.values()))
 assert not any("/" in name for name in METHODS), "names of methods are names of files"

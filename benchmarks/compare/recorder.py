@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from evox.core import Problem
 
+from evox_evogm.problems.evaluation import GRADIENT_COST
+
 
 class BudgetUsed(Exception):
     """The budget ended in the middle of a population."""
@@ -48,12 +50,13 @@ class Recorder(Problem):
         self.until = budget
         self.basis: torch.Tensor | None = None
         self.center = sum(problem.box) / 2
+        self.cost = GRADIENT_COST if problem.objectives == "gradients" else 1.0  # of a point
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
         points = self.coefficients(pop)
         if self.problem.racing is None:
-            points = points[: int(self.until - self.budget_used)]
+            points = points[: int((self.until - self.budget_used) / self.cost)]
         start = time.perf_counter()
         fitness = self.problem.evaluate(points)
         self.evaluation_seconds += time.perf_counter() - start
@@ -65,18 +68,20 @@ class Recorder(Problem):
     def _keep(self, points: torch.Tensor, fitness: torch.Tensor) -> None:
         """Add rows, up to the one that would exceed the budget."""
         seconds = time.perf_counter() - self.start
-        fractions = self._fractions_evaluated(fitness).tolist()
+        costs = self._costs(fitness).tolist()
         scores = fitness[:, 0].tolist()
-        for fraction, score, point in zip(fractions, scores, points.tolist(), strict=True):
-            self.budget_used += fraction
+        for cost, score, point in zip(costs, scores, points.tolist(), strict=True):
+            self.budget_used += cost
             if self.budget_used > self.until + 1e-6:
                 raise BudgetUsed
             self.rows.append(Row(self.budget_used, score, seconds, point))
 
-    def _fractions_evaluated(self, fitness: torch.Tensor) -> torch.Tensor:
-        """The fraction of examples that each point was evaluated on; 1 where all failed."""
+    def _costs(self, fitness: torch.Tensor) -> torch.Tensor:
+        """What each point took, in full evaluations: the fraction of examples that it was evaluated
+        on, 1 where all failed.
+        """
         if self.problem.racing is None:
-            return torch.ones(len(fitness))
+            return torch.full((len(fitness),), self.cost)
         observed = fitness[:, 1:].isfinite().float().mean(1)
         return torch.where(observed > 0, observed, 1.0)
 

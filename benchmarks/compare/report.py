@@ -22,10 +22,12 @@ from benchmarks.compare.runs import Runs, read_runs
 
 REFERENCE = "SurrogateEvoGM"
 ON_SCORES = "SurrogateEvoGM scores"  # the one without outcomes, as all others
+TRAINED = "LoRA on dev"  # it gets the right answers
 CHANGED = {  # by group of methods: what they are compared with, and what they are
     "parts": (REFERENCE, "part"),
     "design": (REFERENCE, "design"),
     "scores": (ON_SCORES, "on scores alone"),
+    "gradients": (REFERENCE, "space and gradients"),
     "ablations": ("EvoGM", "change"),
     "sweeps": ("EvoGM", "setting"),
 }
@@ -76,14 +78,14 @@ def print_setting(setting: str, runs: Runs, folder: Path, groups: dict[str, str]
     if searches.methods:
         tables.print_summary(searches, REFERENCE, paired=resampled)
         if ON_SCORES in runs.methods:
-            others = [name for name in searches.methods if name != REFERENCE]
+            others = [name for name in searches.methods if name not in (REFERENCE, TRAINED)]
             print("\nWith the same information for all, scores alone:")
             tables.print_summary(runs.of([ON_SCORES, *others]), ON_SCORES, paired=resampled)
         tables.print_by_task(searches, [] if control else static)
     if control and resampled:
         print("\nWhether a control improves is not known: the base was scored on other questions.")
     elif control:
-        print_verdict(searches, static, STATIC_OF_CONTROL[control])
+        print_verdict(runs, static, STATIC_OF_CONTROL[control])
     tables.print_choices(runs)
     for group, (reference, what) in CHANGED.items():
         names = runs.of_group(groups, group).methods

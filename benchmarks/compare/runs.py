@@ -113,4 +113,6 @@ def read_curve(path: Path) -> pd.DataFrame:
     evaluation = np.arange(1, round(used[-1]) + 1)
     row = np.searchsorted(used, evaluation + 1e-4, side="right") - 1
     seconds = table["seconds"].to_numpy()[row]
-    return pd.DataFrame({"evaluation": evaluation, "best": best[row], "seconds": seconds})
+    # A point with its gradient costs several: before it, nothing is known.
+    known = np.where(row < 0, np.nan, best[row])
+    return pd.DataFrame({"evaluation": evaluation, "best": known, "seconds": seconds})

@@ -24,26 +24,37 @@ from evox.workflows import StdWorkflow
 from benchmarks.compare.cases import RUNS, Case
 from benchmarks.compare.methods import METHODS
 from benchmarks.compare.recorder import BudgetUsed, Recorder, best_rows
+from benchmarks.compare.trained_lora import run_training
 from benchmarks.suites.suite import SUITES
-from evox_evogm.problems import LoRAMergeProblem, Racing, Task
+from evox_evogm.problems import LoRAMergeProblem, Task
 from evox_evogm.resume.journal import Journal
 
 
 def load_suite(case: Case) -> tuple[LoRAMergeProblem, list[Task]]:
     """The dev problem and the test tasks of a case."""
     draw = case.seed if case.resampled_dev else None
-    racing = METHODS[case.method].racing
-    return _load_suite(case.suite, case.n, case.control, racing, draw, case.regmean)
+    method = METHODS[case.method]
+    objectives = "gradients" if method.gradients else "outcomes"
+    settings = {"racing": method.racing, "objectives": objectives, "groups": method.modules}
+    if method.gradients:
+        settings["mode"] = "unmerged"
+    if case.dev_examples:
+        settings["dev_examples"] = case.dev_examples
+    return _load_suite(
+        case.suite, case.n, case.control, draw, case.regmean, tuple(settings.items())
+    )
 
 
 @lru_cache(maxsize=2)
 def _load_suite(
-    name: str, n: int, control: str, racing: Racing | None, draw: int | None, regmean: bool
+    name: str, n: int, control: str, draw: int | None, regmean: bool, settings: tuple
 ) -> tuple[LoRAMergeProblem, list[Task]]:
+    """Load a suite.
+
+    :param settings: pairs of names and values, for `make_problem`.
+    """
     suite = SUITES[name]
-    problem = suite.make_problem(
-        n, control=control, draw=draw, regmean=regmean, racing=racing, objectives="outcomes"
-    )
+    problem = suite.make_problem(n, control=control, draw=draw, regmean=regmean, **dict(settings))
     return problem, suite.tasks(n, "test", draw)
 
 
@@ -75,7 +86,7 @@ def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
             recorder.basis = best_rows(recorder.rows, case.n) - recorder.center
         recorder.until = budget * round_ // method.rounds
         arguments = {"problem": problem} if method.outcomes else {}
-        algorithm = method.make(case.n, pop_size, **arguments)
+        algorithm = method.make(len(recorder.center), pop_size, **arguments)
         workflow = StdWorkflow(algorithm, recorder, opt_direction="max", device="cpu")
         run_until_used(workflow, recorder)
     if hasattr(algorithm, "recommend"):
@@ -91,8 +102,9 @@ def run_until_used(workflow: StdWorkflow, recorder: Recorder) -> None:
     """
     algorithm = workflow.algorithm
     if hasattr(algorithm, "recommend"):
+        step = algorithm.pop_size * recorder.cost
         workflow.init_step()
-        while recorder.budget_used + algorithm.pop_size + 1 <= recorder.until:
+        while recorder.budget_used + step + recorder.cost <= recorder.until:
             workflow.step()
         return
     try:
@@ -123,7 +135,12 @@ def run_case(
     torch.set_num_threads(case.threads)
     problem, test_tasks = load(case)
     problem.cache.clear()  # it may come from the case before
-    if is_resumable(case):
+    if METHODS[case.method].make is None:
+        training = run_training(
+            case, case.file(runs, ".csv"), problem.language_model, problem.tasks, test_tasks
+        )
+        result = {**described(case, problem), **training}
+    elif is_resumable(case):
         with closing(open_journal(case.file(runs, ".jsonl"), problem)) as journal:
             # Of a killed process, which made the same evaluations from the same seed.
             seconds_before = sum(record["seconds"] for record in journal.records)
@@ -153,15 +170,22 @@ def run_search(
     seconds = time.perf_counter() - recorder.start + seconds_before
     write_evaluations(case.file(runs, ".csv"), recorder, seconds_before)
     return {
-        "method": case.method,
-        "seed": case.seed,
+        **described(case, problem),
         "evaluations": len(recorder.rows),
         **score_choice(problem, test_tasks, point, best_rows(recorder.rows, 1)[0]),
         "seconds": seconds,
         "seconds of evaluation": recorder.evaluation_seconds + seconds_before,
+        "recommended": point.tolist(),
+    }
+
+
+def described(case: Case, problem: Problem) -> dict:
+    """What a result says of the case and of the code that ran it."""
+    return {
+        "method": case.method,
+        "seed": case.seed,
         "commit": commit(),
         "dtype": str(problem.language_model.model.dtype).removeprefix("torch."),
-        "recommended": point.tolist(),
     }
 
 

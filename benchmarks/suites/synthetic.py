@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -97,7 +98,9 @@ def make_task(name: str, split: str, count: int, draw: int | None = None) -> Tas
     return Task(name, version, "exact_match", tuple(examples))
 
 
-def tasks(n: int, split: str, draw: int | None = None) -> list[Task]:
+def tasks(
+    n: int, split: str, draw: int | None = None, dev_examples: int | None = None
+) -> list[Task]:
     """The operations of the first n experts, of ten at least, and the unseen pairs.
 
     Test sets are larger with a draw: the less a score depends on its questions, the fewer draws are
@@ -106,10 +109,11 @@ def tasks(n: int, split: str, draw: int | None = None) -> list[Task]:
     :param n: experts. Fewer than ten are scored on the same tasks as ten.
     :param split: `"dev"` or `"test"`.
     :param draw: the number of a set of questions; `None` is the set that is the same for all seeds.
+    :param dev_examples: dev questions a task, if not `DEV_EXAMPLES` of all together.
     """
     names = [*list(OPERATIONS)[: max(n, 10)], *UNSEEN]
     if split == "dev":
-        count = math.ceil(DEV_EXAMPLES / len(names))
+        count = dev_examples or math.ceil(DEV_EXAMPLES / len(names))
     else:
         count = TEST_EXAMPLES if draw is None else RESAMPLED_TEST_EXAMPLES
     return [make_task(name, split, count, draw) for name in names]
@@ -134,7 +138,8 @@ def make_problem(
     *,
     control: str = "",
     draw: int | None = None,
-    regmean: bool = False,
+    regmean: bool | Literal["weights", "prompts"] = False,
+    dev_examples: int | None = None,
     folder: Path = FOLDER,
     **settings,
 ) -> LoRAMergeProblem:
@@ -143,7 +148,9 @@ def make_problem(
     :param n: experts.
     :param control: `"random"` adapters, `"shuffled"` answers, or `""`; see `controls.py`.
     :param draw: the number of a set of questions; `None` is the set that is the same for all seeds.
-    :param regmean: regress every expert on the dev questions of its own operation.
+    :param regmean: regress every expert on the dev questions of its own operation, or as
+        `LoRAMergeProblem` does with `"weights"` and `"prompts"`.
+    :param dev_examples: dev questions a task, if not as many as by default.
     :param folder: of the base and the experts.
     :param settings: of `LoRAMergeProblem`.
     """
@@ -153,10 +160,12 @@ def make_problem(
             f"{folder}: expected the synthetic suite, found none; "
             "run python -m benchmarks.suites.train_synthetic"
         )
-    dev = tasks(n, "dev", draw)
+    dev = tasks(n, "dev", draw, dev_examples)
     if control == "shuffled":
         dev = [shuffled_answers(task) for task in dev]
-    if regmean:
+    if isinstance(regmean, str):
+        settings["regmean"] = regmean
+    elif regmean:
         by_name = {task.name: task for task in dev}
         settings["regmean"] = {path.name: [by_name[task_of_expert(path.name)]] for path in folders}
     settings = {

@@ -50,7 +50,7 @@ class GradientSearch(Algorithm):
         *,
         outcomes: Outcomes | None = None,
         blocks: int | None = None,
-        lr: float = 0.1,
+        lr: float = 0.15,
         perturbation: float = 0.1,
         shrinkage: float = 0.005,
         device: torch.device | None = None,

@@ -31,9 +31,16 @@ from evox_evogm.problems.adapters.merging import (
     merged_in_place,
 )
 from evox_evogm.problems.inference.batching import PASS_TOKENS
-from evox_evogm.problems.inference.capabilities import Capabilities, changing_context, text_config
+from evox_evogm.problems.inference.capabilities import Capabilities, changing_context
 from evox_evogm.problems.inference.decoding import DecodingBatch
+from evox_evogm.problems.inference.logit_differences import (
+    difference,
+    largest_difference,
+    rounded_differently,
+    usable,
+)
 from evox_evogm.problems.inference.prefix_cache import Row, prepare_batches, windows_of
+from evox_evogm.problems.inference.probe_rows import STEPS, TAIL, rows_of
 from evox_evogm.problems.inference.shared_layers import count_shared_layers
 
 if TYPE_CHECKING:
@@ -41,18 +48,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STEPS = 4  # positions of each row that are compared; all but the first are decoded one by one
-TAIL = 2 * STEPS  # last tokens of the long row in which its fork differs
-LEAST_TOKENS = 24  # of the long row, so that most of its tokens can be shared
-MOST_TOKENS = 64  # of the long row: the probe makes about a dozen passes over it
-MOST_TOKENS_FOR_WINDOW = 1024  # where the long row has to be longer than a window
 # How far two ways to compute the same may be apart, in measured roundings (`rounded_differently`).
 # SmolLM2-135M: 1.3 at most in float32, 0.8 in bfloat16. A small random model: up to 5, by row. Real
 # faults are thousands in float32, and some dozens in half precision.
 MOST_ROUNDINGS = 50.0
 MOST_ROUNDINGS_IN_HALF = 10.0
 LEAST_ROUNDING = 1e-12  # of logits that no rounding moves
-LARGEST_LOGIT = 1e4  # what is beyond is a token that the model excludes
 
 
 def probe_base(
@@ -464,85 +465,7 @@ class Probe:
         return forward
 
 
-def rows_of(
-    prompts: Sequence[tuple[int, ...]], limits: Sequence[int], model
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The rows `short`, `other`, `long` and `fork` of the probe.
-
-    The long row is cut, but to more tokens than any limit that the longest prompt exceeds.
-
-    :param limits: windows and contexts of the base.
-    """
-    longest = max(prompts, key=len)
-    most = MOST_TOKENS
-    for limit in limits:
-        if limit < len(longest) and limit <= MOST_TOKENS_FOR_WINDOW:
-            most = max(most, limit + TAIL)
-    positions = getattr(text_config(model), "max_position_embeddings", None) or math.inf
-    long = longest
-    while len(long) < min(LEAST_TOKENS, positions):
-        long = long + longest
-    long = long[: int(min(most, positions))]
-    shortest = min(prompts, key=len)
-    short = (shortest + longest)[: max(len(shortest), STEPS) + STEPS]
-    if len(short) >= len(long):
-        short = short[: max(STEPS + 1, len(long) // 2)]
-    other = tuple(reversed(short))
-    if other == short:
-        other = (*short[1:], long[0])
-    # The fork has two tokens less, the first of which is another one.
-    end = list(long[2 - TAIL :])
-    end[0] = next(token for token in (*short, *long, 0, 1) if token != long[-TAIL])
-    fork = (*long[:-TAIL], *end)
-    return short, other, long, fork
-
-
-@contextmanager
-def rounded_differently(model: torch.nn.Module) -> Iterator[None]:
-    """Inside the block every module's output moves by up to half a unit in its last place.
-
-    That is what another order of the same sums does.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def move(module, inputs, output):
-        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-            return None
-        values = output.float()
-        size = values.square().mean(-1, keepdim=True).sqrt() * torch.finfo(output.dtype).eps / 2
-        noise = 2 * torch.rand(values.shape, generator=generator) - 1
-        return (values + size * noise.to(values.device)).to(output.dtype)
-
-    handles = []
-    for module in model.modules():
-        if not list(module.children()):
-            handles.append(module.register_forward_hook(move))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def in_one_line(error: Exception) -> str:
     """The type of an error and the first line of its message."""
     message = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {message}"
-
-
-def usable(logits: torch.Tensor) -> torch.Tensor:
-    """Which logits can be compared: those of tokens that the model does not exclude."""
-    return logits.isfinite() & (logits.abs() < LARGEST_LOGIT)
-
-
-def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """How far logits `(Q, V)` are apart: the root mean square of the worst position."""
-    where = usable(expected)
-    apart = torch.where(where, found.float() - expected, 0.0).nan_to_num(math.inf)
-    squares = apart.square().sum(-1) / where.sum(-1).clamp_min(1)
-    return float(squares.max().sqrt())
-
-
-def largest_difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    """The largest `difference` of pairs of logits."""
-    return max(difference(one, other) for one, other in zip(found, expected, strict=True))

@@ -12,6 +12,8 @@ class FirstCoordinate(Problem):
     """Scores the first coordinate, which is also the fraction of ten outcomes that are
     evaluated."""
 
+    objectives = "outcomes"
+
     def __init__(self, racing=None):
         super().__init__()
         self.racing = racing

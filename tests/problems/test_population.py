@@ -25,9 +25,9 @@ def base_and_modules(request, make_adapter):
 class RecordingModel(LanguageModel):
     """Notes how many requests are scored together."""
 
-    def likelihoods(self, requests, candidates=None):
+    def likelihoods(self, requests, candidates=None, derivative_of=None):
         self.__dict__.setdefault("sizes", []).append(len(requests))
-        return super().likelihoods(requests, candidates)
+        return super().likelihoods(requests, candidates, derivative_of)
 
 
 def choice_task(name, prompts, metric, **settings):

@@ -14,7 +14,8 @@ from builders import build_model, build_tokenizer
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.inference.forward import reset_rope
-from evox_evogm.problems.inference.probe import difference, rounded_differently, rows_of
+from evox_evogm.problems.inference.logit_differences import difference, rounded_differently
+from evox_evogm.problems.inference.probe_rows import rows_of
 
 pytestmark = pytest.mark.language_model
 
