@@ -1,0 +1,193 @@
+"""What has a LoRA that was trained on the dev questions? A row beside the searches.
+
+It needs no experts. The training is plain peft's: a fresh adapter on all linear layers, AdamW, and
+the loss of the right answers with their ends, as the experts of the suite were trained.
+
+- An epoch is a forward and a backward pass over all dev questions, and counts as 3 evaluations. The
+  score on dev counts as one: with 160 evaluations there are 53 epochs.
+- The learning rate is the one of `RATES` with the best score on a held-back fifth of dev, trained
+  on the other questions for as many epochs. These trials come on top of the budget. The result says
+  what they took, and the evaluations of the result are those of trials and training.
+- Then an adapter is trained on all dev questions, and scored on dev and test as merges are.
+"""
+
+import csv
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.compare.cases import Case
+from benchmarks.static_merges.dense import mean_scores
+from benchmarks.static_merges.settings import mean
+from benchmarks.suites.answer_loss import answer_loss
+from benchmarks.suites.train_experts import draw_batches
+from evox_evogm.problems import Task
+from evox_evogm.problems.evaluation import GRADIENT_COST
+from evox_evogm.problems.inference.language_model import LanguageModel, Request
+from evox_evogm.problems.tasks.requests import requests_of
+
+RANK, ALPHA = 8, 16
+BATCH = 16  # questions a step
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RISE = 0.1  # the part of the steps in which the learning rate rises; then it falls to 0
+PARTS = 5  # of dev, of which one is held back
+
+
+def epochs_of(budget: int) -> int:
+    """The epochs that a budget allows, besides one score on dev.
+
+    :param budget: full evaluations, at least 4.
+    :raises ValueError: if the budget is too small for an epoch.
+    """
+    epochs = int((budget - 1) // GRADIENT_COST)
+    if epochs < 1:
+        raise ValueError(f"budget: expected at least {GRADIENT_COST + 1:g}, found {budget}")
+    return epochs
+
+
+def hold_back(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+    """Every fifth question apart; tasks that have none in a part are not in it.
+
+    :return: the tasks with the questions to train on, and with those held back.
+    """
+    kept_tasks, held_back_tasks = [], []
+    position = 0  # among the questions of all tasks: each task holds back its share
+    for task in tasks:
+        kept, held_back = [], []
+        for example in task.examples:
+            position += 1
+            part = kept if position % PARTS else held_back
+            part.append(example)
+        if kept:
+            kept_tasks.append(replace(task, examples=tuple(kept)))
+        if held_back:
+            held_back_tasks.append(replace(task, examples=tuple(held_back)))
+    return kept_tasks, held_back_tasks
+
+
+def train(
+    model: torch.nn.Module, requests: list[Request], *, epochs: int, lr: float, seed: int
+) -> None:
+    """Train the weights of a model that have gradients.
+
+    :param model: a transformers causal LM with an adapter of peft's around it.
+    :param requests: tokens of questions and of their answers.
+    :param epochs: passes over all of them.
+    :param lr: the highest learning rate.
+    :param seed: of the order of the questions.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.01)
+    generator = random.Random(seed)
+    batches = []
+    for _ in range(epochs):
+        batches += draw_batches(requests, BATCH, generator)
+    rise, steps = RISE * len(batches), len(batches)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (rise + 1), 1 - step / steps)
+    )
+    for batch in batches:
+        loss = answer_loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+@contextmanager
+def trained_adapter(
+    base: LanguageModel, tasks: Sequence[Task], *, epochs: int, lr: float, seed: int
+) -> Iterator[None]:
+    """Inside the block the base has a LoRA that was trained on some tasks.
+
+    :param base: whose model gets the adapter.
+    :param tasks: to train on.
+    :param epochs: passes over all questions.
+    :param lr: the highest learning rate.
+    :param seed: of the fresh adapter and the order of the questions.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    requests = []
+    for task in tasks:
+        requests += requests_of(task, base)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    wrapped = get_peft_model(base.model, config)
+    try:
+        train(wrapped, requests, epochs=epochs, lr=lr, seed=seed)
+        wrapped.eval()
+        yield
+    finally:
+        wrapped.unload()
+
+
+def try_rates(
+    base: LanguageModel, dev: Sequence[Task], rates: Sequence[float], *, epochs: int, seed: int
+) -> dict[float, float]:
+    """The score on the held-back part of dev by learning rate, trained on the rest.
+
+    :param base: the base model.
+    :param dev: the dev tasks.
+    :param rates: learning rates.
+    :param epochs: passes over the questions that are not held back.
+    :param seed: of the trainings.
+    """
+    kept, held_back = hold_back(dev)
+    scores = {}
+    for lr in rates:
+        with trained_adapter(base, kept, epochs=epochs, lr=lr, seed=seed):
+            # Rounded, so that equal scores are equal.
+            scores[lr] = round(mean(mean_scores(base, held_back)), 6)
+    return scores
+
+
+def run_training(
+    case: Case, path: Path, base: LanguageModel, dev: Sequence[Task], test: Sequence[Task]
+) -> dict:
+    """Choose a learning rate, train on dev, and write the score before and after as evaluations.
+
+    :param case: what to run.
+    :param path: of the table of evaluations; the base stands there before the first.
+    :param base: the base model.
+    :param dev: the tasks to train on.
+    :param test: the tasks to score the adapter on.
+    :return: the result, without what all results have.
+    """
+    start = time.perf_counter()
+    epochs, seed = epochs_of(case.budget), 1000 * case.seed
+    score_before = mean(mean_scores(base, dev))
+    on_held_back = try_rates(base, dev, RATES, epochs=epochs, seed=seed)
+    lr = max(on_held_back, key=on_held_back.__getitem__)  # of equals the lowest
+    start_of_training = time.perf_counter()
+    with trained_adapter(base, dev, epochs=epochs, lr=lr, seed=seed):
+        on_dev = mean_scores(base, dev)
+        end = time.perf_counter()
+        on_test = mean_scores(base, test)
+    used = epochs * GRADIENT_COST + 1
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["evaluation", "score", "seconds"])
+        table.writerow([0, f"{score_before:.6g}", "0"])
+        table.writerow([f"{used:g}", f"{mean(on_dev):.6g}", f"{end - start:.3f}"])
+    of_trials = len(RATES) * (epochs * GRADIENT_COST * (PARTS - 1) + 1) / PARTS
+    return {
+        "evaluations": used + of_trials,
+        "evaluations of trials": of_trials,
+        "learning rate": lr,
+        "held-back dev by learning rate": {f"{rate:g}": s for rate, s in on_held_back.items()},
+        "dev": mean(on_dev),
+        "test": mean(on_test),
+        "dev by task": on_dev,
+        "test by task": on_test,
+        "seconds": end - start,
+        "seconds of evaluation": end - start_of_training,
+    }
