@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from architectures import ARCHITECTURES, build, build_character_tokenizer, write_adapters
 from builders import TARGETS, build_model, two_adapters
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
@@ -153,3 +154,15 @@ def test_scores_and_margins_are_those_without_derivatives(make_problem):
     for name, scores in expected.scores.items():
         assert torch.equal(found.scores[name], scores)
         torch.testing.assert_close(found.margins[name], expected.margins[name])
+
+
+@pytest.mark.parametrize("name", ["mixtral, parameters", "mamba", "qwen3_5_text"])
+def test_they_are_on_mixtures_and_recurrent_layers(name, tmp_path):
+    architecture = ARCHITECTURES[name]
+    model = build(architecture)
+    model.set_experts_implementation("eager")  # the default multiplies no float64
+    folders = write_adapters(architecture, model, tmp_path)
+    problem = LoRAMergeProblem(
+        model.double(), folders, [TASKS["text"]], tokenizer=build_character_tokenizer()
+    )
+    check_derivatives(problem, 0.3 * POP[:1])
