@@ -108,6 +108,8 @@ class Probe:
         self.able = Capabilities(context=context, grows=grows)
         limits = [*windows_of(model.model), *([] if context is None else [context])]
         self.short, self.other, self.long, self.fork = rows_of(prompts, limits, model.model)
+        longest = len(max(prompts, key=len))
+        self.limits_beyond = [limit for limit in limits if len(self.long) <= limit < longest]
         # Rows that differ more in length than a pass costs do not share one.
         self.shorter = self.long[: max(len(self.short), len(self.long) - PASS_TOKENS // 2)]
         self.brief = self.short[: len(min(prompts, key=len)) + STEPS - 1]
@@ -126,6 +128,11 @@ class Probe:
             self.able = self.able.note(
                 "was compiled in place and runs as it was before, because compiled code ignores "
                 "the experts"
+            )
+        for limit in self.limits_beyond:
+            self.able = self.able.note(
+                f"has a window or context of {limit} tokens, which a prompt exceeds; the probe "
+                f"compares rows of at most {len(self.long)}"
             )
         self._check_passes()
         self._check_decoding()
@@ -314,17 +321,16 @@ class Probe:
         """Compare the two modes.
 
         :param unmerged: the logits `(STEPS, V)` of the short row with experts added by hooks.
-        :param pop: a `(1, n)` tensor, the candidate.
+        :param pop: a `(1, n g)` tensor, the candidate.
         """
         base = self.expected[self.short]
         same_as_base = self._agree(unmerged, base) and self._experts_do_something()
         if self.merger is None:
             if torch.equal(unmerged, base) and self._experts_do_something():
-                self._refuse_experts("hooks have no effect")
+                self._refuse_experts("have no effect")
+            self._check_parts(unmerged, pop)
             return
-        with merged_in_place(self.merger, pop) as candidates:
-            for _ in candidates:
-                in_weights = self._plain(self.short, STEPS)
+        in_weights = self._in_weights(self.merger, pop)
         if self._agree(unmerged, in_weights):
             return
         apart = difference(unmerged, in_weights) / max(self.rounding, LEAST_ROUNDING)
@@ -336,21 +342,43 @@ class Probe:
         reason = "as if there were none" if same_as_base else f"{apart:.0f} roundings away"
         self._switch_off_hooks(f"give logits {reason}")
 
+    def _check_parts(self, unmerged: torch.Tensor, pop: torch.Tensor) -> None:
+        """Compare the two modes where a copy of all weights is too large: part by part.
+
+        The other modules have their experts by hooks. So the last part that disagrees is wrong.
+        """
+        for part in parts_of(self.model.model, self.modules, self.model.max_memory // 2):
+            in_weights = self._in_weights(WeightMerger(self.model.model, part), pop)
+            if not self._agree(unmerged, in_weights):
+                apart = difference(unmerged, in_weights) / max(self.rounding, LEAST_ROUNDING)
+                self._refuse_experts(f"give logits {apart:.0f} roundings away")
+
+    def _in_weights(self, merger: WeightMerger, pop: torch.Tensor) -> torch.Tensor:
+        """The logits `(STEPS, V)` of the short row with experts in the weights, others by hooks.
+
+        :param pop: a `(1, n g)` tensor, the candidate.
+        """
+        others = {name: one for name, one in self.modules.items() if name not in merger.modules}
+        with merged(self.model.model, others, pop), merged_in_place(merger, pop) as candidates:
+            for _ in candidates:
+                found = self._plain(self.short, STEPS)
+        return found
+
     def _switch_off_hooks(self, reason: str) -> None:
         """Rely on merged weights only.
 
         :raises ValueError: if these would take too much memory.
         """
         if self.merger is None:
-            self._refuse_experts(f"hooks {reason}")
+            self._refuse_experts(reason)
         self.able = self.able.without("unmerged").note(
             f"experts added by hooks {reason}, so all tasks are merged"
         )
 
     def _refuse_experts(self, found: str) -> None:
         raise ValueError(
-            f"base: expected logits that change with the experts, found that {found} "
-            "and that merged weights take more than half of max_memory"
+            "base: expected experts that act by hooks as in the weights, found that hooks "
+            f"{found}, and a copy of the weights takes more than half of max_memory; raise it"
         )
 
     def _experts_do_something(self) -> bool:
@@ -469,3 +497,16 @@ def in_one_line(error: Exception) -> str:
     """The type of an error and the first line of its message."""
     message = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {message}"
+
+
+def parts_of(
+    model: torch.nn.Module, modules: Mapping[str, StackedModule], max_bytes: int
+) -> Iterator[dict[str, StackedModule]]:
+    """Split modules into parts whose weights take at most `max_bytes`, or are one module's."""
+    part: dict[str, StackedModule] = {}
+    for name, module in modules.items():
+        if part and WeightMerger.bytes_kept(model, [*part, name]) > max_bytes:
+            yield part
+            part = {}
+        part[name] = module
+    yield part

@@ -17,7 +17,8 @@ def rows_of(
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """The rows `short`, `other`, `long` and `fork` of the probe.
 
-    The long row is cut, but to more tokens than any limit that the longest prompt exceeds.
+    The long row is cut, but to more tokens than any limit that the longest prompt exceeds, if that
+    is at most `MOST_TOKENS_FOR_WINDOW`.
 
     :param limits: windows and contexts of the base.
     """

@@ -13,6 +13,7 @@ import transformers as hf
 from builders import build_model, build_tokenizer
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
+from evox_evogm.problems.adapters.merging import WeightMerger
 from evox_evogm.problems.inference.forward import reset_rope
 from evox_evogm.problems.inference.logit_differences import difference, rounded_differently
 from evox_evogm.problems.inference.probe_rows import rows_of
@@ -364,6 +365,30 @@ def test_what_a_base_gives_wrongly_is_switched_off(kind, make_folders, tokenizer
         assert problem.capabilities.switched_off == MISBEHAVING[kind]
         found = problem.score_together(torch.tensor([WEIGHTS, [0.0, 0.0]]))["gold"]
         torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+def test_modes_are_compared_part_by_part_where_a_copy_of_all_weights_is_too_large(
+    make_folders, tokenizer, monkeypatch
+):
+    parts = []
+    make = WeightMerger.__init__
+
+    def recorded(merger, model, modules):
+        parts.append(sorted(modules))
+        make(merger, model, modules)
+
+    monkeypatch.setattr(WeightMerger, "__init__", recorded)
+    settings = {"tokenizer": tokenizer, "max_memory": 1}
+    model = with_projections(Calls)
+    folders = make_folders(model, ["inner", "v_proj"])
+    problem = LoRAMergeProblem(model, folders, [gold_task()], **settings)
+    assert parts == [[name] for name in sorted(problem.stacked)] and len(parts) == 4
+    assert problem.capabilities.switched_off == []
+    wrong = with_projections(Calls)
+    second = wrong.model.layers[1].self_attn
+    second.q_proj = ReadsTheWeight(second.q_proj.inner)
+    with pytest.raises(ValueError, match="hooks give logits .* a copy of the weights takes more"):
+        LoRAMergeProblem(wrong, folders, [gold_task()], **settings)
 
 
 def test_an_encoder_is_refused_in_one_sentence(make_folders, tokenizer):
