@@ -299,7 +299,6 @@ ARCHITECTURES |= {
             "moe_shared_expert_intermediate_size": 16,
         },
         without=NOT_OF_MAMBA,
-        off=NO_CACHE,
     ),
     "mamba2": Architecture(
         "mamba2",

@@ -117,7 +117,7 @@ def test_outcomes_that_count_by_sign_decide_by_their_probability():
             return torch.cat([fitness, pop - 1, torch.ones_like(pop)], 1)
 
     outcomes = Outcomes(torch.ones(1), torch.tensor([True]))
-    algorithm = GradientSearch(torch.zeros(1), outcomes=outcomes, perturbation=0.0)
+    algorithm = GradientSearch(torch.zeros(1), outcomes=outcomes, lr=0.1, perturbation=0.0)
     workflow = StdWorkflow(algorithm, Margins())
     workflow.init_step()
     for _ in range(3):
