@@ -59,10 +59,10 @@ class LoRAMergeProblem(Problem):
     the mean over its examples. The fitness is
 
     - the mean over tasks (`objectives="mean"`),
-    - a column per task (`"tasks"`), for EvoX's multi-objective algorithms, or
+    - a column per task (`"tasks"`), for EvoX's multi-objective algorithms,
     - the mean over tasks and a margin per example (`"outcomes"`), for `SurrogateEvoGM(...,
       outcomes=problem.outcomes)`. The margins say by how much each example is right, and cost
-      nothing more.
+      nothing more, or
     - the same and the gradient (`"gradients"`), which counts as 3 evaluations. Merges are evaluated
       in unmerged mode then.
 

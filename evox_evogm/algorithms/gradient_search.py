@@ -185,7 +185,7 @@ class GradientSearch(Algorithm):
     def _smoothed(self, fitness: torch.Tensor) -> torch.Tensor:
         """The fitness `(P,)`, in which an outcome that counts by its sign counts as 1 / (1 + e^-x).
 
-        Without outcomes, and where some are not known, the fitness itself.
+        Without outcomes it is the fitness itself. Where some are not known it is the worst.
         """
         outcomes = fitness[:, 1 : 1 + len(self.outcome_weights)]  # (P, S)
         if not outcomes.shape[1]:
