@@ -51,6 +51,8 @@ class Method:
     modules: str = "expert"
     """The groups of modules in which an expert has a coefficient of its own. The method then
     searches n g coefficients: it is `make(n g, P, problem=problem)`."""
+    stop: bool = False
+    """Whether the search ends where its last evaluations have gained little: `stop: auto`."""
     racing: Racing | None = None
     """Whether merges that are clearly behind are pruned; the budget then counts fractions of a full
     evaluation."""
@@ -248,6 +250,12 @@ SWEEPS: dict[str, Method] = {
     ),
 }
 
+# The stopping rule of the command.
+STOPPING: dict[str, Method] = {
+    "SurrogateEvoGM stop auto": with_outcomes(surrogate_evogm, "stopping", stop=True),
+    "GradientSearch stop auto": by_gradients(group="stopping", stop=True),
+}
+
 # Coefficients by group of modules, with gradients and without.
 GRADIENTS: dict[str, Method] = {
     "GradientSearch": by_gradients(),
@@ -260,7 +268,9 @@ GRADIENTS: dict[str, Method] = {
     "SurrogateEvoGM by layer": with_outcomes(surrogate_evogm, "gradients", modules="layer"),
 }
 
-METHODS: dict[str, Method] = SEARCHES | ABLATIONS | PARTS | DESIGN | ON_SCORES | SWEEPS | GRADIENTS
+METHODS: dict[str, Method] = (
+    SEARCHES | ABLATIONS | PARTS | DESIGN | ON_SCORES | SWEEPS | STOPPING | GRADIENTS
+)
 # Methods that run on the controls.
 CONTROLLED = ("SurrogateEvoGM", "GradientSearch", "EvoGM", "CMA-ES", "random")
 GROUPS = tuple(dict.fromkeys(method.group for method in METHODS.values()))

@@ -44,6 +44,8 @@ class Recorder(Problem):
         self.problem = problem
         self.outcomes = outcomes
         self.rows: list[Row] = []
+        self.populations: list[torch.Tensor] = []  # (P, n) each
+        self.fitness: list[torch.Tensor] = []  # (P, 1 + S) each, maximised, without gradients
         self.start = time.perf_counter()
         self.evaluation_seconds = 0.0
         self.budget_used = 0.0
@@ -60,10 +62,18 @@ class Recorder(Problem):
         start = time.perf_counter()
         fitness = self.problem.evaluate(points)
         self.evaluation_seconds += time.perf_counter() - start
+        self.populations.append(pop[: len(points)])
+        outputs = 1 + len(self.problem.outcomes[0]) if self.outcomes else 1
+        self.fitness.append(fitness[:, :outputs])
         self._keep(points, fitness)
         if len(points) < len(pop):
             raise BudgetUsed
         return fitness if self.outcomes else fitness[:, 0]
+
+    @property
+    def history(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The points of the method, and their fitness with outcomes, minimised, in order."""
+        return torch.cat(self.populations), -torch.cat(self.fitness)
 
     def _keep(self, points: torch.Tensor, fitness: torch.Tensor) -> None:
         """Add rows, up to the one that would exceed the budget."""

@@ -26,6 +26,7 @@ from benchmarks.compare.methods import METHODS
 from benchmarks.compare.recorder import BudgetUsed, Recorder, best_rows
 from benchmarks.compare.trained_lora import run_training
 from benchmarks.suites.suite import SUITES
+from evox_evogm.algorithms.stopping import should_stop
 from evox_evogm.problems import LoRAMergeProblem, Task
 from evox_evogm.resume.journal import Journal
 
@@ -88,23 +89,27 @@ def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
         arguments = {"problem": problem} if method.outcomes else {}
         algorithm = method.make(len(recorder.center), pop_size, **arguments)
         workflow = StdWorkflow(algorithm, recorder, opt_direction="max", device="cpu")
-        run_until_used(workflow, recorder)
+        run_until_used(workflow, recorder, stop=method.stop)
     if hasattr(algorithm, "recommend"):
         return recorder, recorder.coefficients(workflow.algorithm.recommend())
     return recorder, best_rows(recorder.rows, 1)[0]
 
 
-def run_until_used(workflow: StdWorkflow, recorder: Recorder) -> None:
+def run_until_used(workflow: StdWorkflow, recorder: Recorder, *, stop: bool = False) -> None:
     """Step until the budget of the recorder is used; the last population may be cut.
 
     An algorithm that recommends a point evaluates it: it stops one evaluation before the end, and
     before a population that would be cut.
+
+    :param stop: whether it ends where its last evaluations have gained little.
     """
     algorithm = workflow.algorithm
     if hasattr(algorithm, "recommend"):
         step = algorithm.pop_size * recorder.cost
         workflow.init_step()
         while recorder.budget_used + step + recorder.cost <= recorder.until:
+            if stop and should_stop(algorithm, *recorder.history, cost=recorder.cost):
+                break
             workflow.step()
         return
     try:

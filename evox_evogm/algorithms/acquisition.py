@@ -26,6 +26,7 @@ def draw_candidates(
     points: torch.Tensor,
     predicted: torch.Tensor,
     generated: torch.Tensor,
+    bounds: torch.Tensor,
     settings: SurrogateSettings,
     generator: torch.Generator,
 ) -> torch.Tensor:
@@ -34,7 +35,8 @@ def draw_candidates(
     :param points: an `(N, n)` tensor.
     :param predicted: an `(N,)` tensor, predicted fitness.
     :param generated: an `(M, n)` tensor of points from the generators.
-    :return: a `(C, n)` tensor inside [-1, 1].
+    :param bounds: a `(2, n)` tensor, the lowest and the highest point.
+    :return: a `(C, n)` tensor inside the bounds.
     """
     dim = points.shape[1]
     options: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
@@ -51,7 +53,7 @@ def draw_candidates(
     start = draw(parents, count)
     factor = torch.rand(count, 1, **options) - 0.5
     crossover = start + factor * (start - draw(points, count))
-    return torch.cat([gaussian, crossover, generated]).clamp(-1, 1)
+    return torch.cat([gaussian, crossover, generated]).clamp(*bounds)
 
 
 def new_rows(candidates: torch.Tensor, evaluated: torch.Tensor) -> torch.Tensor:
@@ -135,15 +137,17 @@ def believe_mean(
         posterior.variance[:, block] = variance.clamp_min(1e-9)
 
 
-def find_optimum(surrogate: Surrogate, points: torch.Tensor) -> torch.Tensor:
+def find_optimum(surrogate: Surrogate, points: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
     """The `(n,)` point with the best mean prediction over perturbed copies.
 
-    A local search around the best of `(N, n)` points.
+    A local search around the best of `(N, n)` points, inside the bounds (2, n).
     """
     generator = torch.Generator().manual_seed(0)
     best, predicted = keep_elites(surrogate, points)
     for _ in range(surrogate.settings.local_search_steps):
-        candidates = draw_candidates(best, predicted, best[:0], surrogate.settings, generator)
+        candidates = draw_candidates(
+            best, predicted, best[:0], bounds, surrogate.settings, generator
+        )
         best, predicted = keep_elites(surrogate, torch.cat([best, candidates]))
     return best[0]
 
@@ -160,6 +164,7 @@ def recommend(
     points: torch.Tensor,
     fitness: torch.Tensor,
     outcomes: Outcomes,
+    bounds: torch.Tensor,
     settings: SurrogateSettings,
     *,
     evaluated_only: bool = False,
@@ -172,6 +177,7 @@ def recommend(
     :param points: an `(N, n)` tensor in units of the box, what was evaluated.
     :param fitness: an `(N, 1 + S)` tensor, minimised, as of `Surrogate`.
     :param outcomes: what the S columns mean; with weights `(0,)` if there are none.
+    :param bounds: a `(2, n)` tensor, the lowest and the highest point.
     :param evaluated_only: take an evaluated point in any case. So it has to be where the worst
         points were dropped: the process does not learn where fitness gets worse.
     :return: an `(n,)` tensor.
@@ -183,7 +189,7 @@ def recommend(
         complete = observed.all(1)
         pruned = observed.any(1) & ~complete
         if not evaluated_only and observed.shape[1] and not pruned.any():
-            return find_optimum(surrogate, evaluated).to(points)
+            return find_optimum(surrogate, evaluated, bounds.cpu().double()).to(points)
         predicted = surrogate.predict_around(evaluated)
         if complete.any():
             predicted = torch.where(complete, predicted, torch.inf)
@@ -241,6 +247,7 @@ def select_for_one_run(
     fitness: torch.Tensor,
     count: torch.Tensor,
     generated: torch.Tensor,
+    bounds: torch.Tensor,
     weights: torch.Tensor,
     by_sign: torch.Tensor,
     groups: torch.Tensor,
@@ -259,9 +266,10 @@ def select_for_one_run(
         surrogate = Surrogate(evaluated, values, *outcomes, settings)
         parents, predicted = evaluated, surrogate.predict(evaluated)
         generated = generated.detach().cpu().double()
+        bounds = bounds.cpu().double()
         rounds, predictions, deviations = [], [], []
         for _ in range(max(1, settings.candidate_rounds)):
-            fresh = draw_candidates(parents, predicted, generated, settings, generator)
+            fresh = draw_candidates(parents, predicted, generated, bounds, settings, generator)
             expected, deviation = surrogate.predict_points_with_deviation(fresh)
             rounds.append(fresh)
             predictions.append(expected)
@@ -293,12 +301,13 @@ def _shapes(points, *arguments):
     return points.new_empty(len(points), pop_size, points.shape[-1])
 
 
-@vmap_operator("evogm::select_batch", own_dims=(2, 2, 0, 2, 1, 1, 1, 0), shapes=_shapes)
+@vmap_operator("evogm::select_batch", own_dims=(2, 2, 0, 2, 2, 1, 1, 1, 0), shapes=_shapes)
 def select_batch(
     points: torch.Tensor,
     fitness: torch.Tensor,
     count: torch.Tensor,
     generated: torch.Tensor,
+    bounds: torch.Tensor,
     weights: torch.Tensor,
     by_sign: torch.Tensor,
     groups: torch.Tensor,
@@ -315,16 +324,17 @@ def select_batch(
         are its outcomes.
     :param count: a `(K,)` tensor, rows in use.
     :param generated: a `(K, M, n)` tensor of further candidates.
+    :param bounds: a `(K, 2, n)` tensor, the lowest and the highest point.
     :param weights: a `(K, S)` tensor, see `Outcomes`; empty without outcomes.
     :param by_sign: a `(K, S)` tensor, see `Outcomes`.
     :param groups: a `(K, S)` tensor, see `Outcomes`.
     :param seed: a `(K,)` tensor of whole numbers.
     :param pop_size: P, how many points.
     :param settings: by `settings_number`.
-    :return: a `(K, P, n)` tensor inside [-1, 1].
+    :return: a `(K, P, n)` tensor inside the bounds.
     """
     batches = []
-    tensors = (points, fitness, count, generated, weights, by_sign, groups, seed)
+    tensors = (points, fitness, count, generated, bounds, weights, by_sign, groups, seed)
     for run in zip(*tensors, strict=True):
         batches.append(select_for_one_run(*run, pop_size=pop_size, settings=_SETTINGS[settings]))
     return torch.stack(batches)

@@ -24,6 +24,7 @@ from evox_evogm.algorithms.checks import (
     check_precision,
     check_whole_numbers,
 )
+from evox_evogm.algorithms.stopping import gain_by_windows
 from evox_evogm.algorithms.surrogate import Outcomes
 from evox_evogm.algorithms.workflow_evaluate import WorkflowEvaluate
 
@@ -137,8 +138,20 @@ class GradientSearch(Algorithm):
         call = self.evaluate if bound else self._workflow.evaluate
         if not evaluate or call is None:
             return average
-        smoothed = self._smoothed(call(average[None]).to(average))[0]
+        smoothed = self.smoothed(call(average[None]).to(average))[0]
         return average if bool(smoothed <= self.best_smoothed) else self.best.clone()
+
+    def recent_gain(self, points: torch.Tensor, fitness: torch.Tensor, last: int) -> float:
+        """What the last evaluations are better by, in the mean, than as many before them.
+
+        :param points: an `(N, n)` tensor, what was evaluated, in order.
+        :param fitness: an `(N, 1 + S)` tensor or one with gradients, minimised.
+        :param last: how many evaluations, at most half of N.
+        :return: a difference in smoothed fitness.
+        :raises ValueError: if there are not twice as many evaluations.
+        """
+        smoothed = self.smoothed(fitness.to(self.outcome_weights))
+        return gain_by_windows(torch.where(fitness[:, 0].isfinite(), smoothed, torch.nan), last)
 
     def record_step(self) -> dict[str, torch.Tensor]:
         """The state after a step.
@@ -176,16 +189,18 @@ class GradientSearch(Algorithm):
         self.gradient = total / known.sum().clamp_min(1)
         self.pop = pop
         self.fit = failed_as_worst(fitness[:, 0])
-        smoothed = self._smoothed(fitness)  # (P,)
+        smoothed = self.smoothed(fitness)  # (P,)
         place = smoothed.argmin()
         better = smoothed[place] < self.best_smoothed
         self.best = torch.where(better, pop[place], self.best)
         self.best_smoothed = torch.where(better, smoothed[place], self.best_smoothed)
 
-    def _smoothed(self, fitness: torch.Tensor) -> torch.Tensor:
+    def smoothed(self, fitness: torch.Tensor) -> torch.Tensor:
         """The fitness `(P,)`, in which an outcome that counts by its sign counts as 1 / (1 + e^-x).
 
         Without outcomes it is the fitness itself. Where some are not known it is the worst.
+
+        :param fitness: a `(P, 1 + S + n)` tensor, or without the gradient `(P, 1 + S)`.
         """
         outcomes = fitness[:, 1 : 1 + len(self.outcome_weights)]  # (P, S)
         if not outcomes.shape[1]:

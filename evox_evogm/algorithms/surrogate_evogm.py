@@ -21,14 +21,17 @@ from evox_evogm.algorithms.checks import (
     check_box,
     check_fitness,
     check_initial_points,
+    check_not_negative,
     check_outcomes,
     check_training,
 )
 from evox_evogm.algorithms.generators import generate, initial_parameters, parameter_count
+from evox_evogm.algorithms.stopping import gain_by_surrogate
 from evox_evogm.algorithms.surrogate import Outcomes, SurrogateSettings
 from evox_evogm.algorithms.training import train
 from evox_evogm.algorithms.workflow_evaluate import WorkflowEvaluate
 
+MAX_HALF_WIDTHS = 3.0  # to which a box grows
 POP_SIZE = 3  # the surrogate learns from every population (benchmarks/results/surrogate_design.md)
 
 
@@ -58,6 +61,7 @@ class SurrogateEvoGM(Algorithm):
         hidden_dims: Sequence[int] = (128, 256, 256, 256, 128),
         dual: bool = True,
         initial_points: torch.Tensor | None = None,
+        box_growth: float = 0.0,
         settings: SurrogateSettings | None = None,
         device: torch.device | None = None,
     ):
@@ -77,6 +81,8 @@ class SurrogateEvoGM(Algorithm):
         :param dual: train the backward generator too; without it there is no cycle loss.
         :param initial_points: a `(K, n)` tensor in units of `lb` and `ub`, evaluated before all
             other points, P per step.
+        :param box_growth: the box opens by so many half widths at every side at which the best
+            evaluated point stands, to at most `MAX_HALF_WIDTHS`. 0 keeps `lb` and `ub`.
         :param settings: of the surrogate and of the choice of points.
         :param device: where the search runs. Defaults to torch's default device. The process runs
             on the CPU in float64.
@@ -99,6 +105,7 @@ class SurrogateEvoGM(Algorithm):
         if initial_points is None:
             initial_points = lb.new_zeros(0, len(lb))
         check_initial_points(initial_points, lb, ub)
+        check_not_negative(box_growth=box_growth)
 
         self.pop_size = pop_size
         self.dim = lb.shape[0]
@@ -113,9 +120,12 @@ class SurrogateEvoGM(Algorithm):
         self.winner_ratio = Parameter(winner_ratio, self.dtype, device)
         self.cycle_weight = Parameter(cycle_weight, self.dtype, device)
         self.opt_weight = Parameter(opt_weight, self.dtype, device)
+        self.box_growth = Parameter(box_growth, self.dtype, device)
 
         self.center = Mutable((lb + ub) / 2, device=device)  # (n,) never changed
         self.half_width = Mutable((ub - lb) / 2, device=device)  # (n,) never changed
+        sides = torch.stack([-torch.ones_like(lb), torch.ones_like(ub)])
+        self.bounds = Mutable(sides, device=device)  # (2, n) in units of the box
         given = (initial_points.to(lb) - (lb + ub) / 2) / ((ub - lb) / 2)
         self.initial_points = Mutable(given, device=device)  # (K, n) in units of the box
         self.outcome_weights = Mutable(outcomes.weights.to(self.dtype), device=device)  # (S,)
@@ -185,6 +195,7 @@ class SurrogateEvoGM(Algorithm):
             points,
             history,
             outcomes,
+            self.bounds,
             self.settings,
             evaluated_only=not complete or call is None,
         )
@@ -192,6 +203,19 @@ class SurrogateEvoGM(Algorithm):
             fitness = call(self._to_box(point)[None]).to(history)[0]  # (1 + S,)
             point = better_of(point, fitness, points, history, outcomes, self.settings)
         return self._to_box(point)
+
+    def recent_gain(self, points: torch.Tensor, fitness: torch.Tensor, last: int) -> float:
+        """What the last evaluations have improved the recommended point by.
+
+        :param points: an `(N, n)` tensor in units of `lb` and `ub`, what was evaluated, in order.
+        :param fitness: an `(N, 1 + S)` tensor, minimised.
+        :param last: how many evaluations, fewer than N.
+        :return: a difference in fitness, by the prediction of the surrogate of all N.
+        :raises ValueError: if there are not so many evaluations.
+        """
+        outcomes = Outcomes(self.outcome_weights, self.outcome_by_sign, self.outcome_groups)
+        in_box = (points.to(self.center) - self.center) / self.half_width
+        return gain_by_surrogate(in_box, fitness, outcomes, self.bounds, last, self.settings)
 
     def record_step(self) -> dict[str, torch.Tensor]:
         """The state after a step.
@@ -205,6 +229,11 @@ class SurrogateEvoGM(Algorithm):
             "fit": self.fitness[: self.pop_size],
             "losses": self.losses,
         }
+
+    @property
+    def box(self) -> torch.Tensor:
+        """The lowest and the highest point, a `(2, n)` tensor: `lb` and `ub`, or wider."""
+        return self._to_box(self.bounds)
 
     def _to_box(self, points: torch.Tensor) -> torch.Tensor:
         return self.center + self.half_width * points
@@ -225,6 +254,16 @@ class SurrogateEvoGM(Algorithm):
         # Cloned: EvoX's wrapper of hyper-parameters takes no state in which tensors share memory.
         self.points, self.outcomes = rows[:, : self.dim].clone(), rows[:, self.dim :].clone()
         self.steps = self.steps + 1
+        self._open_box()
+
+    def _open_box(self) -> None:
+        """Move every bound at which the best evaluated point stands."""
+        lower, upper = self.bounds
+        best = self.points[0]
+        growth = self.box_growth
+        lower = torch.where(best <= lower, (lower - growth).clamp_min(-MAX_HALF_WIDTHS), lower)
+        upper = torch.where(best >= upper, (upper + growth).clamp_max(MAX_HALF_WIDTHS), upper)
+        self.bounds = torch.stack([lower, upper])
 
     def _put_initial_points_first(self, points: torch.Tensor) -> torch.Tensor:
         """Replace points of the first steps by the `initial_points` that are still to evaluate."""
@@ -283,6 +322,7 @@ class SurrogateEvoGM(Algorithm):
             self._fitness_with_outcomes(),
             self.count,
             generated,
+            self.bounds,
             self.outcome_weights,
             self.outcome_by_sign,
             self.outcome_groups,

@@ -20,6 +20,7 @@ NO_OUTCOMES = Outcomes(
     torch.zeros(0), torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
 )
 DEFAULT = SurrogateSettings()
+BOX = torch.tensor([-1.0, 1.0], dtype=torch.float64)[:, None].expand(2, 3)
 
 
 def forty_candidates():
@@ -31,7 +32,7 @@ def select(points, fitness, seed, pop_size, settings=DEFAULT):
     count = torch.tensor(len(points))
     number = settings_number(settings)
     return select_batch(
-        points, fitness, count, points, *NO_OUTCOMES, torch.tensor(seed), pop_size, number
+        points, fitness, count, points, BOX, *NO_OUTCOMES, torch.tensor(seed), pop_size, number
     )
 
 
@@ -95,6 +96,7 @@ def test_runs_together_get_the_batches_that_they_get_alone(data):
         stack(outcomes[:, :1]),
         torch.tensor([15, 15]),
         stack(points),
+        stack(BOX),
         *map(stack, NO_OUTCOMES),
         seeds,
         6,
@@ -156,11 +158,12 @@ def test_the_first_of_a_batch_is_better_by_its_own_measure_with_more_rounds(data
 def test_another_default_device_does_not_matter(data):
     points, outcomes = data
     fitness, seed, number = outcomes[:, :1], torch.tensor(5), settings_number(DEFAULT)
-    arguments = (points, fitness, torch.tensor(15), points, *NO_OUTCOMES, seed, 6, number)
-    batch, point = select_batch(*arguments), recommend(points, fitness, NO_OUTCOMES, DEFAULT)
+    arguments = (points, fitness, torch.tensor(15), points, BOX, *NO_OUTCOMES, seed, 6, number)
+    batch = select_batch(*arguments)
+    point = recommend(points, fitness, NO_OUTCOMES, BOX, DEFAULT)
     with torch.device("meta"):
         assert torch.equal(select_batch(*arguments), batch)
-        assert torch.equal(recommend(points, fitness, NO_OUTCOMES, DEFAULT), point)
+        assert torch.equal(recommend(points, fitness, NO_OUTCOMES, BOX, DEFAULT), point)
 
 
 def test_equal_settings_have_one_number_and_others_another():

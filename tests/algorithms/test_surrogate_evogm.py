@@ -266,3 +266,43 @@ def test_an_algorithm_that_was_pickled_finds_its_settings_again():
     again = pickle.loads(pickle.dumps(algorithm))
     assert again.settings == settings
     assert again._settings_number == algorithm._settings_number
+
+
+class BestOutside(Problem):
+    """A quadratic score whose optimum is outside the box, on two of three sides."""
+
+    OPTIMUM = torch.tensor([1.4, 0.0, -1.8])
+
+    def evaluate(self, pop):
+        return -(pop - self.OPTIMUM).square().sum(1)
+
+
+def test_the_box_opens_where_the_best_point_stands_at_its_edge():
+    torch.manual_seed(0)
+    algorithm = search(BestOutside(), 25, pop_size=3, dim=3, box_growth=0.5)
+    lowest, highest = algorithm.box.tolist()
+    assert lowest[:2] == [-1, -1] and lowest[2] <= -2
+    assert highest[1:] == [1, 1] and highest[0] >= 1.5
+    best = algorithm.recommend(evaluate=False)
+    torch.testing.assert_close(best, BestOutside.OPTIMUM, atol=0.1, rtol=0)
+
+
+def test_without_growth_the_box_is_kept():
+    torch.manual_seed(0)
+    algorithm = search(BestOutside(), 25, pop_size=3, dim=3)
+    assert torch.equal(algorithm.box, torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    expected = torch.tensor([1.0, 0.0, -1.0])
+    torch.testing.assert_close(algorithm.recommend(evaluate=False), expected, atol=0.1, rtol=0)
+
+
+def test_a_box_grows_to_three_times_its_size():
+    torch.manual_seed(0)
+    problem = Sphere()  # minimised: far from the box of 9 to 11
+    lb, ub = torch.full((2,), 9.0), torch.full((2,), 11.0)
+    algorithm = SurrogateEvoGM(3, lb, ub, box_growth=2.0, **SMALL)
+    workflow = StdWorkflow(algorithm, problem)
+    workflow.init_step()
+    for _ in range(12):
+        workflow.step()
+    expected = torch.tensor([[7.0, 7.0], [11.0, 11.0]])  # 3 half widths from the center
+    torch.testing.assert_close(workflow.algorithm.box, expected)
