@@ -45,7 +45,7 @@ class Recorder(Problem):
         self.outcomes = outcomes
         self.rows: list[Row] = []
         self.populations: list[torch.Tensor] = []  # (P, n) each
-        self.fitness: list[torch.Tensor] = []  # (P, 1 + S) each, maximised, without gradients
+        self.fitness: list[torch.Tensor] = []  # (P, M) each, maximised
         self.start = time.perf_counter()
         self.evaluation_seconds = 0.0
         self.budget_used = 0.0
@@ -63,8 +63,7 @@ class Recorder(Problem):
         fitness = self.problem.evaluate(points)
         self.evaluation_seconds += time.perf_counter() - start
         self.populations.append(pop[: len(points)])
-        outputs = 1 + len(self.problem.outcomes[0]) if self.outcomes else 1
-        self.fitness.append(fitness[:, :outputs])
+        self.fitness.append(fitness)
         self._keep(points, fitness)
         if len(points) < len(pop):
             raise BudgetUsed
@@ -72,7 +71,7 @@ class Recorder(Problem):
 
     @property
     def history(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The points of the method, and their fitness with outcomes, minimised, in order."""
+        """The points of the method, and all that was found of them, minimised, in order."""
         return torch.cat(self.populations), -torch.cat(self.fitness)
 
     def _keep(self, points: torch.Tensor, fitness: torch.Tensor) -> None:
