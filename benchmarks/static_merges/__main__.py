@@ -22,7 +22,7 @@ import torch
 from benchmarks.compare.cases import RUNS
 from benchmarks.compare.tables import print_static
 from benchmarks.static_merges.by_mergekit import MERGEKIT
-from benchmarks.static_merges.methods import LEFT_OUT, SOURCES, static_methods
+from benchmarks.static_merges.methods import SOURCES, static_methods
 from benchmarks.static_merges.settings import LoadedSuite, Setting, mean
 from benchmarks.suites.suite import SUITES
 
@@ -102,8 +102,6 @@ def main() -> None:
     for name in arguments.methods or methods:
         run_method(name, methods[name], suite, folder / f"{name}.json")
     print_static(folder)
-    for name, reason in LEFT_OUT.items():
-        print(f"\n{name} is left out: {reason}.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""The static merges: each gives the settings of its grid, one after another.
-
-What is missing, and why, is in `LEFT_OUT`.
-"""
+"""The static merges: each gives the settings of its grid, one after another."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,6 +18,7 @@ from benchmarks.static_merges.dense import (
     squared_gradients,
     weights_in_place,
 )
+from benchmarks.static_merges.rank_mean import PARTS, rank_mean
 from benchmarks.static_merges.settings import LoadedSuite, Scores, Setting
 from evox_evogm.problems import Task
 from evox_evogm.problems.tasks.requests import requests_of
@@ -36,14 +34,11 @@ SOURCES = {
     "RegMean": "Jin et al. 2023, arXiv 2212.09849",
     "AdaMerging task-wise": "Yang et al. 2024, arXiv 2310.02575",
     "AdaMerging layer-wise": "Yang et al. 2024, arXiv 2310.02575",
+    "RankMean": "Perin et al. 2024, Findings of ACL",
     "TIES": "Yadav et al. 2023, arXiv 2306.01708",
     "DARE": "Yu et al. 2024, arXiv 2311.03099",
     "DARE-TIES": "Yu et al. 2024, arXiv 2311.03099",
     "DELLA": "Deep et al. 2024, arXiv 2406.11617",
-}
-LEFT_OUT = {
-    "RankMean": "its definition could not be looked up here; one from memory would be another "
-    "method under its name"
 }
 
 
@@ -106,6 +101,12 @@ def regmean(suite: LoadedSuite) -> Iterator[Setting]:
         yield suite.dense(f"off-diagonals x {keep}", merge)
 
 
+def rank_mean_settings(suite: LoadedSuite) -> Iterator[Setting]:
+    """By decoder layer as published, and its finer form."""
+    for parts in PARTS:
+        yield suite.dense(f"by {parts}", rank_mean(suite.problem, parts))
+
+
 def adamerging(suite: LoadedSuite, *, by_layer: bool) -> Iterator[Setting]:
     """With all dev questions, without answers.
 
@@ -146,6 +147,7 @@ def static_methods(
         "task arithmetic": task_arithmetic,
         "Fisher": fisher,
         "RegMean": regmean,
+        "RankMean": rank_mean_settings,
         "AdaMerging task-wise": partial(adamerging, by_layer=False),
         "AdaMerging layer-wise": partial(adamerging, by_layer=True),
     }

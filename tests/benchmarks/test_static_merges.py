@@ -1,5 +1,6 @@
 """The mathematics of static merges, on matrices that can be worked out by hand."""
 
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from benchmarks.static_merges.dense import (
     weights_in_place,
 )
 from benchmarks.static_merges.methods import SOURCES, static_methods
+from benchmarks.static_merges.rank_mean import rank_mean, rank_weights
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 
 EXAMPLES = tuple(Example(str(i), f"{i}+{i}=", str(2 * i)) for i in range(4))
@@ -133,6 +135,80 @@ def test_adamerging_lowers_the_entropy_of_answers(problem, by_layer):
             entropies.append(float(entropy(last_logits(model, prompts))))
     assert entropies[1] < entropies[0]
     assert found.shape == ((2, 2) if by_layer else (1, 2))
+
+
+def test_ranks_of_changes_become_weights_as_by_hand():
+    # The first expert changes the parts more and more, the second the middle one least.
+    changes = torch.tensor([[0.1, 0.2, 0.3], [5.0, 1.0, 9.0]])
+    expected = torch.tensor([[1 / 3, 2 / 3, 1 / 2], [2 / 3, 1 / 3, 1 / 2]])
+    torch.testing.assert_close(rank_weights(changes), expected)
+    # Parts that an expert leaves as they are count in the order of the model.
+    unchanged = torch.tensor([[0.0, 0.0, 4.0], [1.0, 2.0, 3.0]])
+    torch.testing.assert_close(rank_weights(unchanged), torch.full((2, 3), 0.5))
+
+
+def plain_rank_mean(folders, by_layer):
+    """RankMean by loops over peft's own differences of dense weights, by the module's name."""
+    from peft import PeftModel
+
+    differences = []  # of each expert, by module
+    for folder in folders:
+        wrapped = PeftModel.from_pretrained(build_model(), folder).base_model.model
+        own = {}
+        for name, module in wrapped.named_modules():
+            if hasattr(module, "get_delta_weight"):
+                own[name] = module.get_delta_weight("default")
+        differences.append(own)
+    modules = sorted({name for own in differences for name in own})
+
+    def part_of(name):
+        found = re.search(r"layers\.(\d+)\.", name)
+        if found is None:
+            return None
+        return int(found[1]) if by_layer else name
+
+    ranks = []
+    for own in differences:
+        sizes = {part_of(name): 0.0 for name in modules if part_of(name) is not None}
+        for name, difference in own.items():
+            if part_of(name) is not None:
+                sizes[part_of(name)] += float(difference.abs().sum())
+        ordered = sorted(sizes, key=lambda part: sizes[part])
+        ranks.append({part: place for place, part in enumerate(ordered, 1)})
+    base, merge = build_model(), {}
+    for name in modules:
+        weight = base.get_submodule(name).weight.detach().clone()
+        for expert, own in enumerate(differences):
+            share = 1 / len(differences)
+            if part_of(name) is not None:
+                total = sum(by_part[part_of(name)] for by_part in ranks)
+                share = ranks[expert][part_of(name)] / total
+            if name in own:
+                weight += share * own[name]
+        merge[name] = weight
+    return merge
+
+
+@pytest.mark.parametrize("parts", ["layer", "module"])
+def test_rank_mean_is_that_of_slow_loops_over_dense_weights(model, tokenizer, make_adapter, parts):
+    settings = [
+        {"target_modules": ["q_proj", "up_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "down_proj", "up_proj"], "r": 2, "lora_alpha": 9},
+        {"target_modules": ["up_proj", "down_proj", "q_proj"], "r": 3, "use_rslora": True},
+    ]
+    folders = []
+    for index, own in enumerate(settings):
+        folders.append(make_adapter(f"expert{index}", seed=index + 1, **own))
+    three = LoRAMergeProblem(model, folders, [TASK], tokenizer=tokenizer)
+    found = rank_mean(three, parts)
+    expected = plain_rank_mean(folders, by_layer=parts == "layer")
+    assert set(found) == set(expected)
+    average = merged_weights(three, torch.full((3,), 1 / 3))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)
+        is_average = torch.allclose(weight, average[name], atol=1e-4)
+        assert is_average or name != "lm_head"  # outside of layers
+    assert any(not torch.allclose(found[name], average[name], atol=1e-4) for name in found)
 
 
 def test_every_method_says_where_it_comes_from():
