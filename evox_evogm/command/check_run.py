@@ -1,0 +1,243 @@
+"""What `evogm check` does: load everything, try merges, and predict what a run will take."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from evox.core import Problem
+from evox.workflows import StdWorkflow
+
+from evox_evogm.command.budget import Budget
+from evox_evogm.command.counted import counted
+from evox_evogm.command.escaping import sanitize
+from evox_evogm.command.merge_run import MergeRun
+from evox_evogm.command.messages import print_notes, print_text
+from evox_evogm.command.search_algorithm import cost_of_point, make_algorithm
+from evox_evogm.command.settings import RunSettings
+from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.tasks.requests import Case, gold_text, prompts_of
+
+TRIED = 3  # merges that are timed together, at most a population
+SPREAD = 0.1  # standard deviation of their coefficients
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What one merge gave, and what some took.
+
+    :param average: the evaluation of the average of the experts.
+    :param seconds: of an evaluation.
+    :param step_seconds: that the algorithm takes for a step, without its evaluations.
+    """
+
+    average: Evaluation
+    seconds: float
+    step_seconds: float
+
+
+def check(settings: RunSettings, folder: Path, *, prompts: bool = False) -> None:
+    """Load all that a run needs, try merges, and say what was found and what the run will take.
+
+    Nothing is left on the disk.
+
+    :param folder: the folder that paths in the settings are relative to.
+    :param prompts: show the first prompt of every task, and the answer that it expects.
+    :raises ValueError: if a setting, a file or an adapter cannot be used, in one sentence.
+    """
+    start = time.monotonic()
+    with TemporaryDirectory() as scratch, MergeRun(settings, folder, Path(scratch)) as merge_run:
+        describe_parts(merge_run, time.monotonic() - start)
+        tried = try_merges(merge_run)
+        describe_average(tried.average, regressed=merge_run.problem.regressed)
+        if prompts:
+            show_prompts(merge_run)
+        for line in predict(merge_run, tried):
+            print(line)
+
+
+def describe_parts(merge_run: MergeRun, seconds: float) -> None:
+    """Print what was read: base, experts, tasks, and what the probe found."""
+    problem = merge_run.problem
+    model = problem.language_model.model
+    size = sum(parameter.numel() for parameter in model.parameters())
+    where = f"{merge_run.dtype} on {problem.language_model.device}"
+    base = sanitize(merge_run.settings.base)
+    print(f"base: {base}, {size / 1e6:,.0f} million parameters in {where}, read in {seconds:.0f} s")
+    for expert in problem.experts:
+        ranks = [factors.a.shape[-2] for factors in expert.modules.values()]
+        modules = counted(len(expert.modules), "module")
+        print(f"expert: {sanitize(expert.name)}, rank {max(ranks)}, {modules}")
+    if problem.groups.count > 1:
+        print(f"groups: {problem.groups.count}, so {problem.n_coefficients} coefficients")
+    for dev, test in zip(merge_run.tasks.dev, merge_run.tasks.test, strict=True):
+        examples = f"{len(dev.examples)} dev and {len(test.examples)} test examples"
+        print(f"task: {sanitize(dev.name)}, {sanitize(dev.metric)}, {examples}")
+    off = problem.capabilities.switched_off
+    words = f"done without {', '.join(off)}" if off else "batches give what single questions give"
+    print(f"probe of the base: {words}")
+    print_notes(merge_run.notes)
+
+
+def try_merges(merge_run: MergeRun) -> Tried:
+    """Evaluate the average of the experts, and time merges around it."""
+    problem, algorithm = merge_run.problem, merge_run.algorithm
+    found: list[Evaluation] = []
+    problem.on_evaluations = found.extend
+    problem.choose_modes(algorithm.pop_size)
+    problem.resolve_constraints()
+    n = 1 if problem.regressed else problem.n_experts  # of RegMean's experts the sum
+    average = problem.groups.expand(torch.full((problem.n_experts,), 1 / n))
+    problem.evaluate(average[None])
+    first = found[0]
+    generator = torch.Generator().manual_seed(0)
+    count = min(TRIED, algorithm.pop_size)
+    noise = torch.randn(count, len(average), generator=generator)
+    start = time.monotonic()
+    fitness = problem.evaluate(average + SPREAD * noise)
+    seconds = (time.monotonic() - start) / count
+    return Tried(first, seconds, time_step(merge_run, fitness))
+
+
+class Repeated(Problem):
+    """Gives a population the fitness of another one, with noise: nothing is evaluated."""
+
+    def __init__(self, fitness: torch.Tensor):
+        super().__init__()
+        self.fitness = fitness
+
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(len(pop)) % len(self.fitness)
+        fitness = self.fitness[rows]
+        return fitness + 0.01 * torch.randn(fitness.shape)
+
+
+def time_step(merge_run: MergeRun, fitness: torch.Tensor) -> float:
+    """The seconds that a step of the algorithm takes beside its evaluations.
+
+    :param fitness: of some merges, as the problem gives it.
+    """
+    problem = merge_run.problem
+    algorithm = make_algorithm(
+        merge_run.settings,
+        merge_run.algorithm.pop_size,
+        problem.box,
+        merge_run.tasks.dev,
+        problem.n_experts,
+        merge_run.objective,
+    )
+    workflow = StdWorkflow(
+        algorithm, Repeated(fitness), opt_direction=merge_run.directions, device="cpu"
+    )
+    workflow.init_step()
+    start = time.monotonic()
+    workflow.step()
+    return time.monotonic() - start
+
+
+def describe_average(average: Evaluation, *, regressed: bool) -> None:
+    """Print the scores of the merge that was tried.
+
+    :param regressed: whether it is the RegMean merge, around which the search begins then.
+    """
+    name = "the RegMean merge" if regressed else "the average of the experts"
+    if average.failure:
+        print(f"{name} could not be evaluated: {sanitize(average.failure)}")
+        return
+    print(f"{name} on dev: score {average.score:.3f}")
+    for name, score in average.by_task.items():
+        remark = " (are the answers parsed? see --prompts)" if score == 0 else ""
+        print(f"    {sanitize(name)} {score:.3f}{remark}")
+
+
+def show_prompts(merge_run: MergeRun) -> None:
+    """Print the first prompt of every task as the base gets it, and what the task expects."""
+    model = merge_run.problem.language_model
+    for task in merge_run.tasks.dev:
+        if not hasattr(task, "examples") or not task.examples:
+            continue
+        example = task.examples[0]
+        if not getattr(example, "prompt", None):
+            continue
+        (tokens,) = prompts_of(task, model, [Case(0, example)])
+        print(f"\ntask {sanitize(task.name)}, first prompt:")
+        print_text(str(model.tokenizer.decode(list(tokens))))
+        print("what the task expects:")
+        print_text(gold_text(task, example))
+
+
+def predict(merge_run: MergeRun, tried: Tried) -> list[str]:
+    """What the run will take, in sentences."""
+    settings = merge_run.settings
+    limit = merge_run.limit
+    per_step = merge_run.algorithm.pop_size * tried.seconds + tried.step_seconds
+    evaluations = limit.evaluations
+    if evaluations is not None:
+        points = evaluations / cost_of_point(settings.algorithm)
+        search = points / merge_run.algorithm.pop_size * per_step
+    else:
+        search = limit.seconds or 0.0
+        points = search / per_step * merge_run.algorithm.pop_size
+    table = table_seconds(merge_run, tried.seconds / cost_of_point(settings.algorithm))
+    each = f"about {tried.seconds:.2g} s each"
+    steps = f"{tried.step_seconds:.2g} s a step for the search itself"
+    lines = [
+        f"\npredicted: {minutes(search)} for {_evaluations(limit, points)} ({each}, {steps}),",
+        f"    {minutes(table)} for the final table, {minutes(search + table)} together",
+        f"memory: {peak_memory()}, as this check took",
+    ]
+    if evaluations is not None and settings.limit != limit:
+        lines.append(f"    (of {settings.limit}, whole populations are made)")
+    return lines
+
+
+def _evaluations(limit: Budget, points: float) -> str:
+    if limit.evaluations is not None:
+        return str(limit)
+    return f"about {points:.0f} evaluations"
+
+
+def table_seconds(merge_run: MergeRun, seconds: float) -> float:
+    """The seconds that scoring the final table takes.
+
+    :param seconds: of one evaluation on the dev examples.
+    """
+    models = merge_run.problem.n_experts + 3 + merge_run.problem.regressed
+    dev, test = (_letters(tasks) for tasks in (merge_run.tasks.dev, merge_run.tasks.test))
+    return seconds * (models * test / dev + models - 1)
+
+
+def _letters(tasks: Sequence) -> float:
+    """How much there is to read in the examples of some tasks."""
+    letters = 0
+    for task in tasks:
+        for example in task.examples:
+            letters += len(str(getattr(example, "prompt", "")) or " ")
+    return float(max(1, letters))
+
+
+def minutes(seconds: float) -> str:
+    """A time in words that are as exact as a prediction."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    if seconds < 90 * 60:
+        return f"about {round(seconds / 60)} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
+def peak_memory() -> str:
+    """The most memory that this process has taken, of the machine and of a GPU."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        words = "not known of this system"
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        in_bytes = peak if sys.platform == "darwin" else 1024 * peak
+        words = f"{in_bytes / 2**30:.1f} GiB"
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        words += f" and {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of the GPU"
+    return words

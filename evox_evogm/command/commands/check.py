@@ -1,0 +1,49 @@
+"""`evogm check run.yaml`: see whether a run can begin, and what it will take."""
+
+from typing import Annotated
+
+import typer
+
+from evox_evogm.command.commands.attempt import attempt
+from evox_evogm.command.commands.options import (
+    BudgetOption,
+    Debug,
+    Device,
+    Dtype,
+    Seed,
+    Settings,
+    Words,
+)
+
+
+def check(
+    settings: Settings,
+    words: Words = None,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Show the first prompt of every task.")
+    ] = False,
+    budget: BudgetOption = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    debug: Debug = False,
+) -> None:
+    """Load everything, probe the base, try a merge, and predict minutes and memory.
+
+    Nothing is written.
+    """
+
+    def action() -> int:
+        from evox_evogm.command.check_run import check
+        from evox_evogm.command.run_merge import silence_transformers
+        from evox_evogm.command.settings import read_settings
+
+        silence_transformers()
+        options = {"budget": budget, "seed": seed, "device": device, "dtype": dtype}
+        found, folder = read_settings(settings, words or [], **options)
+        print("reading the base model, experts and tasks ...", flush=True)
+        check(found, folder, prompts=prompts)
+        print(f"\nall is well; next: evogm merge {settings}")
+        return 0
+
+    attempt(action, debug)

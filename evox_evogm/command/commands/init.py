@@ -1,0 +1,47 @@
+"""`evogm init ADAPTERS...`: write a settings file for some adapters."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evox_evogm.command.commands.attempt import attempt
+from evox_evogm.command.commands.options import Debug
+
+
+def init(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER...", help="Adapter folders, or folders of them.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The settings file.")] = Path("run.yaml"),
+    base: Annotated[
+        str | None,
+        typer.Option(help="A folder or hub id; by default what the adapters name."),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK",
+            help="DEV.jsonl,TEST.jsonl, a JSON file with dev and test, reasoning_gym:NAME or "
+            "lm_eval:NAME; several times for several tasks.",
+        ),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a settings file that is there.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Look at adapters, and write a commented settings file for merging them."""
+
+    def action() -> int:
+        from evox_evogm.command.init_settings import init
+        from evox_evogm.command.run_merge import silence_transformers
+
+        silence_transformers()
+        init(adapters, out, base, task or [], replace=replace)
+        return 0
+
+    attempt(action, debug)

@@ -1,0 +1,67 @@
+"""`evogm merge run.yaml`: search the best merge."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evox_evogm.command.commands.attempt import attempt
+from evox_evogm.command.commands.options import (
+    BudgetOption,
+    Debug,
+    Device,
+    Dtype,
+    JsonLines,
+    Quiet,
+    Seed,
+    Settings,
+    Words,
+)
+
+
+def merge(
+    settings: Settings,
+    words: Words = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder: a new one, or one to go on with. By default runs/NAME, after the "
+            "settings file.",
+            show_default=False,
+        ),
+    ] = None,
+    budget: BudgetOption = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+    json_lines: JsonLines = False,
+    debug: Debug = False,
+) -> None:
+    """Search the best merge of the adapters in a settings file.
+
+    The same command goes on with an interrupted run, and with a larger --budget with a finished
+    one: no evaluation is made again.
+    """
+    options = {"budget": budget, "seed": seed, "device": device, "dtype": dtype}
+    out = Path("runs") / settings.stem if out is None else out
+    search(settings, words or [], out, options, quiet, json_lines, debug)
+
+
+def search(
+    settings: Path,
+    words: list[str],
+    out: Path,
+    options: dict,
+    quiet: bool,
+    json_lines: bool,
+    debug: bool,
+) -> None:
+    """Make a run, and end the command."""
+
+    def action() -> int:
+        from evox_evogm.command.run_merge import run
+
+        return run(settings, words, out, options, quiet=quiet, json_lines=json_lines)
+
+    attempt(action, debug, f"interrupted; the same command with --out {out} goes on from here")

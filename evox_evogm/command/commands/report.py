@@ -1,0 +1,26 @@
+"""`evogm report RUN`: make the reports of a finished run again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evox_evogm.command.commands.attempt import attempt
+from evox_evogm.command.commands.options import Debug
+
+
+def report(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)
+    ],
+    debug: Debug = False,
+) -> None:
+    """Make report.html, report.md and the figures of a finished run again, from its files."""
+
+    def action() -> int:
+        from evox_evogm.command.make_reports import make_reports
+
+        make_reports(run)
+        return 0
+
+    attempt(action, debug)

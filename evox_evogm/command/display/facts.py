@@ -1,0 +1,26 @@
+"""What stays the same while a search runs, as displays show it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class RunFacts(NamedTuple):
+    """The names of what a search works on."""
+
+    experts: Sequence[str]
+    """In the order of coefficients."""
+    groups: int
+    """g: an expert has so many coefficients, one after another."""
+    findings: Sequence[str]
+    """What the probe of the base found, and what else was noted, a line each."""
+
+    def by_expert(self, coefficients: Sequence[float]) -> dict[str, float]:
+        """The coefficient of every expert, its mean over groups.
+
+        :param coefficients: the n g of a record.
+        """
+        means = {}
+        for number, name in enumerate(self.experts):
+            row = coefficients[number * self.groups : (number + 1) * self.groups]
+            means[name] = sum(row) / self.groups
+        return means

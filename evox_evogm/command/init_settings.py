@@ -1,0 +1,107 @@
+"""What `evogm init` does: look at adapters, and write a commented settings file for them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from evox_evogm.command.describe_settings import as_yaml
+from evox_evogm.command.escaping import sanitize
+from evox_evogm.command.init_tasks import (
+    example_task,
+    given_task,
+    path_from,
+    suggested_tasks,
+    write_examples,
+)
+from evox_evogm.command.licences import LicenceReport, Part, find_conflicts, read_licence
+from evox_evogm.command.look_at_adapters import LookedAt, base_of, look_at
+from evox_evogm.command.settings import parse_settings, read_table
+from evox_evogm.resume.atomic_write import atomic_write
+
+BUDGET = 60
+
+
+def init(
+    words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str], *, replace: bool
+) -> None:
+    """Look at adapters, write a settings file, and say what comes next.
+
+    :param words: adapter folders, and folders of adapter folders.
+    :param out: the settings file.
+    :param base: the base model; by default what the adapters name.
+    :param tasks: as `given_task` takes them; by default what the adapters suggest, or examples.
+    :param replace: whether a file that is there may go.
+    :raises ValueError: if there are no adapters, they do not belong together, or a file is there.
+    """
+    if out.exists() and not replace:
+        raise ValueError(f"out: expected a new file, found {out}; give another name, or --replace")
+    adapters = look_at(words)
+    for adapter in adapters:
+        print(f"{sanitize(adapter.name)}: {adapter.words}")
+    found_base, why = base_of(adapters, base)
+    print(f"base: {sanitize(found_base)} ({sanitize(why)})")
+    fault = licence_fault(adapters, found_base)
+    if fault is not None:
+        print(f"note: licences: {fault}")
+    folder = out.resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [given_task(word, folder) for word in tasks]
+    suggested = [] if entries else suggested_tasks(adapters)
+    examples = not entries and not suggested
+    if examples:
+        files = " and ".join(str(path) for path in write_examples(folder))
+    values = {
+        "base": found_base,
+        "why_base": sanitize(why),
+        "adapters": [_as_template(adapter, folder) for adapter in adapters],
+        "licence_fault": fault,
+        "tasks": entries or suggested or [example_task()],
+        "examples": examples,
+        "suggested": bool(suggested),
+        "unused_data": _unused_data(adapters),
+        "budget": BUDGET,
+        "regmean": len(suggested) == len(adapters),
+        "file": sanitize(out.name),
+    }
+    atomic_write(out, _render(values).encode())
+    parse_settings(read_table(out), str(out))  # what is written is what can be read
+    print(f"settings: {out}")
+    if examples:
+        print(f"its task is an example: put your own questions into {files}")
+    elif suggested:
+        print("its tasks are those that the adapters are named after: put yours beside them")
+    print(f"next: evogm check {out}")
+
+
+def licence_fault(adapters: Sequence[LookedAt], base: str) -> str | None:
+    """What stands against giving a merge of these on, or None."""
+    parts = [Part("the base", read_licence(base))]
+    parts += [Part(adapter.name, adapter.licence) for adapter in adapters]
+    return LicenceReport(tuple(parts), find_conflicts(parts)).sentence()
+
+
+def _as_template(adapter: LookedAt, folder: Path) -> dict[str, str]:
+    path = path_from(adapter.folder, folder)
+    return {"name": adapter.name, "path": path, "words": adapter.words}
+
+
+def _unused_data(adapters: Sequence[LookedAt]) -> list[tuple[str, str]]:
+    """What cards name as training data: an adapter and a data set each."""
+    found: dict[str, str] = {}
+    for adapter in adapters:
+        for data in adapter.data:
+            found.setdefault(data, sanitize(adapter.name))
+    return [(name, data) for data, name in found.items()]
+
+
+def _render(values: dict) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["yaml"] = as_yaml
+    return environment.get_template("settings.yaml.j2").render(values)

@@ -1,0 +1,59 @@
+"""A finished run, opened again by its folder alone: for what comes after a merge."""
+
+import json
+from pathlib import Path
+
+from evox_evogm.command.merge_run import MergeRun
+from evox_evogm.command.run_folder import (
+    INPUTS,
+    RESULT,
+    has_begun,
+    read_table,
+    saved_settings,
+)
+from evox_evogm.command.settings import RunSettings, read_settings
+
+
+def check_finished(out: Path) -> None:
+    """Refuse a folder that holds no finished run.
+
+    :raises ValueError: saying what it holds.
+    """
+    if not out.is_dir():
+        raise ValueError(f"run: expected the folder of a finished run, found no folder at {out}")
+    if not has_begun(out):
+        raise ValueError(f"run: expected the folder of a finished run, found no run in {out}")
+    if not (out / RESULT).is_file():
+        advice = "the command that began it goes on with it"
+        raise ValueError(
+            f"run: expected a finished run, found one without result in {out}; {advice}"
+        )
+
+
+def settings_of_run(out: Path, settings_file: Path | None) -> tuple[RunSettings, Path]:
+    """The settings of a run, and the folder that their paths are relative to.
+
+    :param settings_file: the settings file; needed where its folder was moved.
+    :raises ValueError: if the folder of the settings is not known or not there.
+    """
+    saved = saved_settings(out)
+    assert saved is not None
+    if settings_file is not None:
+        return saved, read_settings(settings_file)[1]
+    folder = read_table(out / INPUTS, json.loads).get("settings_folder")
+    if not isinstance(folder, str) or not Path(folder).is_dir():
+        found = "found none" if folder is None else f"found no {folder}"
+        expected = f"expected the folder of the settings file in {out / INPUTS}"
+        raise ValueError(f"run: {expected}, {found}; give the file by --settings")
+    return saved, Path(folder)
+
+
+def open_run(out: Path, settings_file: Path | None = None) -> MergeRun:
+    """A finished run with its base, experts and tasks, loaded and checked. It has to be closed.
+
+    :param out: the run folder.
+    :param settings_file: the settings file; needed where its folder was moved.
+    :raises ValueError: if there is no finished run, or its inputs are not there or were changed.
+    """
+    check_finished(out)
+    return MergeRun(*settings_of_run(out, settings_file), out)

@@ -1,0 +1,164 @@
+"""What `evogm merge` does: read settings, search, score, export, and print the result."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+from rich.console import Console
+
+from evox_evogm.command.display.choose import show_progress
+from evox_evogm.command.display.facts import RunFacts
+from evox_evogm.command.display.lines import JsonLines
+from evox_evogm.command.escaping import sanitize
+from evox_evogm.command.experts import regressed_on
+from evox_evogm.command.html_report.page import REPORT, write_page
+from evox_evogm.command.merge_run import MergeRun
+from evox_evogm.command.messages import (
+    fail,
+    print_adapter,
+    print_no_information,
+    print_plan,
+    print_result,
+    print_trial,
+)
+from evox_evogm.command.settings import read_settings
+from evox_evogm.command.statuses import NO_ADAPTER, NO_INFORMATION
+
+
+def run(
+    settings_path: Path,
+    words: Sequence[str],
+    out: Path,
+    options: dict,
+    *,
+    quiet: bool = False,
+    json_lines: bool = False,
+) -> int:
+    """Read the settings, search, score, export, and print the table.
+
+    :param settings_path: the settings file.
+    :param words: `key=value` words that replace its settings.
+    :param out: the run folder.
+    :param options: settings that replace the file's, where they are not None.
+    :param quiet: print errors only.
+    :param json_lines: write a JSON line per evaluation to stdout, and all else to stderr.
+    :return: the exit status of a run that is finished.
+    """
+    display = JsonLines(sys.stdout) if json_lines else None
+    with printing(quiet=quiet, to_stderr=json_lines):
+        silence_transformers()
+        settings, folder = read_settings(settings_path, words, **options)
+        regressing = ""
+        if settings.regmean:
+            regressing = f", and regressing the experts on {regressed_on(settings.regmean)}"
+        base = sanitize(settings.base)
+        print(f"reading the base model {base}, experts and tasks{regressing} ...", flush=True)
+        with MergeRun(settings, folder, out) as merge_run:
+            if merge_run.finished:
+                result = reopen(merge_run)
+            else:
+                console = plain_console()
+                if display is None:
+                    shown = show_progress(console, facts_of(merge_run), quiet=quiet)
+                else:
+                    shown = display
+                result = finish(merge_run, console, shown)
+    return status_of_result(result)
+
+
+def plain_console() -> Console:
+    """A console that shows names as they are."""
+    return Console(markup=False, highlight=False, emoji=False)
+
+
+@contextmanager
+def printing(*, quiet: bool, to_stderr: bool) -> Iterator[None]:
+    """A context that decides where printed lines go.
+
+    :param quiet: nowhere.
+    :param to_stderr: to stderr, as stdout belongs to a program.
+    """
+    if quiet:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            yield
+    elif to_stderr:
+        with redirect_stdout(sys.stderr):
+            yield
+    else:
+        yield
+
+
+def silence_transformers() -> None:
+    """Keep transformers from writing between the lines of the command."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # Between transformers and peft; a user can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def facts_of(merge_run: MergeRun) -> RunFacts:
+    """What a display shows of a run from its beginning."""
+    problem = merge_run.problem
+    names = [expert.name for expert in problem.experts]
+    return RunFacts(names, problem.groups.count, merge_run.notes)
+
+
+def finish(merge_run: MergeRun, console: Console, display) -> dict:
+    """Make what is left of a run, and print its result.
+
+    :param display: shows the progress of the search.
+    :return: what `result.json` holds.
+    """
+    print_plan(merge_run)
+    print_trial(merge_run)
+    with display as on_progress:
+        best = merge_run.search(on_progress)
+    print("\nscoring the base, the experts and the merge on test examples ...", flush=True)
+    rows = merge_run.score_rows(best)
+    noted = len(merge_run.notes)
+    result = merge_run.finish(best, rows)
+    print_result(result, result["notes"][noted:], merge_run.out, console)
+    print(f"next: a larger --budget goes on from here, or evogm export {merge_run.out}")
+    return result
+
+
+def reopen(merge_run: MergeRun) -> dict:
+    """Say that a run is finished, and make its adapter again if something is wrong with it.
+
+    :return: what `result.json` holds.
+    """
+    result = merge_run.result()
+    if not (merge_run.out / REPORT).is_file():  # of an earlier version, or its process was killed
+        write_page(merge_run.out)
+    print(f"this run is finished: {merge_run.out / REPORT}")
+    if merge_run.saved is not None and merge_run.settings.limit != merge_run.saved.limit:
+        print(f"{merge_run.settings.limit} leave no room for another step")
+    fault = merge_run.adapter_fault()
+    if fault is not None:
+        fail(f"adapter: {fault}; making it again from the coefficients")
+        result = merge_run.export_again()
+        print_adapter(result["adapter"], merge_run.out)
+    if result["no_information"]:
+        print_no_information(result["no_information"])
+    return result
+
+
+def status_of_result(result: dict) -> int:
+    """The exit status of a finished run. Says what is wrong with its result, if anything.
+
+    :param result: what `result.json` holds.
+    """
+    adapter = result["adapter"]
+    if adapter and adapter["error"]:
+        advice = "scores and report are written, and the same command makes the adapter again"
+        fail(f"adapter: {adapter['error']}; {advice}")
+        return NO_ADAPTER
+    if result["no_information"]:
+        fail(result["no_information"]["sentence"])
+        return NO_INFORMATION
+    return 0

@@ -1,0 +1,77 @@
+"""`evogm export` and `evogm report` open a finished run by its folder alone."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from builders import build_model, change_settings, merge
+
+from evox_evogm.command import cli
+
+
+@pytest.fixture
+def finished(project, capsys):
+    change_settings(project, budget=4)
+    assert merge(project) == 0
+    capsys.readouterr()
+    return project
+
+
+@torch.no_grad()
+def test_an_export_is_the_merge_of_the_run_for_plain_peft(finished, capsys):
+    from peft import PeftModel
+
+    out = finished / "out"
+    assert cli.main(["export", str(out), "--dtype", "float32"]) == 0
+    assert "loaded again: weights within" in capsys.readouterr().out
+    tokens = torch.arange(1, 13)[None]
+    logits = []
+    for folder in ("adapter", "export-adapter"):
+        model = PeftModel.from_pretrained(build_model(), out / folder)
+        logits.append(model(tokens).logits)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rank_makes_a_compressed_adapter(finished, capsys):
+    assert cli.main(["export", str(finished / "out"), "--rank", "1"]) == 0
+    config = json.loads((finished / "out" / "export-compressed/adapter_config.json").read_text())
+    assert config["r"] == 1 and "rank 1" in capsys.readouterr().out
+    assert cli.main(["export", str(finished / "out"), "--rank", "1", "--as", "model"]) == 2
+    assert "expected --rank and --tolerance with compressed" in capsys.readouterr().err
+
+
+def test_settings_that_were_moved_have_to_be_given(finished, capsys):
+    moved = finished.parent / f"{finished.name}-moved"
+    shutil.copytree(finished, moved)
+    shutil.rmtree(finished / "out")
+    (finished / "run.yaml").rename(finished / "elsewhere")
+    for name in ("base", "experts"):
+        shutil.rmtree(finished / name)
+    out = str(moved / "out")
+    inputs = json.loads((moved / "out" / "inputs.json").read_text())
+    inputs["settings_folder"] = str(finished / "gone")
+    (moved / "out" / "inputs.json").write_text(json.dumps(inputs))
+    assert cli.main(["export", out]) == 2
+    assert "give the file by --settings" in capsys.readouterr().err
+    assert cli.main(["export", out, "--settings", str(moved / "run.yaml")]) == 0
+
+
+def test_reports_are_made_again_as_they_were(finished, capsys):
+    out = finished / "out"
+    before = {name: (out / name).read_text() for name in ("report.md", "report.html")}
+    for name in before:
+        (out / name).unlink()
+    assert cli.main(["report", str(out)]) == 0
+    assert "report.html" in capsys.readouterr().out
+    for name, text in before.items():
+        assert (out / name).read_text() == text
+
+
+def test_a_run_without_a_result_is_refused(finished, capsys):
+    (finished / "out" / "result.json").unlink()
+    for command in ("export", "report"):
+        assert cli.main([command, str(finished / "out")]) == 2
+        assert "expected a finished run, found one without result" in capsys.readouterr().err
+    assert cli.main(["report", str(finished / "base")]) == 2
+    assert "found no run in" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""`evogm init` writes settings that `evogm check` and `evogm merge` accept."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from builders import change_settings, history, merge
+
+from evox_evogm.command import cli
+from evox_evogm.command.look_at_adapters import look_at, names_of
+
+CARD = "---\nlicense: mit\ndatasets: [openai/gsm8k]\n---\n# An adapter\n"
+
+
+@pytest.fixture
+def adapters(project, monkeypatch):
+    """The experts of the project, of which one has a card, and no settings file."""
+    monkeypatch.chdir(project)
+    (project / "run.yaml").rename(project / "other.yaml")
+    (project / "experts" / "first" / "README.md").write_text(CARD)
+    return project
+
+
+def init(*words):
+    return cli.main(["init", "experts", "--base", "base", *words])
+
+
+def test_an_adapter_says_its_base_ranks_modules_licence_and_data(adapters):
+    first, second = look_at(["experts/first", "experts/second"])
+    assert (first.name, first.ranks, first.modules) == ("first", (4, 4), 4)  # two of two layers
+    assert first.kinds == ("q_proj", "v_proj") and second.kinds == ("o_proj", "up_proj")
+    assert (first.licence, first.data) == ("mit", ("openai/gsm8k",))
+    assert (second.licence, second.data, second.ranks) == (None, (), (2, 2))
+    expected = "rank 4, 4 modules (q_proj, v_proj), licence mit, trained on openai/gsm8k"
+    assert first.words == expected
+
+
+@pytest.mark.lengthy
+def test_the_settings_are_read_by_check_and_by_merge(adapters, capsys):
+    assert init() == 0
+    printed = capsys.readouterr().out
+    assert "second: rank 2, 4 modules (o_proj, up_proj), licence not said" in printed
+    assert "note: licences: the licence of the base, second is unknown" in printed
+    assert "its task is an example: put your own questions into" in printed
+    text = (adapters / "run.yaml").read_text()
+    assert "# - {lm_eval: gsm8k, dev: 20, test: 100}" in text
+    settings = yaml.safe_load(text)
+    assert settings["experts"] == {"first": "experts/first", "second": "experts/second"}
+    assert settings["base"] == "base" and settings["budget"] == 60
+    words = ["search={epochs: 2, hidden_dims: [4]}", "budget=7"]
+    assert cli.main(["check", "run.yaml", "--device", "cpu", "--prompts", *words]) == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "expert: first, rank 4, 4 modules",
+        "task: example, choice_likelihood, 8 dev and 20 test examples",
+        "probe of the base: ",
+        "the average of the experts on dev: score ",
+        "What is 2 plus 2?",
+        "for 7 evaluations",
+        "memory: ",
+        "all is well; next: evogm merge run.yaml",
+    ):
+        assert part in printed, part
+    assert cli.main(["merge", "run.yaml", "--device", "cpu", *words]) == 0
+    assert len(history(adapters / "runs" / "run")) == 7
+
+
+def test_what_check_says_of_the_average_is_what_merging_finds(project, capsys):
+    change_settings(project, budget=4)
+    assert cli.main(["check", str(project / "run.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert sorted(path.name for path in project.iterdir() if path.is_dir()) == ["base", "experts"]
+    assert merge(project) == 0
+    result = json.loads((project / "out" / "result.json").read_text())
+    (average,) = [row for row in result["scores"] if row["name"] == "average"]
+    for task, score in average["dev"].items():
+        assert f"    {task} {score:.3f}" in printed
+
+
+def test_an_existing_file_is_kept_unless_it_may_be_replaced(adapters, capsys):
+    (adapters / "run.yaml").write_text("mine")
+    assert init() == 2
+    assert "expected a new file, found run.yaml" in capsys.readouterr().err
+    assert (adapters / "run.yaml").read_text() == "mine"
+    assert init("--replace") == 0
+    assert "experts:" in (adapters / "run.yaml").read_text()
+
+
+def test_tasks_may_be_given(adapters, capsys):
+    files = "dev.jsonl,test.jsonl"
+    words = ["--task", files, "--task", "quiz.json", "--task", "reasoning_gym:gcd"]
+    assert init(*words, "-o", "sub/mine.yaml") == 0
+    tasks = yaml.safe_load((adapters / "sub" / "mine.yaml").read_text())["tasks"]
+    assert tasks[0]["json_lines"] == str(adapters / "dev.jsonl")  # not below the settings file
+    assert "metric" not in tasks[0]  # its lines have no choices
+    assert tasks[1] == {"swarm_eval": str(adapters / "quiz.json"), "metric": "choice_likelihood"}
+    assert tasks[2]["reasoning_gym"] == "gcd"
+    assert not (adapters / "sub" / "example_dev.jsonl").exists()
+    assert init("--task", "nowhere.jsonl", "--replace") == 2
+    assert "found no file nowhere.jsonl" in capsys.readouterr().err
+
+
+def test_a_data_set_with_the_name_of_an_adapter_is_its_task(adapters):
+    shutil.move("experts/first", "experts/gcd")
+    shutil.move("experts/second", "experts/syllogism")
+    assert init() == 0
+    settings = yaml.safe_load((adapters / "run.yaml").read_text())
+    assert [task["reasoning_gym"] for task in settings["tasks"]] == ["gcd", "syllogism"]
+    assert settings["regmean"] is True
+
+
+def test_adapters_of_different_bases_need_a_base(adapters, edit_config, capsys):
+    for name, base in (("first", "meta-llama/Llama-3.1-8B"), ("second", "Qwen/Qwen3-4B")):
+        edit_config(adapters / "experts" / name, base_model_name_or_path=base)
+    assert cli.main(["init", "experts"]) == 2
+    error = capsys.readouterr().err
+    assert "expected adapters of one base model, found meta-llama/Llama-3.1-8B (first)" in error
+    assert "give --base" in error and not (adapters / "run.yaml").exists()
+
+
+def test_adapters_of_one_name_get_more_of_their_path(tmp_path):
+    folders = [tmp_path / "a" / "final", tmp_path / "b" / "final", tmp_path / "c"]
+    assert names_of(folders) == ["a-final", "b-final", "c"]

@@ -1,0 +1,58 @@
+"""What `evogm merge` takes and prints: settings as words, --json, --quiet, and its run folder."""
+
+import json
+
+import pytest
+import yaml
+from builders import change_settings, history, merge
+
+from evox_evogm.command import cli
+
+
+@pytest.fixture
+def small(project):
+    """A project with a budget of one population."""
+    change_settings(project, budget=4)
+    return project
+
+
+def test_words_replace_settings_and_the_run_keeps_what_was_used(small):
+    assert merge(small, "seed=9", "search.epochs=2", "tasks.1.dev=2", "budget=8") == 0
+    config = yaml.safe_load((small / "out" / "config.yaml").read_text())
+    assert (config["seed"], config["budget"], config["search"]["epochs"]) == (9, 8, 2)
+    assert config["search"]["hidden_dims"] == [8] and config["tasks"][1]["dev"] == 2
+    assert len(history(small / "out")) == 8
+
+
+def test_without_out_the_run_is_named_after_its_settings(small, monkeypatch):
+    monkeypatch.chdir(small)
+    assert cli.main(["merge", "run.yaml", "--quiet"]) == 0
+    assert (small / "runs" / "run" / "result.json").is_file()
+
+
+def test_json_is_a_line_per_evaluation_on_stdout_and_all_else_on_stderr(small, capfd):
+    assert merge(small, "--json") == 0
+    printed = capfd.readouterr()
+    lines = [json.loads(line) for line in printed.out.splitlines()]
+    recorded = history(small / "out")
+    assert len(lines) == len(recorded) == 4
+    best = float("-inf")
+    for line, record in zip(lines, recorded, strict=True):
+        best = max(best, record["score"])
+        assert line["best"] == best and line["done"] == line["evaluation"] + 1
+        for name in ("evaluation", "step", "score", "coefficients", "tasks"):
+            assert line[name] == record[name]
+        assert "examples" not in line
+    assert "2 experts, 2 tasks" in printed.err and "scores, dev / test" in printed.err
+    assert merge(small, "--json", "--budget", "8") == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["evaluation"] for line in lines] == [4, 5, 6, 7]  # the new ones
+
+
+def test_quiet_prints_errors_alone(small, capfd):
+    assert merge(small, "--quiet") == 0
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert merge(small, "--quiet", "--budget", "3") == 2
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err.startswith("evogm: budget: expected at least the 4")
