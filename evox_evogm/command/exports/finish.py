@@ -1,0 +1,44 @@
+"""What every export has beside its weights: a model card, and `export.json` with the checks."""
+
+import json
+from pathlib import Path
+
+from evox_evogm.command.exports.exported import Exported
+from evox_evogm.command.exports.job import Job
+from evox_evogm.command.model_card import model_card
+from evox_evogm.command.result import describe_coefficients
+from evox_evogm.resume.atomic_write import atomic_write
+
+FACTS = "export.json"
+HERE = "path/of/this/folder"
+
+
+def write_card(job: Job, exported: Exported, folder: Path) -> None:
+    """Write `README.md` and `export.json`.
+
+    :param exported: what was loaded again and compared.
+    :param folder: where the files go.
+    """
+    # The folder may go elsewhere, and its pages with it.
+    serve = exported.serve.replace(str(exported.folder), HERE)
+    table = {**exported.as_table(), "folder": ".", "serve": serve}
+    facts = {**describe_job(job), **(job.result or {})}
+    card = model_card(facts, job.base, job.settings_folder, export=table)
+    atomic_write(folder / "README.md", card.encode())
+    atomic_write(folder / FACTS, (json.dumps(table, indent=2) + "\n").encode())
+
+
+def describe_job(job: Job) -> dict:
+    """What a card says of a merge of which there is no result."""
+    tasks: dict[str, dict] = {}
+    for split, of_split in job.splits.items():
+        for task in of_split:
+            table = tasks.setdefault(task.name, {"metric": task.metric, "dev": 0, "test": 0})
+            table[split] = len(task.examples)
+    return {
+        **describe_coefficients(job.problem, job.coefficients),
+        "regmean": job.problem.regmean,
+        "tasks": tasks,
+        "scores": [],
+        "licences": job.licences.as_table(),
+    }

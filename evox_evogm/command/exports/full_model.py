@@ -1,0 +1,122 @@
+"""A merge as a whole model: transformers, and every server, loads it without peft."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from typing_extensions import Unpack
+
+from evox_evogm.command.exports.exported import Exported, ExportFailed, bytes_in
+from evox_evogm.command.exports.finish import write_card
+from evox_evogm.command.exports.job import Job, Options
+from evox_evogm.command.exports.staging import check_free, staged
+from evox_evogm.problems.adapters.adapter_dtype import DTYPES, dtype_name
+from evox_evogm.problems.adapters.merged_model import copy_with_merge, weight_errors
+from evox_evogm.problems.inference.base_model import tokenizer_sha256, weights_sha256
+from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.lora_merge import LoRAMergeProblem
+
+BASE = "base"
+
+
+def export_full_model(
+    problem: LoRAMergeProblem,
+    coefficients: torch.Tensor,
+    out,
+    *,
+    dtype: str = BASE,
+    max_shard_size: str = "5GB",
+    **options: Unpack[Options],
+) -> Exported:
+    """Write a whole model: weights in safetensors, tokenizer, configuration, generation settings.
+
+    :param problem: whose experts are merged.
+    :param coefficients: an `(n g,)` tensor of effective coefficients, not all 0.
+    :param out: the folder, new or empty.
+    :param dtype: of the weights: base for that of the loaded base, float32, bfloat16 or float16.
+    :param max_shard_size: of a weight file, as transformers takes it.
+    :param options: see `Options`.
+    :raises ValueError: if something cannot be exported, in one sentence.
+    :raises ExportFailed: if transformers loads another model. Then nothing is left in `out`.
+    """
+    check_free(Path(out), replace=options.get("replace", False))
+    if dtype != BASE and dtype not in DTYPES:
+        raise ValueError(f"dtype: expected {BASE}, {', '.join(DTYPES)}, found {dtype!r}")
+    job = Job(problem, coefficients, options)
+    precision = job.model.dtype if dtype == BASE else DTYPES[dtype]
+    _note_precision(job, precision)
+    job.prepare()
+    with staged(out, replace=job.replace) as part:
+        loaded = _save_and_load(job, precision, max_shard_size, part)
+        error = weight_errors(job.model, loaded.model, job.factors)
+        found = job.compare(loaded, error.overall)
+        exported = Exported(
+            kind="model",
+            folder=Path(out),
+            bytes=bytes_in(part),
+            dtype=dtype_name(precision),
+            relative_error=error.overall,
+            module_errors=error.by_module,
+            rank=None,
+            logits_difference=found.logits_difference,
+            scores=found.scores,
+            merge_scores=job.merge_scores,
+            serve=f"vllm serve {out}",
+            licences=job.licences,
+            notes=tuple(job.notes),
+        )
+        write_card(job, exported, part)
+    return exported
+
+
+def _save_and_load(job: Job, dtype: torch.dtype, max_shard_size: str, part: Path) -> LanguageModel:
+    """Write the model and its tokenizer, and load them by transformers alone.
+
+    :raises ExportFailed: if other weights or another tokenizer are read than were written.
+    """
+    merged = copy_with_merge(job.model, job.factors, dtype)
+    written = weights_sha256(merged)
+    merged.save_pretrained(part, max_shard_size=max_shard_size)
+    del merged  # so that only the base and one more model are held at a time
+    job.problem.language_model.tokenizer.save_pretrained(part)
+    loaded = load_language_model(job, part)
+    if weights_sha256(loaded.model) != written:
+        raise ExportFailed(
+            "export: expected transformers to load the weights that were written, found others"
+        )
+    if tokenizer_sha256(loaded.tokenizer) != tokenizer_sha256(job.problem.language_model.tokenizer):
+        raise ExportFailed("export: expected the tokenizer of the base to be loaded, found another")
+    return loaded
+
+
+def load_language_model(job: Job, folder: Path) -> LanguageModel:
+    """A model that transformers loads from a folder, in the dtype of its file, where the base is.
+
+    It scores in the same batches as the base does.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    own = job.problem.language_model
+    # The base brought code of its own, and its user has said that it may run.
+    trusted = type(own.model).__module__.startswith("transformers_modules")
+    options = {"dtype": "auto", "use_safetensors": True, "trust_remote_code": trusted}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    loaded.to(own.device)
+    return LanguageModel(
+        loaded.requires_grad_(False).eval(),
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted),
+        batch_tokens=own.batch_tokens,
+        max_memory=own.max_memory,
+        capabilities=own.capabilities,
+        chat_template=own.prompts.chat_template.arguments,
+    )
+
+
+def _note_precision(job: Job, dtype: torch.dtype) -> None:
+    """Say so where the base was loaded in less than the model is written in."""
+    if job.model.dtype.itemsize < dtype.itemsize:
+        loaded = dtype_name(job.model.dtype)
+        job.notes.append(
+            f"the base was loaded in {loaded}: in {dtype_name(dtype)} the merge is added to "
+            f"weights rounded to {loaded}"
+        )

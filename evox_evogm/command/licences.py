@@ -1,0 +1,292 @@
+"""The licences of the parts of a merge, from their cards, and where they cannot be had together.
+
+A licence is read from the metadata of a model card (`README.md`), else from a LICENSE file. Rules
+are those of the licences' own texts, in the short. They are no legal advice: a merge without a
+conflict here may still break a term that no card mentions.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from evox_evogm.command.escaping import sanitize
+from evox_evogm.problems.adapters.same_base import hub_id
+from evox_evogm.problems.inference.base_model import SMOLLM2
+from evox_evogm.problems.lora_merge import LoRAMergeProblem
+
+CARD = "README.md"
+LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+LONGEST_FILE = 200_000  # characters of a card or licence that are read
+# What the packaged base is under, which its folder does not say.
+PACKAGED = {SMOLLM2: "apache-2.0"}
+
+PERMISSIVE = re.compile(
+    r"mit|mit-0|apache-2\.0|bsd(-.*)?|isc|0bsd|zlib|unlicense|cc0-1\.0|cc-by-[234]\.0|"
+    r"odc-by|pddl|cdla-permissive-[12]\.0|afl-3\.0|artistic-2\.0|bsl-1\.0|wtfpl|ncsa|postgresql"
+)
+# A merge with one of these goes out under it. Those of one family can be had together.
+COPYLEFT = {
+    "gpl-2.0": "GPL 2",
+    "gpl-3.0": "GPL 3",
+    "agpl-3.0": "GPL 3",
+    "lgpl-2.1": "GPL 3",
+    "lgpl-3.0": "GPL 3",
+    "lgpl": "GPL 3",
+    "gpl": "GPL 3",
+    "cc-by-sa-4.0": "GPL 3",  # one way, into GPL 3
+    "cc-by-sa-3.0": "CC-BY-SA 3",
+    "osl-3.0": "OSL 3",
+    "eupl-1.1": "EUPL",
+    "eupl-1.2": "EUPL",
+    "mpl-2.0": "GPL 3",
+    "odbl": "ODbL",
+    "cdla-sharing-1.0": "CDLA sharing",
+}
+# Licences with terms of use of their own, which go along with every derivative.
+OWN_TERMS = re.compile(
+    r"llama.*|gemma|qwen.*|deepseek|.*openrail.*|bigscience.*|creativeml.*|bigcode.*|apple-.*|"
+    r"intel-research|h-research|grok2-community|fair-noncommercial-research-license|"
+    r"c-uda|ofl-1\.1|lppl-1\.3c"
+)
+NON_COMMERCIAL = re.compile(r"cc-by-nc.*|fair-noncommercial-research-license|.*-nc-.*")
+NO_DERIVATIVES = re.compile(r"cc-by(-nc)?-nd.*")
+# The first words of licence files.
+TEXTS = (
+    (r"gnu affero general public license\s+version 3", "agpl-3.0"),
+    (r"gnu lesser general public license\s+version 3", "lgpl-3.0"),
+    (r"gnu lesser general public license\s+version 2", "lgpl-2.1"),
+    (r"gnu general public license\s+version 3", "gpl-3.0"),
+    (r"gnu general public license\s+version 2", "gpl-2.0"),
+    (r"apache license\s+version 2\.0", "apache-2.0"),
+    (r"mozilla public license[, ]+version 2\.0", "mpl-2.0"),
+    (r"attribution-noncommercial-noderivatives 4\.0", "cc-by-nc-nd-4.0"),
+    (r"attribution-noncommercial-sharealike 4\.0", "cc-by-nc-sa-4.0"),
+    (r"attribution-noncommercial 4\.0", "cc-by-nc-4.0"),
+    (r"attribution-sharealike 4\.0", "cc-by-sa-4.0"),
+    (r"attribution-noderivatives 4\.0", "cc-by-nd-4.0"),
+    (r"attribution 4\.0 international", "cc-by-4.0"),
+    (r"cc0 1\.0 universal", "cc0-1.0"),
+    (r"llama 3\.3 community license", "llama3.3"),
+    (r"llama 3\.2 community license", "llama3.2"),
+    (r"llama 3\.1 community license", "llama3.1"),
+    (r"meta llama 3 community license", "llama3"),
+    (r"llama 2 community license", "llama2"),
+    (r"gemma terms of use", "gemma"),
+    (r"qwen (research )?license", "qwen"),
+    (r"permission is hereby granted, free of charge", "mit"),
+    (r"redistribution and use in source and binary forms", "bsd"),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a merge and its licence.
+
+    :param name: `base`, or the name of the expert.
+    :param licence: in small letters as the hub has it, such as `apache-2.0`; None if unknown.
+    """
+
+    name: str
+    licence: str | None
+
+
+@dataclass(frozen=True)
+class LicenceReport:
+    """The licences of all parts of a merge.
+
+    :param parts: the base, then every expert whose coefficient is not 0.
+    :param conflicts: a sentence for every two licences that cannot be had together.
+    """
+
+    parts: tuple[Part, ...]
+    conflicts: tuple[str, ...] = field(default=())
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The names of parts whose licence is not known."""
+        return tuple(part.name for part in self.parts if part.licence is None)
+
+    @property
+    def licence(self) -> str | None:
+        """The licence of the merge: the strictest of its parts; None if that is not clear."""
+        if self.conflicts or self.unknown:
+            return None
+        found = {str(part.licence) for part in self.parts}
+        strict = sorted(one for one in found if not PERMISSIVE.fullmatch(one))
+        if len(strict) == 1:
+            return strict[0]
+        if strict:
+            return None
+        # Apache asks for more than MIT and BSD do: notices, and a line on changes.
+        return found.pop() if len(found) == 1 else "apache-2.0" if "apache-2.0" in found else None
+
+    def sentence(self) -> str | None:
+        """What stands against giving the merge on, or None."""
+        faults = list(self.conflicts)
+        if self.unknown:
+            shown = ", ".join(sanitize(name) for name in self.unknown)
+            faults.append(f"the licence of {shown} is unknown")
+        return "; ".join(faults) or None
+
+    def as_table(self) -> dict:
+        """What `result.json` and the metadata of a card say."""
+        parts = {part.name: part.licence or "unknown" for part in self.parts}
+        return {
+            "parts": parts,
+            "conflicts": list(self.conflicts),
+            "unknown": list(self.unknown),
+            "licence": self.licence,
+        }
+
+
+def licences_of(problem: LoRAMergeProblem, used: Sequence[bool] | None = None) -> LicenceReport:
+    """The licences of the base and the experts of a merge.
+
+    :param used: whether each expert has a coefficient other than 0; all by default.
+    """
+    source = str(getattr(problem.language_model.model.config, "_name_or_path", "") or "")
+    parts = [Part("base", read_licence(source))]
+    for index, expert in enumerate(problem.experts):
+        if used is None or used[index]:
+            parts.append(Part(expert.name, read_licence(expert.folder)))
+    return LicenceReport(tuple(parts), find_conflicts(parts))
+
+
+def used_experts(problem: LoRAMergeProblem, coefficients: torch.Tensor) -> list[bool]:
+    """Whether each expert has a coefficient other than 0.
+
+    :param coefficients: `(n g,)` effective coefficients.
+    """
+    return problem.groups.by_expert(coefficients).ne(0).any(-1).tolist()
+
+
+def check_licences(report: LicenceReport, *, strict: bool) -> None:
+    """Refuse a merge whose licences conflict or are unknown, if that is wished.
+
+    :raises ValueError: in one sentence.
+    """
+    fault = report.sentence()
+    if strict and fault is not None:
+        raise ValueError(
+            f"strict_licences: expected licences that can be had together, found that {fault}"
+        )
+
+
+def read_licence(source) -> str | None:
+    """The licence of a base or an adapter, or None if it is not said.
+
+    :param source: a folder, or a hub id, of which the files in the local cache are read.
+    :return: in small letters as the hub has it, such as `apache-2.0`.
+    """
+    for name in PACKAGED:
+        if source and Path(str(source)).name == name:
+            return PACKAGED[name]
+    card = _find(source, CARD)
+    if card is not None:
+        named = _licence_of_card(card)
+        if named is not None:
+            return named
+    for name in LICENCE_FILES:
+        file = _find(source, name)
+        if file is not None:
+            return licence_of_text(_read(file))
+    return None
+
+
+def licence_of_text(text: str) -> str | None:
+    """The licence whose text a file holds, or None if it is none of the known ones."""
+    beginning = " ".join(text[:4000].lower().split())
+    for pattern, licence in TEXTS:
+        if re.search(pattern.replace(r"\s+", " "), beginning):
+            return licence
+    return None
+
+
+def find_conflicts(parts: Sequence[Part]) -> tuple[str, ...]:
+    """A sentence for every two licences that cannot be had together, and for those that forbid
+    merges.
+    """
+    found: dict[str, str] = {}  # the first part that has each licence
+    for part in parts:
+        if part.licence is not None:
+            found.setdefault(part.licence, part.name)
+    conflicts = []
+    licences = sorted(found)
+    for place, one in enumerate(licences):
+        if NO_DERIVATIVES.fullmatch(one):
+            conflicts.append(f"{one} ({sanitize(found[one])}) does not allow derivatives")
+        for other in licences[place + 1 :]:
+            reason = _why_not_together(one, other)
+            if reason is not None:
+                pair = f"{one} ({sanitize(found[one])}) and {other} ({sanitize(found[other])})"
+                conflicts.append(f"{pair} {reason}")
+    return tuple(conflicts)
+
+
+def _why_not_together(one: str, other: str) -> str | None:
+    """Why no work can be under both licences, or None."""
+    both_strict = not (PERMISSIVE.fullmatch(one) or PERMISSIVE.fullmatch(other))
+    families = (_family(one), _family(other))
+    if "GPL 2" in families and "apache-2.0" in (one, other):
+        return "cannot be had together: GPL 2 forbids the patent terms of Apache 2"
+    if not both_strict or families[0] == families[1]:
+        return None
+    if None in families:  # of terms that no rule here knows
+        return None
+    return "each ask that a merge is given on under their own terms"
+
+
+def _family(licence: str) -> str | None:
+    """What a licence asks of derivatives: a name that licences share which go together.
+
+    :return: None if it is permissive or of no known kind.
+    """
+    if licence in COPYLEFT:
+        return COPYLEFT[licence]
+    if NON_COMMERCIAL.fullmatch(licence):
+        return "non-commercial"
+    if OWN_TERMS.fullmatch(licence):
+        return licence
+    return None
+
+
+def _licence_of_card(card: Path) -> str | None:
+    """The licence in the metadata of a model card, or None."""
+    from huggingface_hub import metadata_load
+
+    try:
+        values = metadata_load(card) or {}
+        named = values.get("license") or values.get("licence")
+        if named == "other":
+            named = values.get("license_name")
+    except Exception:  # whatever YAML and the hub's library make of a damaged card
+        return None
+    if isinstance(named, list) and len(named) == 1:
+        named = named[0]
+    if not isinstance(named, str) or not named.strip():
+        return None
+    return sanitize(named).lower().replace(" ", "-")
+
+
+def _find(source, name: str) -> Path | None:
+    """A file of a folder, or of a hub id in the local cache."""
+    if not source:
+        return None
+    path = Path(str(source))
+    if path.is_dir():
+        file = path / name
+        return file if file.is_file() else None
+    if hub_id(str(source)) is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(str(source), name)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _read(path: Path) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read(LONGEST_FILE)
