@@ -1,0 +1,48 @@
+"""The setting `stop`: a search ends before its budget where it gains too little."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from evox_evogm.algorithms.stopping import GAIN, WINDOW, should_stop
+from evox_evogm.command.search_algorithm import RECOMMENDING, cost_of_point
+from evox_evogm.command.settings import RunSettings
+from evox_evogm.problems.lora_merge import LoRAMergeProblem
+
+
+def least_gain(settings: RunSettings) -> float | None:
+    """What the last evaluations have to gain for a search to go on; None if it always does."""
+    if settings.stop == "auto":
+        return GAIN
+    return settings.stop
+
+
+def has_converged(
+    settings: RunSettings, algorithm: Any, problem: LoRAMergeProblem, records: Sequence[dict]
+) -> bool:
+    """Whether a search should end after its last step, by its history.
+
+    :param algorithm: as the workflow steps it. Only those that recommend a point can tell.
+    :param records: of the steps, in order.
+    """
+    gain = least_gain(settings)
+    if gain is None or not isinstance(algorithm, RECOMMENDING):
+        return False
+    scored = [record["coefficients"] for record in records if record["score"] is not None]
+    cost = cost_of_point(settings.algorithm)
+    if cost * len(scored) < 2 * WINDOW:
+        return False
+    points = torch.tensor(scored)
+    return should_stop(algorithm, points, -problem.recall(points), cost=cost, gain=gain)
+
+
+def describe_stop(settings: RunSettings, *, stopped: bool) -> str | None:
+    """What `result.json` says of a search that ended before its budget; None if it did not."""
+    if not stopped:
+        return None
+    gain = least_gain(settings)
+    return (
+        f"the search ended before its budget: its last {WINDOW} evaluations are expected to have "
+        f"gained less than {gain:g} on other examples (stop: {settings.stop})"
+    )
