@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from evox_evogm.problems.cost_model import MODES
+from evox_evogm.problems.functions.function_scorer import functions_of
 from evox_evogm.problems.objectives import OBJECTIVES
 from evox_evogm.problems.racing import Racing
+from evox_evogm.problems.scalarization import Objective
+from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.task import Task
 
 
@@ -65,6 +68,53 @@ def check_objectives(objectives, racing: Racing | None, modes: Mapping[str, str]
         raise ValueError(
             'mode: expected "auto" or "unmerged" with gradients, which are those of the '
             "coefficients of rows, found 'merged'"
+        )
+
+
+def check_functions(tasks: Sequence[Task], objectives, racing: Racing | None) -> None:
+    """Refuse functions where a part of the examples, or a derivative, is needed."""
+    for task in functions_of(tasks):
+        if racing is not None:
+            raise ValueError(
+                f"racing: expected tasks with examples, found the function {task.source!r}, which "
+                "cannot be called for a part of them"
+            )
+        if objectives == "gradients":
+            raise ValueError(
+                f"task {task.name!r}: expected a task with derivatives for gradients, found the "
+                f"function {task.source!r}"
+            )
+
+
+def check_custom(tasks: Sequence[Task], objectives, racing: Racing | None) -> None:
+    """Refuse tasks without derivatives where they are needed, and such as are scored as a whole."""
+    for task in tasks:
+        if not isinstance(task, CustomTask):
+            continue
+        if racing is not None and not task.scores_by_example:
+            raise ValueError(
+                f"racing: expected tasks that are scored example by example, found {task.name!r} "
+                f"with the metric {task.metric} of all examples together"
+            )
+        if objectives == "gradients" and task.no_derivatives is not None:
+            raise ValueError(
+                f"task {task.name!r}: expected a task with derivatives for gradients, found that "
+                f"{task.no_derivatives}"
+            )
+
+
+def check_objective(objective: Objective, objectives, racing: Racing | None) -> None:
+    """Refuse an objective that is no mean where merges are compared by examples or outcomes."""
+    if racing is not None and not objective.is_plain_mean:
+        raise ValueError(
+            "racing: expected the plain mean over tasks, found weights, constraints or "
+            f"objective {objective.kind!r}, by which examples are not compared one by one"
+        )
+    if objectives in ("outcomes", "gradients") and not objective.is_weighted_mean:
+        found = "constraints" if objective.constraints else f"objective {objective.kind!r}"
+        raise ValueError(
+            f"objectives: expected a weighted mean over tasks for {objectives}, which add up, "
+            f"found {found}"
         )
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from evox_evogm.problems.scalarization import MEAN, Objective
+
 # What a forward and a backward pass take, in forward passes, rounded up: 2.4 to 2.5 of those in
 # unmerged mode, 3.0 to 3.1 in merged mode (benchmarks/results/gradients.md).
 GRADIENT_COST = 3
@@ -29,6 +31,7 @@ class Evaluation:
     :param estimate: of a pruned merge's score, or None.
     :param gradient: the n g derivatives of the smoothed score by the coefficients; empty if they
         were not asked for.
+    :param objective: how the scores of tasks become the score of the merge.
     """
 
     coefficients: tuple[float, ...]
@@ -39,6 +42,7 @@ class Evaluation:
     cost: float = 1.0
     estimate: float | None = None
     gradient: Sequence[float] = ()
+    objective: Objective = MEAN
 
     @cached_property
     def by_task(self) -> dict[str, float]:
@@ -50,12 +54,15 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """The mean over tasks, or the estimate of a pruned merge; -inf if the evaluation failed."""
+        """What the objective makes of the tasks: their mean, unless it is another.
+
+        The estimate of a pruned merge; -inf if the evaluation failed.
+        """
         if self.estimate is not None:
             return self.estimate
         if not self.by_task:
             return float("-inf")
-        return sum(self.by_task.values()) / len(self.by_task)
+        return self.objective.score(self.by_task)
 
     def as_record(self) -> dict:
         """The evaluation as numbers, lists and texts, for a run's history."""

@@ -9,6 +9,7 @@ import torch
 
 from evox_evogm.problems.adapters.merging import StackedModule
 from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.scalarization import MEAN, Objective
 
 # lambda_k s_k in the model's dtype, for every coefficient and scale that occurs
 Key = tuple[float, ...]
@@ -21,14 +22,22 @@ class EvaluationCache:
 
     :param modules: the stacked experts, by module.
     :param dtype: of the model's weights.
+    :param objective: of the evaluations that are found, whatever it was when they were made.
     """
 
-    def __init__(self, modules: Mapping[str, StackedModule], dtype: torch.dtype):
+    def __init__(
+        self,
+        modules: Mapping[str, StackedModule],
+        dtype: torch.dtype,
+        objective: Objective = MEAN,
+    ):
         coefficients, scales = coefficients_and_scales(modules)
         self.dtype = dtype
+        self.objective = objective
         self._coefficients = torch.tensor(coefficients, device="cpu")
         self._scales = torch.tensor(scales, device="cpu")
         self._evaluations: dict[Key, Evaluation] = {}
+        self._recommended: set[Key] = set()  # evaluated at the end of a search, not in it
 
     def unseen(self, pop: torch.Tensor) -> torch.Tensor:
         """The merges of a population that have no evaluation, each once.
@@ -57,6 +66,7 @@ class EvaluationCache:
             evaluation = new_by_key.get(key) or _unpacked(self._evaluations[key])
             seconds = evaluation.seconds if key in uncounted else 0.0
             uncounted.discard(key)
+            evaluation = replace(evaluation, objective=self.objective)
             found.append(replace(evaluation, coefficients=tuple(coefficients), seconds=seconds))
         return found
 
@@ -68,15 +78,22 @@ class EvaluationCache:
     def load_history(self, records: Iterable[Mapping]) -> None:
         """Keep the evaluations of an earlier process, except those that failed.
 
-        :param records: made by `Evaluation.as_record`.
+        :param records: made by `Evaluation.as_record`. A point that ended a search with a smaller
+            budget has the entry `recommended`, and does not count in `best`.
         """
-        succeeded = []
+        succeeded: list[Evaluation] = []
+        recommended: list[Evaluation] = []
         for record in records:
             evaluation = Evaluation.from_record(record)
             if not evaluation.failure:
-                succeeded.append(_packed(evaluation))
+                kept = recommended if record.get("recommended") else succeeded
+                kept.append(_packed(evaluation))
         for key, evaluation in self._by_key(succeeded).items():
             self._evaluations.setdefault(key, evaluation)
+        for key, evaluation in self._by_key(recommended).items():
+            if key not in self._evaluations:
+                self._evaluations[key] = evaluation
+                self._recommended.add(key)
 
     def best(self, besides: torch.Tensor) -> Evaluation | None:
         """The best complete evaluation, or None.
@@ -86,7 +103,9 @@ class EvaluationCache:
         left_out = set(self._keys(besides))
         complete = []
         for key, evaluation in self._evaluations.items():
-            if key not in left_out and evaluation.scores and evaluation.estimate is None:
+            if key in left_out or key in self._recommended:
+                continue
+            if evaluation.scores and evaluation.estimate is None:
                 complete.append(evaluation)
         best = max(complete, key=lambda evaluation: evaluation.score, default=None)
         return None if best is None else _unpacked(best)
@@ -94,6 +113,7 @@ class EvaluationCache:
     def clear(self) -> None:
         """Forget all evaluations."""
         self._evaluations.clear()
+        self._recommended.clear()
 
     def _keys(self, pop: torch.Tensor) -> list[Key]:
         coefficients = pop.detach().to("cpu", torch.float32)

@@ -20,8 +20,11 @@ from evox_evogm.problems.adapters.regmean_unlabelled import regress
 from evox_evogm.problems.adapters.same_base import name_in_export
 from evox_evogm.problems.checks import (
     check_candidates_at_once,
+    check_custom,
+    check_functions,
     check_modes,
     check_no_transform,
+    check_objective,
     check_objectives,
     check_tasks,
     check_width,
@@ -29,6 +32,8 @@ from evox_evogm.problems.checks import (
 from evox_evogm.problems.evaluation import GRADIENT_COST, Evaluation
 from evox_evogm.problems.evaluation_cache import EvaluationCache
 from evox_evogm.problems.failures import AllFailed
+from evox_evogm.problems.functions.fitness_task import FitnessTask
+from evox_evogm.problems.functions.function_scorer import FitnessFailed, functions_of, measure
 from evox_evogm.problems.inference.base_model import load_model, ready_to_score
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.chat_template import with_chat_template
@@ -40,7 +45,9 @@ from evox_evogm.problems.population_scorer import (
     on_cpu_by_default,
 )
 from evox_evogm.problems.racing import Race, Racing, in_random_order
+from evox_evogm.problems.references import score_references
 from evox_evogm.problems.retries import evaluate_with_retries
+from evox_evogm.problems.scalarization import Objective, objective_of
 from evox_evogm.problems.tasks.margins import outcomes_of, smoothed_gradient
 from evox_evogm.problems.tasks.requests import tokenize_task
 from evox_evogm.problems.tasks.task import Task
@@ -58,7 +65,7 @@ class LoRAMergeProblem(Problem):
     groups of modules, and a point has n g entries, see `adapters/groups.py`. The score of a task is
     the mean over its examples. The fitness is
 
-    - the mean over tasks (`objectives="mean"`),
+    - the mean over tasks (`objectives="mean"`), or what `objective` makes of them,
     - a column per task (`"tasks"`), for EvoX's multi-objective algorithms,
     - the mean over tasks and a margin per example (`"outcomes"`), for `SurrogateEvoGM(...,
       outcomes=problem.outcomes)`. The margins say by how much each example is right, and cost
@@ -74,9 +81,13 @@ class LoRAMergeProblem(Problem):
     - `cache`: the `EvaluationCache`; `cache.clear()` forgets all evaluations.
     - `budget_used`: full evaluations so far. A pruned merge counts as the fraction of examples that
       was evaluated.
+    - `objective`: the `Objective`; the least scores of its constraints are known after the first
+      evaluation.
     - `groups`: the `Groups` of modules, with their names.
     - `regmean`: what the experts are regressed on: True for the tasks of each, `"weights"` or
       `"prompts"`; False where they are as they were read.
+    - `other_tasks`: what else will be scored. Functions here and in `tasks` have as many examples
+      as they return numbers.
     - `notes`: sentences about what was taken for the same although it differs.
     """
 
@@ -89,6 +100,7 @@ class LoRAMergeProblem(Problem):
         other_tasks: Sequence[Task] = (),
         groups: GroupsOf = "expert",
         objectives: Literal["mean", "tasks", "outcomes", "gradients"] = "mean",
+        objective: Objective | Literal["mean", "worst", "harmonic"] = "mean",
         tokenizer=None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -119,6 +131,9 @@ class LoRAMergeProblem(Problem):
             see `group_modules`.
         :param objectives: `"mean"` over tasks, all `"tasks"`, the mean and the `"outcomes"` of all
             examples, or these and `"gradients"`.
+        :param objective: how the scores of tasks become the score of a merge: their `"mean"`, the
+            `"worst"`, their `"harmonic"` mean, or an `Objective` with weights and constraints.
+            Outcomes and gradients are those of a weighted mean without constraints.
         :param tokenizer: needed with a loaded model, otherwise read from `base`.
         :param dtype: of the weights, unless the model is loaded already. Defaults to bfloat16 where
             the processor computes in it, else float32.
@@ -157,6 +172,10 @@ class LoRAMergeProblem(Problem):
         modes = check_modes(mode, tasks)
         check_candidates_at_once(candidates_at_once)
         check_objectives(objectives, racing, modes)
+        check_functions(tasks, objectives, racing)
+        check_custom(tasks, objectives, racing)
+        self.objective = objective_of(objective).for_tasks(tasks)
+        check_objective(self.objective, objectives, racing)
         check_groups(groups)
         if objectives == "gradients":
             modes = dict.fromkeys([task.name for task in tasks], "unmerged")
@@ -184,8 +203,9 @@ class LoRAMergeProblem(Problem):
                 modes=modes,
                 max_memory=max_memory,
             )
-            self.cache = EvaluationCache(self.stacked, model.dtype)
+            self.cache = EvaluationCache(self.stacked, model.dtype, self.objective)
         self.tasks = list(tasks) if racing is None else [in_random_order(task) for task in tasks]
+        self.other_tasks = list(other_tasks)
         self.objectives = objectives
         self.racing = racing
         self.budget_used = 0.0
@@ -194,7 +214,9 @@ class LoRAMergeProblem(Problem):
             tokenize_task(task, self.language_model)
         with ready_to_score(model):
             self.scorer.probe([*self.tasks, *other_tasks])
-        self.candidates_at_once = candidates_at_once or max(1, TOKENS_AT_ONCE // tokens)
+            self.tasks = self._measure_functions(self.tasks)
+            self.other_tasks = self._measure_functions(self.other_tasks)
+        self.candidates_at_once = candidates_at_once or merges_at_once(self.tasks, tokens)
         self.on_evaluations = on_evaluations
 
     @property
@@ -225,7 +247,12 @@ class LoRAMergeProblem(Problem):
         :return: three `(S,)` tensors: the weight of each column in the mean over tasks, whether it
             counts by being above 0, and the number of its task.
         """
-        return outcomes_of(self.tasks)
+        return outcomes_of(self.tasks, self._shares)
+
+    @property
+    def _shares(self) -> list[float] | None:
+        """The share of each task in the mean; None if all are equal."""
+        return self.objective.shares(self.tasks) if self.objective.is_weighted else None
 
     @property
     def stacked(self) -> dict[str, StackedModule]:
@@ -263,6 +290,18 @@ class LoRAMergeProblem(Problem):
         with ready_to_score(self.language_model.model):
             self.scorer.choose_modes(self.tasks, min(candidates, self.candidates_at_once))
 
+    def resolve_constraints(self) -> None:
+        """Score the models that constraints compare with, unless their least scores are known.
+
+        These evaluations are not counted in `budget_used`.
+        """
+        if self.objective.is_resolved:
+            return
+        needed = {found.against for found in self.objective.constraints if found.least is None}
+        references = score_references(self.with_experts_as_given(), needed)
+        self.objective = self.objective.resolve(references)
+        self.cache.objective = self.objective
+
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
         """Score a population.
@@ -283,6 +322,7 @@ class LoRAMergeProblem(Problem):
         check_no_transform(pop)
         check_width(pop, self.n_experts, self.groups.count)
         self.choose_modes(len(pop))
+        self.resolve_constraints()
         # The history of an interrupted run may hold merges of this population, which had no part
         # in the comparison when it was first evaluated.
         best = self.cache.best(besides=pop) if self.racing is not None else None
@@ -311,7 +351,7 @@ class LoRAMergeProblem(Problem):
         race = Race(pop, self.tasks, self.racing, best)
         for tasks in race.rungs:
             found = self.scorer.score(pop[race.running], tasks)
-            race.add(found.scores, found.margins)
+            race.add(found.scores, found.margins, found.failures)
             race.prune()
             if not race.running:
                 break
@@ -322,7 +362,9 @@ class LoRAMergeProblem(Problem):
         race = Race(pop, self.tasks)
         found = self.scorer.differentiate(pop, self.tasks)
         race.add(found.scores, found.margins)
-        gradients = smoothed_gradient(found.margins, found.derivatives, self.tasks)  # (P, n g)
+        gradients = smoothed_gradient(
+            found.margins, found.derivatives, self.tasks, self._shares
+        )  # (P, n g)
         evaluations = []
         for evaluation, gradient in zip(
             race.evaluations(keep_margins=True), gradients.tolist(), strict=True
@@ -334,6 +376,15 @@ class LoRAMergeProblem(Problem):
                 evaluation = replace(evaluation, gradient=tuple(gradient))
             evaluations.append(replace(evaluation, cost=GRADIENT_COST))
         return evaluations
+
+    def recall(self, pop: torch.Tensor) -> torch.Tensor:
+        """What `evaluate` returned for points that did not fail. Nothing is evaluated.
+
+        :param pop: a `(P, n g)` tensor of evaluated coefficients.
+        :raises KeyError: if one was not evaluated.
+        """
+        with ready_to_score(self.language_model.model):
+            return self._fitness(self.cache.find(pop), pop)
 
     def _fitness(self, evaluations: Sequence[Evaluation], pop: torch.Tensor) -> torch.Tensor:
         objective = OBJECTIVES[self.objectives]
@@ -375,6 +426,7 @@ class LoRAMergeProblem(Problem):
             `margins.METRICS_BY_SIGN`.
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
         :raises ValueError: if two tasks have one name, as a dev and a test task may.
+        :raises FitnessFailed: if a task is a function, and fails with one of the merges.
         """
         check_no_transform(pop)
         if tasks is not None:
@@ -383,9 +435,21 @@ class LoRAMergeProblem(Problem):
             for task in tasks or ():
                 tokenize_task(task, self.language_model)
             found = self.scorer.score(pop, self.tasks if tasks is None else tasks)
+        for failure in found.failures.values():
+            raise FitnessFailed(failure)
         if margins is not None:
             margins.update(found.margins)
         return found.scores
+
+    def _measure_functions(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks, with as many examples in each function as it returns numbers of the base."""
+        measured: list[Task] = []
+        with on_cpu_by_default():
+            for task in tasks:
+                if isinstance(task, FitnessTask):
+                    task = measure(task, self.scorer)
+                measured.append(task)
+        return measured
 
     def with_experts_as_given(self) -> "LoRAMergeProblem":
         """A problem whose experts are as they were read: this one, unless they are regressed.
@@ -398,16 +462,24 @@ class LoRAMergeProblem(Problem):
         given.regmean = False
         given.experts = self._experts_as_read
         given.scorer = self.scorer.with_experts(given.experts)
-        given.cache = EvaluationCache(given.stacked, self.cache.dtype)
+        given.cache = EvaluationCache(given.stacked, self.cache.dtype, self.objective)
         given.on_evaluations = None
         return given
 
-    def export(self, coefficients: torch.Tensor, folder, *, base: str | None = None) -> float:
+    def export(
+        self,
+        coefficients: torch.Tensor,
+        folder,
+        *,
+        base: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> float:
         """Write a merge as one LoRA adapter in PEFT format, load it with plain peft, and compare.
 
         :param coefficients: an `(n g,)` tensor of effective coefficients, not all 0.
         :param folder: where the adapter goes.
         :param base: the name of the base in it, see `name_in_export` for the default.
+        :param dtype: of its tensors, which are exact in float32 and rounded in others.
         :return: the largest relative difference of a module's weights between the reloaded adapter
             and the merge.
         """
@@ -416,8 +488,22 @@ class LoRAMergeProblem(Problem):
             loaded_by = getattr(model.config, "_name_or_path", "") or ""
             base = name_in_export(loaded_by, [expert.base for expert in self.experts])
         with ready_to_score(model):
-            export_adapter(self.experts, coefficients, folder, base=base, groups=self.groups)
+            export_adapter(
+                self.experts, coefficients, folder, base=base, groups=self.groups, dtype=dtype
+            )
             return reload_difference(model, self.experts, coefficients, folder, self.groups)
+
+
+def merges_at_once(tasks: Sequence[Task], tokens: int) -> int:
+    """How many merges are scored together before their results are reported.
+
+    :param tokens: of the prompts of all tasks. Functions have none: those that get one merge are
+        called before the next, those that get a population with all of it.
+    """
+    if tokens:
+        return max(1, TOKENS_AT_ONCE // tokens)
+    one_by_one = any(not task.population for task in functions_of(tasks))
+    return 1 if one_by_one else TOKENS_AT_ONCE
 
 
 def box_of(n: int, *, regressed: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,15 +9,18 @@ from evox_evogm.problems.tasks.task import Task
 
 
 def mean_objective(evaluation: Evaluation, tasks: Sequence[Task]) -> float:
-    """The mean score over tasks; -inf if the evaluation failed."""
+    """The score of the merge, see `Objective`; -inf if the evaluation failed."""
     return evaluation.score
 
 
 def task_objectives(evaluation: Evaluation, tasks: Sequence[Task]) -> list[float]:
-    """The mean score of each of M tasks; -inf if the evaluation failed."""
-    if not evaluation.by_task:
+    """The mean score of each of M tasks, below all others where a constraint is broken; -inf if the
+    evaluation failed.
+    """
+    by_task = evaluation.by_task
+    if not by_task:
         return [evaluation.score] * len(tasks)
-    return list(evaluation.by_task.values())
+    return [evaluation.objective.penalize(score, by_task) for score in by_task.values()]
 
 
 def outcome_objectives(evaluation: Evaluation, tasks: Sequence[Task]) -> list[float]:

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,13 @@ from evox_evogm.problems.adapters.merging import (
 )
 from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.cost_model import Rates, measure_rates, predict
+from evox_evogm.problems.functions.fitness_task import FitnessTask
+from evox_evogm.problems.functions.function_scorer import (
+    functions_of,
+    mode_of_function,
+    score_functions,
+    without_functions,
+)
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.probe import probe_base
@@ -27,6 +35,8 @@ from evox_evogm.problems.tasks.requests import cases_or_all, prompts_of
 from evox_evogm.problems.tasks.task import Task
 
 log = logging.getLogger(__name__)
+# What the probe reads where no task has prompts.
+TEXTS = ("The sum of two and three is", "Question: Is seven a colour or a number?\nAnswer:")
 
 
 class TaskScores(NamedTuple):
@@ -36,11 +46,13 @@ class TaskScores(NamedTuple):
     :param margins: the same for margins, see `margins.METRICS_BY_SIGN`.
     :param derivatives: by task name a `(P, S, n g)` tensor on the CPU, of the margins by the
         coefficients, see `metrics.METRICS`; empty if they were not asked for.
+    :param failures: by row of a merge, why a function did not score it.
     """
 
     scores: dict[str, torch.Tensor]
     margins: dict[str, torch.Tensor]
     derivatives: dict[str, torch.Tensor]
+    failures: Mapping[int, str] = MappingProxyType({})
 
 
 class PopulationScorer:
@@ -94,6 +106,8 @@ class PopulationScorer:
         prompts: list[tuple[int, ...]] = []
         for task in tasks:
             prompts += prompts_of(task, model, cases_or_all(task, None))
+        if not prompts:
+            prompts = [model.prompt_tokens(text) for text in TEXTS]
         merges = "merged" in self.modes.values() or not self._copy_is_too_large()
         merger = self.weight_merger if merges else None
         with on_cpu_by_default():
@@ -127,15 +141,19 @@ class PopulationScorer:
         """
         with on_cpu_by_default():
             modes = self._modes_for(tasks, len(pop))
-            unmerged_tasks = tasks_in_mode("unmerged", tasks, modes)
-            merged_tasks = tasks_in_mode("merged", tasks, modes)
+            with_examples = without_functions(tasks)
+            unmerged_tasks = tasks_in_mode("unmerged", with_examples, modes)
+            merged_tasks = tasks_in_mode("merged", with_examples, modes)
             margins = zeros_by_task(tasks, len(pop))
-            scores: dict[str, torch.Tensor] = {}
+            failures: dict[int, str] = {}
+            functions = functions_of(tasks)
+            scores = score_functions(functions, self, pop, modes, margins, failures)
             if unmerged_tasks:
                 scores |= self._score_unmerged(pop, unmerged_tasks, margins)
             if merged_tasks:
                 scores |= self._score_merged(pop, merged_tasks, margins)
-        return TaskScores({task.name: scores[task.name] for task in tasks}, margins, {})
+        by_task = {task.name: scores[task.name] for task in tasks}
+        return TaskScores(by_task, margins, {}, failures)
 
     def differentiate(self, pop: torch.Tensor, tasks: Sequence[Task]) -> TaskScores:
         """Score merges, and differentiate their margins by the coefficients, in unmerged mode.
@@ -199,6 +217,10 @@ class PopulationScorer:
         for task in tasks:
             if task.name in self.modes:
                 modes[task.name] = self.modes[task.name]
+            elif isinstance(task, FitnessTask):
+                able, large_copy = self.language_model.capabilities, self._copy_is_too_large()
+                modes[task.name] = mode_of_function(task, able, large_copy=large_copy)
+                log.info("task %s: %s; it is a function", task.name, modes[task.name])
             else:
                 undecided.append(task)
         if not undecided:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+from types import MappingProxyType
 
 import torch
 
@@ -59,6 +60,7 @@ class Racer:
         self.scores: dict[str, list[float]] = {}
         self.margins: dict[str, list[float]] = {}
         self.estimate: float | None = None
+        self.failure: str | None = None
 
     @property
     def evaluated(self) -> int:
@@ -89,8 +91,8 @@ class Racer:
         :param keep_margins: whether the evaluation holds the margins.
         """
         failed_task = self.failed_task()
-        if failed_task is not None:
-            failure = f"task {failed_task}: expected finite scores, found others"
+        if self.failure is not None or failed_task is not None:
+            failure = self.failure or f"task {failed_task}: expected finite scores, found others"
             return Evaluation(self.coefficients, {}, seconds, failure)
         return Evaluation(
             coefficients=self.coefficients,
@@ -130,13 +132,20 @@ class Race:
         self._examples = sum(len(task.examples) for task in tasks)
         self._start = time.perf_counter()
 
-    def add(self, scores: Mapping[str, torch.Tensor], margins: Mapping[str, torch.Tensor]) -> None:
+    def add(
+        self,
+        scores: Mapping[str, torch.Tensor],
+        margins: Mapping[str, torch.Tensor],
+        failures: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
         """Note what the running merges reached on the examples of a rung.
 
         :param scores: by task an `(R, S)` tensor, R the number of running merges.
         :param margins: the same for margins.
+        :param failures: by place among the running merges, why a merge has no scores.
         """
         for place, row in enumerate(self.running):
+            self._racers[row].failure = failures.get(place)
             for task in scores:
                 self._racers[row].add(task, scores[task][place], margins[task][place])
 

@@ -6,16 +6,24 @@ from pathlib import Path
 import torch
 
 from evox_evogm.command.escaping import sanitize
+from evox_evogm.problems.adapters.adapter_dtype import (
+    ROUNDING,
+    dtype_name,
+    resolve_adapter_dtype,
+)
 from evox_evogm.problems.adapters.read_adapter import CONFIG, WEIGHTS
 from evox_evogm.problems.adapters.same_base import name_in_export
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 ADAPTER = "adapter"
-EXACT = 1e-5  # relative difference of weights up to which a reloaded adapter counts as the merge
 
 
 def export_merge(
-    problem: LoRAMergeProblem, best: torch.Tensor, out: Path, settings_folder: Path
+    problem: LoRAMergeProblem,
+    best: torch.Tensor,
+    out: Path,
+    settings_folder: Path,
+    dtype: str = "float32",
 ) -> dict | None:
     """Export a merge as one adapter, and check it with plain peft.
 
@@ -24,26 +32,30 @@ def export_merge(
     :param best: `(n g,)` effective coefficients.
     :param out: the run folder.
     :param settings_folder: the folder that paths in the settings are relative to.
+    :param dtype: of the adapter, by its name in the settings.
     :return: what `result.json` says of the adapter, or None if all coefficients are 0, as in the
-        base: its folder, the largest relative difference of its weights from the merge, digests of
-        its files, and as `error` why it cannot be used (None if it can).
+        base: its folder and dtype, the largest relative difference of its weights from the merge,
+        digests of its files, and as `error` why it cannot be used (None if it can).
     """
     if not bool((best != 0).any()):
         return None
     folder = out / ADAPTER
     difference, error = None, None
     loaded_by = problem.language_model.model.config._name_or_path
+    precision = resolve_adapter_dtype(dtype, problem.experts)
     named = [expert.base for expert in problem.experts]
     try:
         base = name_in_export(loaded_by, named, settings_folder)
-        difference = problem.export(best, folder, base=base)
+        difference = problem.export(best, folder, base=base, dtype=precision)
     except Exception as raised:  # peft, safetensors and the disk have errors of their own
         error = f"{type(raised).__name__}: {sanitize(str(raised))}"
-    if difference is not None and not difference <= EXACT:  # nor NaN
-        found = f"found weights that differ by {difference:.1e}, over {EXACT} (relative)"
+    allowed = ROUNDING[precision]
+    if difference is not None and not difference <= allowed:  # nor NaN
+        found = f"found weights that differ by {difference:.1e}, over {allowed} (relative)"
         error = f"expected the weights of the merge, {found}"
     return {
         "folder": ADAPTER,
+        "dtype": dtype_name(precision),
         "largest_relative_difference": difference,
         "sha256": file_digests(folder),
         "error": error,
@@ -60,17 +72,20 @@ def file_digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def adapter_fault(result: dict, out: Path) -> str | None:
+def adapter_fault(result: dict, out: Path, dtype: str | None = None) -> str | None:
     """Why the adapter of a finished run has to be made again, or None.
 
     :param result: what `result.json` holds.
     :param out: the run folder.
+    :param dtype: that is wanted, if that matters.
     """
     adapter = result["adapter"]
     if adapter is None:
         return None
     if adapter["error"]:
         return f"it could not be used: {adapter['error']}"
+    if dtype is not None and adapter.get("dtype", "float32") != dtype:
+        return f"it is in {adapter.get('dtype', 'float32')}, where {dtype} is wanted"
     folder = out / adapter["folder"]
     found = file_digests(folder)
     for name, digest in adapter["sha256"].items():

@@ -11,9 +11,10 @@ from typing import NamedTuple
 from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.scores import ScoreRow, dev_scores_by_point
 from evox_evogm.command.tasks import RunTasks
+from evox_evogm.problems.functions.fitness_task import FitnessTask
 from evox_evogm.problems.inference.base_model import ready_to_score
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.tasks.requests import gold_text
+from evox_evogm.problems.tasks.requests import Case, gold_text, prompts_of
 from evox_evogm.problems.tasks.task import Task
 
 ROUNDING = 1e-6  # relative difference up to which two scores are alike
@@ -23,6 +24,14 @@ CAUSES = (
     "plain prompts for a base that is trained for chats.",
     "Targets carry their rationale: a target has to be the answer alone.",
     "The experts change nothing in these tasks, or all examples are too easy or too hard.",
+)
+
+
+CAUSES_OF_FUNCTIONS = (
+    "The function returns the same whatever the model answers: it does not call it, or parses "
+    "nothing of its answers.",
+    "Answers are too short (max_new_tokens), or prompts are of the wrong kind (chat).",
+    "The experts change nothing in what the function asks, or it is too easy or too hard.",
 )
 
 
@@ -107,17 +116,40 @@ def explain_no_information(flat: Sequence[FlatTask], model: LanguageModel) -> No
     zeros = [found for found in flat if found.dev == found.test == 0]
     found = "every score 0" if len(zeros) == len(flat) else "equal scores in every task"
     expected = "expected differences between base, experts and merges"
-    task = (zeros or flat)[0].task
+    sentence = f"scores: {expected}, found {found}; the search learned nothing"
+    with_examples = [found for found in flat if not isinstance(found.task, FitnessTask)]
+    if not with_examples:
+        return describe_function(flat[0], sentence)
+    zeros = [found for found in zeros if found in with_examples]
+    task = (zeros or with_examples)[0].task
     example = task.examples[0]
-    prompt = model.prompt_tokens(example.prompt, chat=task.chat)
+    (prompt,) = prompts_of(task, model, [Case(0, example)])
     return NoInformation(
-        sentence=f"scores: {expected}, found {found}; the search learned nothing",
+        sentence=sentence,
         causes=CAUSES,
         task=task.name,
         example=example.id,
         prompt=str(model.tokenizer.decode(list(prompt))),
         output=_output(model, prompt, task),
         expected=gold_text(task, example),
+    )
+
+
+def describe_function(flat: FlatTask, sentence: str) -> NoInformation:
+    """What to tell the user where all tasks are functions.
+
+    :param flat: the first of them.
+    :param sentence: what all scores are.
+    """
+    assert isinstance(flat.task, FitnessTask)
+    return NoInformation(
+        sentence=sentence,
+        causes=CAUSES_OF_FUNCTIONS,
+        task=flat.task.name,
+        example="(all)",
+        prompt=f"(prompts of the function {flat.task.source})",
+        output=f"(scored {flat.dev:g} on dev and {flat.test:g} on test)",
+        expected="(scores that differ between merges)",
     )
 
 

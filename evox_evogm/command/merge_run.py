@@ -5,7 +5,8 @@ The run folder holds
 - `config.yaml` and `inputs.json`: the settings as used, and digests of what they name;
 - `history.jsonl`: one line per evaluation, on disk before it counts;
 - `state.safetensors`: from which an interrupted run goes on;
-- in the end `result.json`, `report.md` and `adapter/`, the best merge in PEFT format.
+- in the end `scores_by_example.json`, `report_data.json`, `result.json`, `report.md`, `adapter/`,
+  the best merge in PEFT format, and `report.html` with its `figures/`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,23 +18,40 @@ import torch
 from evox.workflows import StdWorkflow
 
 from evox_evogm.command.adapter import adapter_fault, export_merge
+from evox_evogm.command.budget import Budget
+from evox_evogm.command.chosen_settings import FOUND_OUT, chosen
+from evox_evogm.command.constraint_settings import objective_of_settings, objectives_of
+from evox_evogm.command.earlier_rows import earlier_rows
 from evox_evogm.command.experts import expert_folders, tasks_of_experts
+from evox_evogm.command.harness_check import check_by_harness, notes_of_harness
+from evox_evogm.command.html_report import write_page
 from evox_evogm.command.information import (
     describe_flat_tasks,
     explain_no_information,
     flat_tasks,
 )
-from evox_evogm.command.notes import notes_of_failed_rows, notes_of_inputs
-from evox_evogm.command.progress import OnProgress, ProgressCounter
+from evox_evogm.command.licences import check_licences, licences_of
+from evox_evogm.command.notes import notes_of_box, notes_of_failed_rows, notes_of_inputs
+from evox_evogm.command.objective_report import describe_front, describe_objective
+from evox_evogm.command.progress import OnProgress, ProgressCounter, full_evaluations, searched
+from evox_evogm.command.report_data import (
+    collect_report_data,
+    wants_contributions,
+    write_report_data,
+)
 from evox_evogm.command.result import (
     describe_merge,
     read_coefficients,
     read_result,
+    write_examples,
     write_result,
 )
 from evox_evogm.command.run_folder import (
     RESULT,
     RunLock,
+    change_budget,
+    check_budget,
+    check_marked,
     check_same_inputs,
     check_same_settings,
     saved_settings,
@@ -42,7 +60,6 @@ from evox_evogm.command.run_folder import (
 from evox_evogm.command.run_inputs import input_digests, made_with
 from evox_evogm.command.scores import Candidate, ScoreRow, score_rows
 from evox_evogm.command.search_algorithm import (
-    OBJECTIVES,
     check_search,
     cost_of_point,
     describe_step,
@@ -52,11 +69,15 @@ from evox_evogm.command.search_algorithm import (
     recommended,
 )
 from evox_evogm.command.settings import RunSettings
-from evox_evogm.command.tasks import read_tasks
+from evox_evogm.command.stopping_rule import describe_stop, has_converged
+from evox_evogm.command.tasks import RunTasks, read_tasks, with_sizes
+from evox_evogm.command.trial import check_trial, make_trial, saved_trial, score_trained
+from evox_evogm.command.trial_remarks import note_of_many_examples, remarks_on_trial
+from evox_evogm.problems.adapters.adapter_dtype import dtype_name, resolve_adapter_dtype
 from evox_evogm.problems.lora_merge import LoRAMergeProblem, box_of
 from evox_evogm.problems.racing import Racing
 from evox_evogm.problems.tasks.task import Task
-from evox_evogm.resume.resumable_search import ResumableSearch
+from evox_evogm.resume.resumable_search import ResumableSearch, saved_seconds
 
 
 class MergeRun:
@@ -84,34 +105,47 @@ class MergeRun:
         """Build the parts, and check everything that can be known before the first evaluation."""
         self.saved = saved_settings(self.out)
         self.settings = self._settings_as_saved(settings)
+        settings = self.settings
         check_search(settings)
         device = resolve_device(settings.device)
         experts = expert_folders(settings.experts, folder)
         pop_size = population_size(settings, len(experts))
         self.tasks = read_tasks(settings.tasks, folder)
+        self.objective = objective_of_settings(settings, self.tasks.dev)
         own_tasks = tasks_of_experts(settings.regmean, experts, self.tasks.dev)
         box = box_of(len(experts), regressed=own_tasks is not None)
         # Refuses what is wrong before the model loads.
+        if settings.trial:
+            check_trial(self.tasks.dev)
         make_algorithm(settings, pop_size, box, self.tasks.dev, len(experts))
         self.problem = self._load_problem(folder, experts, own_tasks, device)
+        check_licences(licences_of(self.problem), strict=settings.strict_licences)
+        self.tasks = with_sizes(self.tasks, self.problem)
         pop_size = population_size(settings, self.problem.n_coefficients)
         self.algorithm = make_algorithm(
-            settings, pop_size, self.problem.box, self.tasks.dev, len(experts)
+            settings, pop_size, self.problem.box, self.tasks.dev, len(experts), self.objective
         )
         self.random_state = torch.get_rng_state()
         self.digests = input_digests(self.problem.language_model, self.tasks, experts)
         if self.saved is not None:
             check_same_inputs(self.digests, self.out)
-        self.workflow = StdWorkflow(self.algorithm, self.problem, opt_direction="max", device="cpu")
+        self.workflow = StdWorkflow(
+            self.algorithm, self.problem, opt_direction=self.directions, device="cpu"
+        )
         self.records: list[dict] = []  # the history, without scores by example
         self.counter: ProgressCounter | None = None
+        self.resumable: ResumableSearch | None = None
+        self.stopped = False  # whether the search ended before its budget
 
     def _settings_as_saved(self, settings: RunSettings) -> RunSettings:
         """The settings with what an earlier process chose for `auto`."""
         if self.saved is None:
             return settings
         check_same_settings(settings, self.saved, self.out)
-        return settings.model_copy(update={"dtype": self.saved.dtype, "mode": self.saved.mode})
+        if settings.limit != self.saved.limit:
+            check_budget(settings.limit, self.lock.journal.records, self.out)
+        found = {name: getattr(self.saved, name) for name in FOUND_OUT}
+        return settings.model_copy(update=found)
 
     def _load_problem(
         self,
@@ -127,7 +161,8 @@ class MergeRun:
             str(local_base) if local_base.is_dir() else settings.base,
             experts,
             self.tasks.dev,
-            objectives=OBJECTIVES[settings.algorithm],
+            objectives=objectives_of(settings),
+            objective=self.objective,
             dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
             device=device,
             batch_tokens=settings.batch_tokens,
@@ -156,21 +191,59 @@ class MergeRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the run folder holds the result of these settings."""
-        return self.saved is not None and (self.out / RESULT).is_file()
+        """Whether the run folder holds the result of these settings.
+
+        With a larger budget than that of the result it does not, if another step has room and the
+        search had not converged.
+        """
+        if self.saved is None or not (self.out / RESULT).is_file():
+            return False
+        if not self._goes_further(self.saved):
+            return True
+        if self.settings.stop == self.saved.stop and self.result()["stopped"]:
+            return True
+        records = self.lock.journal.records
+        done = full_evaluations(searched(records))
+        return not self._has_room(done, saved_seconds(self.out))
+
+    def _goes_further(self, saved: RunSettings) -> bool:
+        """Whether these settings let the search end elsewhere than earlier ones."""
+        return self.settings.limit != saved.limit or self.settings.stop != saved.stop
 
     @property
-    def budget(self) -> int:
-        """The most full evaluations that the search makes, the recommended merge among them."""
-        budget = self.settings.budget
-        if self.settings.racing:  # a pruned merge is less than one: the number of steps is open
-            return budget
-        return budget - (budget - self._kept) % self._step_cost
+    def limit(self) -> Budget:
+        """The most that the search uses: full evaluations, the recommended merge among them."""
+        evaluations = self.settings.limit.evaluations
+        if evaluations is None or self.settings.racing:  # the number of steps is open
+            return self.settings.limit
+        return Budget(evaluations - (evaluations - self._kept) % self._step_cost)
+
+    def _has_room(self, done: float, seconds: float) -> bool:
+        """Whether the budget has room for another step.
+
+        :param done: full evaluations that were made in steps.
+        :param seconds: of the search until now.
+        """
+        limit = self.limit
+        if limit.evaluations is None:
+            assert limit.seconds is not None
+            return seconds < limit.seconds
+        return done + self._step_cost + self._kept <= limit.evaluations
+
+    @property
+    def directions(self) -> str | list[str]:
+        """What the workflow makes large: a number, or one for each task."""
+        return ["max"] * len(self.tasks.dev) if self.settings.objective == "pareto" else "max"
+
+    @property
+    def box(self) -> torch.Tensor | None:
+        """The box of the search, a `(2, n g)` tensor, which may have grown; None if it has none."""
+        return getattr(self.workflow.algorithm, "box", None)
 
     @property
     def _kept(self) -> int:
         """Evaluations that are kept for the recommended merge."""
-        return recommendation_cost(self.algorithm, self.settings.budget)
+        return recommendation_cost(self.algorithm, self.settings.limit.evaluations)
 
     @property
     def _step_cost(self) -> int:
@@ -185,7 +258,23 @@ class MergeRun:
     @property
     def notes(self) -> list[str]:
         """What was found out about tasks, base and experts, a line each."""
-        return notes_of_inputs(self.problem, self.tasks)
+        notes = notes_of_inputs(self.problem, self.tasks)
+        return notes if self.settings.trial else notes + note_of_many_examples(self.tasks.dev)
+
+    def try_training(self) -> dict | None:
+        """Make the trial of the settings, or read the one that an earlier process made.
+
+        :return: what `trial.json` holds; None if the settings want no trial.
+        """
+        settings = self.settings.trial_settings
+        if settings is None:
+            return None
+        if self.saved is None:
+            self._begin()
+        trial = saved_trial(self.out)
+        if trial is None:
+            trial = make_trial(self.problem, settings, self.settings.seed, self.out)
+        return trial
 
     def search(self, on_progress: OnProgress = lambda progress: None) -> torch.Tensor:
         """Run all steps from the settings' seed, or those that an earlier process left.
@@ -196,6 +285,7 @@ class MergeRun:
         """
         if self.saved is None:
             self._begin()
+        self.try_training()
         torch.set_rng_state(self.random_state)
         search = ResumableSearch(
             self.workflow,
@@ -203,29 +293,50 @@ class MergeRun:
             describe=lambda step: describe_step(self.algorithm, step),
             journal=self.lock.journal,
         )
-        self.records = search.records
+        self.resumable, self.records = search, search.records
         forget_examples(self.records)
         made = search.problem.position
-        self.counter = ProgressCounter(self.budget, self.records, made, on_progress)
-        while self.counter.done + self._step_cost + self._kept <= self.budget:
+        if self.saved is not None and self._goes_further(self.saved):
+            check_marked(self.records[made:], self.out)
+            change_budget(self.out, self.saved, self.settings)
+        self.counter = ProgressCounter(self.limit, self.records, made, on_progress, search.seconds)
+        while not search.steps or self._has_room(self.counter.done, self.counter.seconds_used):
+            self.stopped = self._has_converged(searched(self.records[: search.problem.position]))
+            if self.stopped:
+                break
             search.run(search.steps + 1)
-        # The recommended merge, if it is evaluated, belongs to the last step, in any process.
-        search.problem.step = search.steps - 1
-        return recommended(self.workflow.algorithm, self.records, evaluate=self._kept > 0)
+        # Outside of steps: its evaluation is marked, and a larger budget passes over it.
+        return recommended(
+            self.workflow.algorithm,
+            self.records,
+            evaluate=self._kept > 0,
+            objective=self.problem.objective,
+        )
+
+    def _has_converged(self, records: Sequence[dict]) -> bool:
+        """Whether the search should end after its last step.
+
+        :param records: of the steps.
+        """
+        return has_converged(self.settings, self.workflow.algorithm, self.problem, records)
 
     def _begin(self) -> None:
         """Choose what the settings leave open, and write down what the run is made of."""
         self.problem.choose_modes(self.algorithm.pop_size)
-        chosen = {"dtype": self.dtype, "mode": dict(self.problem.modes)}
-        self.settings = self.settings.model_copy(update=chosen)
-        made = made_with(self.problem.language_model)
-        write_inputs(self.out, self.settings, self.digests, made, self.notes)
+        self.problem.resolve_constraints()
+        found = {"dtype": self.dtype, "mode": dict(self.problem.modes)}
+        found |= chosen(self.settings, self.tasks, self.problem.objective)
+        self.settings = self.settings.model_copy(update=found)
+        made = made_with(self.problem.language_model, self.tasks.dev)
+        write_inputs(self.out, self.settings, self.digests, made, self.notes, self.folder)
+        self.saved = self.settings  # now the folder is a run
 
     def _report(self, evaluations: list) -> None:
-        assert self.counter is not None
-        first = self.counter.position
-        forget_examples(self.records[first : first + len(evaluations)])
-        self.counter.report(evaluations)
+        assert self.counter is not None and self.resumable is not None
+        last = self.resumable.problem.position
+        first = last - len(evaluations)
+        forget_examples(self.records[first:last])
+        self.counter.report(self.records[first:last], first)
 
     def score_rows(self, best: torch.Tensor) -> list[ScoreRow]:
         """The rows of the final table: base, every expert, average, RegMean, and the best merge.
@@ -233,7 +344,16 @@ class MergeRun:
         :param best: `(n g,)` effective coefficients.
         """
         candidate = Candidate(self.settings.algorithm, best.cpu())
-        return score_rows(self.problem, self.tasks, candidate, self.records)
+        known = earlier_rows(self.out)
+        rows = score_rows(self.problem, self.tasks, candidate, self.records, known)
+        settings, trial = self.settings.trial_settings, self.try_training()
+        if settings is not None and settings.row and trial is not None:
+            seed = self.settings.seed
+            trained = score_trained(
+                self.problem, self.tasks, trial, settings, best.cpu(), seed, self.out
+            )
+            rows.insert(-1, trained)  # the merge stays last
+        return rows
 
     def finish(self, best: torch.Tensor, rows: Sequence[ScoreRow]) -> dict:
         """Export the best merge, check it with plain peft, and write `result.json` and `report.md`.
@@ -244,13 +364,32 @@ class MergeRun:
         """
         result = describe_merge(self.problem, best, rows, self.tasks, self.records)
         result["algorithm"] = self.settings.algorithm
+        result |= describe_objective(self.settings, self.problem.objective, rows)
+        if self.settings.objective == "pareto":
+            result["front"] = describe_front(self.problem, self.tasks, self.records, best)
+        result["trial"] = self.try_training()
         result |= self._judge(rows)
-        result["adapter"] = export_merge(self.problem, best, self.out, self.folder)
+        result["adapter"] = self._export(best)
         result["seed"] = self.settings.seed
+        result["budget"] = self.settings.budget
+        result["stopped"] = describe_stop(self.settings, stopped=self.stopped)
+        if self.stopped:
+            result["notes"].append(result["stopped"])
         result["dtype"] = self.dtype
         result["base_sha256"] = self.digests["base"]
-        result |= made_with(self.problem.language_model)
+        result |= made_with(self.problem.language_model, self.tasks.dev)
+        checked = check_by_harness(self.problem, self.tasks, rows, result["adapter"], self.out)
+        result["lm_eval"] = checked
+        result["notes"] += notes_of_harness(checked)
+        # The tasks of the problem, in whose order the dev scores are.
+        write_examples(rows, RunTasks(self.problem.tasks, self.tasks.test), self.out)
+        contributions = wants_contributions(self.settings.contributions, self.problem.n_experts)
+        data = collect_report_data(
+            self.problem, self.tasks, best, rows, contributions=contributions, box=self.box
+        )
+        write_report_data(data, self.out)
         write_result(result, self.out, self.folder)
+        write_page(self.out)
         return result
 
     def _judge(self, rows: Sequence[ScoreRow]) -> dict:
@@ -258,8 +397,12 @@ class MergeRun:
 
         :param rows: of the final table.
         """
-        flat = flat_tasks(rows, self.records, self.tasks)
-        notes = [*self.notes, *notes_of_failed_rows(rows)]
+        merges = [row for row in rows if row.kind != "trained"]
+        flat = flat_tasks(merges, self.records, self.tasks)
+        trial = self.try_training()
+        tried = [] if trial is None else remarks_on_trial(trial)
+        opened = notes_of_box(self.problem, self.box)
+        notes = [*self.notes, *tried, *opened, *notes_of_failed_rows(rows)]
         if len(flat) < len(self.tasks.dev):
             return {"notes": notes + describe_flat_tasks(flat), "no_information": None}
         found = explain_no_information(flat, self.problem.language_model)
@@ -267,7 +410,13 @@ class MergeRun:
 
     def adapter_fault(self) -> str | None:
         """Why the adapter of this finished run has to be made again, or None."""
-        return adapter_fault(self.result(), self.out)
+        wanted = resolve_adapter_dtype(self.settings.adapter_dtype, self.problem.experts)
+        return adapter_fault(self.result(), self.out, dtype_name(wanted))
+
+    def _export(self, best: torch.Tensor) -> dict | None:
+        """Export the best merge, and say what `result.json` says of the adapter."""
+        dtype = self.settings.adapter_dtype
+        return export_merge(self.problem, best, self.out, self.folder, dtype)
 
     def result(self) -> dict:
         """What `result.json` of this finished run holds."""
@@ -280,8 +429,9 @@ class MergeRun:
         """
         result = self.result()
         best = read_coefficients(result, self.problem)
-        result["adapter"] = export_merge(self.problem, best, self.out, self.folder)
+        result["adapter"] = self._export(best)
         write_result(result, self.out, self.folder)
+        write_page(self.out)
         return result
 
 

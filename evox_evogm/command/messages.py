@@ -27,13 +27,33 @@ def print_plan(merge_run: "MergeRun") -> None:
     examples = sum(len(task.examples) for task in problem.tasks)
     experts = counted(problem.n_experts, "expert")
     tasks = f"{counted(len(problem.tasks), 'task')} with {counted(examples, 'dev example')}"
-    evaluations = counted(merge_run.budget, "evaluation")
     where = f"on {problem.language_model.device} in {merge_run.dtype}"
-    print(f"{experts}, {tasks}, {evaluations} {where}")
+    print(f"{experts}, {tasks}, {merge_run.limit} {where}")
     print_notes(merge_run.notes)
     print(f"run folder: {merge_run.out}", flush=True)
-    if merge_run.saved is not None:
+    saved = merge_run.saved
+    if saved is None:
+        return
+    if saved.limit == merge_run.settings.limit:
         print("an earlier process began this run; it goes on", flush=True)
+    else:
+        budgets = f"with {merge_run.settings.limit} in place of {saved.limit}"
+        print(f"an earlier process began this run; it goes on {budgets}", flush=True)
+
+
+def print_trial(merge_run: "MergeRun") -> None:
+    """Make the trial that the settings want, and print what it costs and what it has shown."""
+    from evox_evogm.command.trial import cost_of_trial
+    from evox_evogm.command.trial_remarks import remarks_on_trial
+
+    settings = merge_run.settings.trial_settings
+    if settings is None:
+        return
+    cost = cost_of_trial(merge_run.problem, settings)
+    print(f"trial: training and merging, as much as {cost:.0f} evaluations more ...", flush=True)
+    trial = merge_run.try_training()
+    if trial is not None:
+        print_notes(remarks_on_trial(trial))
 
 
 def print_notes(notes: Sequence[str]) -> None:
@@ -50,11 +70,15 @@ def print_result(result: dict, notes: Sequence[str], out: Path, console: "Consol
     :param out: the run folder.
     :param console: where the table goes.
     """
-    from evox_evogm.command.score_table import print_scores, remarks_on_merge
+    from evox_evogm.command.objective_remarks import remarks_on_objective
+    from evox_evogm.command.score_table import has_errors, print_scores, remarks_on_merge
+    from evox_evogm.command.significance import remarks_on_chance
 
-    print("\nscores, dev / test")
+    errors = " ± its standard error" if has_errors(result["scores"]) else ""
+    print(f"\nscores, dev / test{errors}")
     print_scores(result["scores"], console)
-    for remark in remarks_on_merge(result["scores"]):
+    remarks = remarks_on_merge(result["scores"]) + remarks_on_objective(result)
+    for remark in remarks + remarks_on_chance(result):
         print(sanitize(remark))
     print_notes(notes)
     if result["no_information"]:
@@ -66,7 +90,7 @@ def print_result(result: dict, notes: Sequence[str], out: Path, console: "Consol
     whose = " of the regressed experts" if result["regmean"] else ""
     print(f"\n{what}{whose}: {', '.join(coefficients)}")
     print_adapter(result["adapter"], out)
-    print(f"report: {out / 'report.md'}")
+    print(f"report: {out / 'report.html'} (as text: report.md)")
 
 
 def print_adapter(adapter: dict | None, out: Path) -> None:
@@ -90,14 +114,14 @@ def print_no_information(found: dict) -> None:
         print(f"- {cause}")
     example, task = sanitize(found["example"]), sanitize(found["task"])
     print(f"\nexample {example} of task {task}, as the base gets it:")
-    _print_text(found["prompt"])
+    print_text(found["prompt"])
     print("what the base writes:")
-    _print_text(found["output"])
+    print_text(found["output"])
     print("what the task expects:")
-    _print_text(found["expected"])
+    print_text(found["expected"])
 
 
-def _print_text(text: str) -> None:
+def print_text(text: str) -> None:
     """Print the end of a text, indented."""
     if len(text) > LONGEST_TEXT:
         text = f"...{text[-LONGEST_TEXT:]}"

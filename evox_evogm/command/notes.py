@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.scores import ScoreRow, label
 from evox_evogm.command.tasks import RunTasks
@@ -22,3 +24,25 @@ def notes_of_failed_rows(rows: Sequence[ScoreRow]) -> list[str]:
             shown = label(row.kind, row.name)
             notes.append(f"{shown}: could not be scored: {sanitize(row.failure)}")
     return notes
+
+
+def notes_of_box(problem: LoRAMergeProblem, box: torch.Tensor | None) -> list[str]:
+    """A note if the box was opened, with the bounds of every expert for which it was.
+
+    :param box: a `(2, n g)` tensor, the box of the search in the end, or None if it has none.
+    """
+    if box is None:
+        return []
+    lower, upper = (problem.groups.by_expert(bound) for bound in box.cpu())  # (n, g) each
+    given_lower, given_upper = (problem.groups.by_expert(bound) for bound in problem.box)
+    opened = ((lower < given_lower) | (upper > given_upper)).any(1)
+    shown = []
+    for place in opened.nonzero()[:, 0].tolist():
+        name = sanitize(problem.experts[place].name)
+        bounds = f"{float(lower[place].min()):.4g} to {float(upper[place].max()):.4g}"
+        shown.append(f"{name} ({bounds})")
+    if not shown:
+        return []
+    return [
+        "the best merge stood at the edge of the box, which was opened there: " + ", ".join(shown)
+    ]

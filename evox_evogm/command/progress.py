@@ -1,14 +1,12 @@
-"""How far a search is: counted from the history, shown as a bar on a terminal, else as lines."""
+"""How far a search is, counted from its history: what displays and trackers are told."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
-
+from evox_evogm.command.budget import Budget
 from evox_evogm.problems.evaluation import cost_of
+from evox_evogm.resume.journaled_problem import RECOMMENDED
 
 
 @dataclass(frozen=True)
@@ -16,24 +14,55 @@ class Progress:
     """What is known after an evaluation.
 
     :param done: full evaluations made, see `Evaluation.cost`.
-    :param budget: the most full evaluations.
+    :param limit: the most full evaluations, or the most seconds.
     :param score: of this evaluation, higher is better; -inf if it failed.
     :param best: the best score so far; -inf if there is none.
     :param seconds: since the search began or went on.
     :param seconds_left: as expected from the evaluations of this process.
+    :param record: of this evaluation in the history, without numbers by example.
+    :param best_record: of the best one so far, or None.
+    :param scores: of all evaluations so far, in their order.
+    :param is_new: whether this process made the evaluation, rather than an earlier one.
+    :param speed: full evaluations per minute in this process; 0 if none was made yet.
     """
 
     done: float
-    budget: int
+    limit: Budget
     score: float
     best: float
     seconds: float
     seconds_left: float
+    record: dict = field(default_factory=dict)
+    best_record: dict | None = None
+    scores: Sequence[float] = ()
+    is_new: bool = True
+    speed: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """The share of the budget that is used, from 0 to 1."""
+        if self.limit.evaluations is not None:
+            return min(1.0, self.done / self.limit.evaluations)
+        spent = self.seconds + self.seconds_left
+        return min(1.0, self.seconds / spent) if spent else 1.0
 
     def __str__(self) -> str:
+        return f"{self.evaluations}, best score {self.best:.4f}, {self.time_left}"
+
+    @property
+    def evaluations(self) -> str:
+        """How many evaluations were made, of how many."""
+        if self.limit.evaluations is None:
+            return f"{self.done:.0f} evaluations"
+        return f"{self.done:.0f} of {self.limit.evaluations} evaluations"
+
+    @property
+    def time_left(self) -> str:
+        """The time that is left, in words."""
         minutes, seconds = divmod(round(self.seconds_left), 60)
-        done = f"{self.done:.0f} of {self.budget} evaluations"
-        return f"{done}, best score {self.best:.4f}, {minutes} min {seconds:02d} s left"
+        if minutes >= 60:
+            return f"{minutes // 60} h {minutes % 60:02d} min left"
+        return f"{minutes} min {seconds:02d} s left"
 
 
 OnProgress = Callable[[Progress], None]
@@ -44,98 +73,88 @@ def full_evaluations(records: Sequence[dict]) -> float:
     return sum(cost_of(record) for record in records)
 
 
+def searched(records: Sequence[dict]) -> list[dict]:
+    """The evaluations of a history that steps made: all but those of recommended points."""
+    return [record for record in records if RECOMMENDED not in record]
+
+
 class ProgressCounter:
     """Counts the evaluations of a run as its problem reports them.
 
-    :param budget: the most full evaluations.
-    :param records: the history, which has an evaluation before it is reported.
+    :param limit: the most full evaluations, or the most seconds.
+    :param records: the history when the search begins or goes on.
     :param position: how many of the records were made in steps that are over.
     :param on_progress: called after every evaluation.
+    :param seconds: that the search took in earlier processes.
     """
 
     def __init__(
-        self, budget: int, records: Sequence[dict], position: int, on_progress: OnProgress
+        self,
+        limit: Budget,
+        records: Sequence[dict],
+        position: int,
+        on_progress: OnProgress,
+        seconds: float = 0.0,
     ):
-        self.budget = budget
-        self.records = records
-        self.position = position
+        self.limit = limit
         self.on_progress = on_progress
-        self.known = full_evaluations(records)  # made by an earlier process
+        self.known = len(records)  # made by an earlier process
+        self.seconds_before = seconds
+        self.done = 0.0  # full evaluations that the search has come to
+        self.made = 0.0  # those of this process
+        self.scores: list[float] = []
+        self.best_record: dict | None = None
+        for record in searched(records[:position]):
+            self._add(record)
         self.started = time.monotonic()
 
     @property
-    def done(self) -> float:
-        """Full evaluations that the search has come to."""
-        return full_evaluations(self.records[: self.position])
+    def seconds_used(self) -> float:
+        """Of the search, over all processes."""
+        return self.seconds_before + time.monotonic() - self.started
 
-    def report(self, evaluations: Sequence) -> None:
-        """Count evaluations that were made or repeated together."""
-        for _ in evaluations:
-            self.position += 1
-            self.on_progress(self._progress())
+    def report(self, records: Sequence[dict], first: int) -> None:
+        """Count evaluations that were made or repeated together.
 
-    def _progress(self) -> Progress:
-        scores = [score_of(record) for record in self.records[: self.position]]
-        done, seconds = self.done, time.monotonic() - self.started
-        made = max(1.0, done - self.known)
-        left = seconds / made * (self.budget - done)
-        return Progress(done, self.budget, scores[-1], max(scores), seconds, left)
+        :param records: of these evaluations.
+        :param first: the place of the first one in the history.
+        """
+        for number, record in enumerate(records, first):
+            self._add(record)
+            is_new = number >= self.known
+            if is_new:
+                self.made += cost_of(record)
+            self.on_progress(self._progress(record, is_new))
+
+    def _add(self, record: dict) -> None:
+        self.done += cost_of(record)
+        score = score_of(record)
+        self.scores.append(score)
+        if self.best_record is None or score > score_of(self.best_record):
+            self.best_record = record if record["score"] is not None else None
+
+    def _progress(self, record: dict, is_new: bool) -> Progress:
+        best = float("-inf") if self.best_record is None else score_of(self.best_record)
+        seconds = time.monotonic() - self.started
+        if self.limit.evaluations is not None:
+            left = seconds / max(1.0, self.made) * max(0.0, self.limit.evaluations - self.done)
+        else:
+            left = max(0.0, (self.limit.seconds or 0.0) - self.seconds_used)
+        return Progress(
+            done=self.done,
+            limit=self.limit,
+            score=score_of(record),
+            best=best,
+            seconds=seconds,
+            seconds_left=left,
+            record=record,
+            best_record=self.best_record,
+            scores=self.scores,
+            is_new=is_new,
+            speed=60 * self.made / seconds if seconds else 0.0,
+        )
 
 
 def score_of(record: dict) -> float:
     """The score of an evaluation in the history; -inf if it failed."""
     return float("-inf") if record["score"] is None else record["score"]
-
-
-class ProgressLines:
-    """Prints a line now and then, and one for the first and the last evaluation.
-
-    :param console: where the lines go.
-    :param seconds: the least time between two lines.
-    """
-
-    def __init__(self, console: Console, seconds: float = 10.0):
-        self.console = console
-        self.seconds = seconds
-        self.shown = float("-inf")  # when, in seconds of the clock
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if progress.done >= progress.budget or now - self.shown > self.seconds:
-            self.console.print(str(progress))
-            self.shown = now
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        pass
-
-
-class ProgressBar:
-    """Shows a bar on a terminal, which stays when the search is over."""
-
-    def __init__(self, console: Console):
-        text = TextColumn("{task.description}", markup=False)
-        self.bar = Bar(BarColumn(bar_width=16), text, console=console, refresh_per_second=4)
-        self.task = self.bar.add_task("the first evaluations ...", total=None)
-
-    def __call__(self, progress: Progress) -> None:
-        self.bar.update(
-            self.task,
-            total=progress.budget,
-            completed=progress.done,
-            description=str(progress),
-        )
-
-    def __enter__(self):
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.bar.stop()
-
-
-def show_progress(console: Console) -> ProgressLines | ProgressBar:
-    """What shows the progress of a search, as a context: a bar on a terminal, lines elsewhere."""
-    return ProgressBar(console) if console.is_terminal else ProgressLines(console)

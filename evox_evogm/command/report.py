@@ -1,15 +1,14 @@
-"""The pages that a finished run leaves: its report, and the card of the exported adapter."""
+"""The report that a finished run leaves: `report.md`."""
 
-from pathlib import Path
-
-from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-from evox_evogm.command.score_table import remarks_on_merge, table_cells
+from evox_evogm.command.domains import domain_cells
+from evox_evogm.command.objective_remarks import (
+    front_cells,
+    objective_cells,
+    remarks_on_objective,
+)
+from evox_evogm.command.score_table import has_errors, remarks_on_merge, table_cells
+from evox_evogm.command.significance import further_remarks, remarks_on_chance
 from evox_evogm.command.templates import render
-from evox_evogm.problems.adapters.same_base import hub_id
-
-TAGS = ["lora", "merge", "evogm", "evox"]
 
 
 def report_markdown(result: dict) -> str:
@@ -18,34 +17,30 @@ def report_markdown(result: dict) -> str:
     :param result: what `result.json` holds.
     """
     remarks = remarks_on_merge(result["scores"])
-    return render("report.md.j2", table=_score_cells(result), remarks=remarks, **result)
-
-
-def model_card(result: dict, base: str, folder: Path) -> str:
-    """The card of the adapter that a run exported, as the hub and peft have it: `README.md`.
-
-    :param result: what `result.json` holds.
-    :param base: the name of the base model. Where it is a hub id the metadata has it too.
-    :param folder: the folder that paths in the settings are relative to.
-    """
-    data = ModelCardData(
-        base_model=base if _is_hub_id(base, folder) else None,
-        library_name="peft",
-        tags=TAGS,
+    domains = result.get("domains", {})
+    return render(
+        "report.md.j2",
+        table=_score_cells(result),
+        has_errors=has_errors(result["scores"]),
+        remarks=remarks,
+        objective_remarks=remarks_on_objective(result),
+        objective_table=objective_cells(result),
+        front_table=front_cells(result.get("front", [])),
+        domain_table=domain_cells(result["scores"], domains),
+        protocols=protocols(result["tasks"]),
+        chance=remarks_on_chance(result) + further_remarks(result),
+        **{**result, "domains": domains},
     )
-    text = render("model_card.md.j2", table=_score_cells(result), base=base, **result)
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def protocols(tasks: dict[str, dict]) -> list[str]:
+    """The protocols that tasks were scored by. Tasks of functions and harnesses have none.
+
+    :param tasks: as in `result["tasks"]`.
+    """
+    return sorted({task["protocol"] for task in tasks.values() if "protocol" in task})
 
 
 def _score_cells(result: dict) -> list[list[str]]:
     rows = result["scores"]
     return table_cells(rows, list(rows[0]["dev"]))
-
-
-def _is_hub_id(name: str, folder: Path) -> bool:
-    """Whether a name has the form owner/name, and is no path here or from a folder."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return hub_id(name) == name and not (folder / name).exists()

@@ -1,23 +1,31 @@
 """The result of a run: `result.json`, the report, and the card of the adapter."""
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from evox_evogm.command.domains import describe_domains
 from evox_evogm.command.escaping import escape_markdown
+from evox_evogm.command.licences import licences_of, used_experts
+from evox_evogm.command.model_card import model_card
 from evox_evogm.command.progress import full_evaluations
-from evox_evogm.command.report import model_card, report_markdown
+from evox_evogm.command.report import report_markdown
 from evox_evogm.command.run_folder import RESULT, damaged, read_table
 from evox_evogm.command.scores import ScoreRow
+from evox_evogm.command.significance import describe_significance, history_scores
 from evox_evogm.command.task_settings import SPLITS
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.problems.adapters.read_adapter import CONFIG
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.resume.atomic_write import atomic_write
 from evox_evogm.resume.journal import to_json
+
+EXAMPLES = "scores_by_example.json"
 
 
 def describe_merge(
@@ -35,12 +43,15 @@ def describe_merge(
     """
     return {
         **describe_coefficients(problem, best),
-        "scores": [asdict(row) for row in rows],
+        "scores": [row.as_table() for row in rows],
+        "statistics": describe_significance(rows, history_scores(problem, records)),
         "evaluations": len(records),
         "full_evaluations": round(full_evaluations(records), 2),
         "seconds": round(sum(record["seconds"] for record in records), 1),
         "tasks": describe_tasks(problem, tasks),
+        "domains": describe_domains(rows, tasks.domains),
         "regmean": problem.regmean,
+        "licences": licences_of(problem, used_experts(problem, best)).as_table(),
     }
 
 
@@ -87,6 +98,8 @@ def describe_tasks(problem: LoRAMergeProblem, tasks: RunTasks) -> dict[str, dict
             "dev": len(dev.examples),
             "test": len(test.examples),
         }
+        if not isinstance(dev, CustomTask):  # they ask in a way of their own
+            described[dev.name]["protocol"] = dev.protocol
     return described
 
 
@@ -96,16 +109,60 @@ def read_result(out: Path) -> dict:
     :raises ValueError: if it is damaged.
     """
     missing: dict = {"notes": [], "no_information": None, "coefficients_by_group": {}}
+    missing["stopped"] = None
+    missing["statistics"] = None
+    missing["domains"] = {}
+    missing["lm_eval"] = []
     result = {**missing, **read_table(out / RESULT, json.loads)}
     try:
         for row in result["scores"]:
             for split in SPLITS:
                 row[split] = {name: float(score) for name, score in row[split].items()}
+            row["errors"] = _read_errors(row)
+        for entry in result["lm_eval"]:
+            entry |= {name: float(entry[name]) for name in ("run", "lm_eval")}
         if result["adapter"]:
             result["adapter"] = {"sha256": {}, "error": None, **result["adapter"]}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(damaged(out / RESULT, error)) from error
     return result
+
+
+def _read_errors(row: dict) -> dict[str, dict[str, float]]:
+    """The standard errors of a row by split and task; NaN in a result without them."""
+    errors: dict[str, dict[str, float]] = {}
+    for split in SPLITS:
+        found = row.get("errors", {}).get(split, {})
+        errors[split] = {name: float(found.get(name, math.nan)) for name in row[split]}
+    return errors
+
+
+def write_examples(rows: Sequence[ScoreRow], tasks: RunTasks, out: Path) -> None:
+    """Write `scores_by_example.json`: the score of every row of the table on every example.
+
+    :param rows: of the final table.
+    :param tasks: in both splits, with the examples in the order of the scores.
+    :param out: the run folder.
+    """
+    text = json.dumps(to_json(examples_table(rows, tasks))) + "\n"
+    atomic_write(out / EXAMPLES, text.encode())
+
+
+def examples_table(rows: Sequence[ScoreRow], tasks: RunTasks) -> dict[str, Any]:
+    """What `scores_by_example.json` holds, see `write_examples`."""
+    ids: dict[str, dict] = {split: {} for split in SPLITS}
+    for split, task in tasks.by_split():
+        names = [example.id for example in task.examples]
+        as_a_whole = isinstance(task, CustomTask) and not task.scores_by_example
+        ids[split][task.name] = ["all"] if as_a_whole else names
+    tables = []
+    for row in rows:
+        table: dict = {"name": row.name, "kind": row.kind}
+        for split in SPLITS:
+            scores = row.examples.get(split, {})
+            table[split] = {name: list(values) for name, values in scores.items()}
+        tables.append(table)
+    return {"examples": ids, "rows": tables}
 
 
 def write_result(result: dict, out: Path, folder: Path) -> None:

@@ -10,13 +10,19 @@ from pathlib import Path
 
 import yaml
 
+from evox_evogm.command.budget import Budget
+from evox_evogm.command.chosen_settings import complete
+from evox_evogm.command.progress import full_evaluations, searched
 from evox_evogm.command.settings import RunSettings, parse_settings
 from evox_evogm.resume.atomic_write import atomic_write
 from evox_evogm.resume.journal import Journal, lock_path
-from evox_evogm.resume.resumable_search import JOURNAL
+from evox_evogm.resume.journaled_problem import RECOMMENDED
+from evox_evogm.resume.resumable_search import JOURNAL, saved_seconds
 
 CONFIG, INPUTS, RESULT = "config.yaml", "inputs.json", "result.json"
 FORMAT = 3  # of the folder
+# Settings on which no evaluation depends.
+CHANGEABLE = ("budget", "stop", "adapter_dtype", "strict_licences")
 
 
 class RunLock:
@@ -76,14 +82,19 @@ def write_inputs(
     digests: Mapping[str, str],
     made_with: Mapping,
     notes: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> None:
     """Write down what a run is made of, before its first evaluation.
 
     :param digests: of what the settings name, by name.
     :param made_with: what else may explain a difference, but does not keep a run from going on.
     :param notes: what was found out about the inputs, a line each.
+    :param folder: the folder that paths in the settings are relative to.
     """
-    inputs = {"format": FORMAT, "sha256": digests, "made with": made_with, "notes": list(notes)}
+    inputs: dict = {"format": FORMAT, "sha256": digests, "made with": made_with}
+    inputs["notes"] = list(notes)
+    if folder is not None:
+        inputs["settings_folder"] = str(folder.resolve())
     atomic_write(out / INPUTS, (json.dumps(inputs, indent=2) + "\n").encode())
     config = yaml.safe_dump(settings.as_table(), sort_keys=False)
     atomic_write(out / CONFIG, config.encode())  # last: it makes the folder a run
@@ -144,7 +155,8 @@ def damaged(path: Path, reason) -> str:
 def check_same_settings(settings: RunSettings, saved: RunSettings, out: Path) -> None:
     """Refuse to go on with other settings.
 
-    `auto` agrees with whatever was chosen, and a mode with a table of nothing else.
+    `auto` agrees with whatever was chosen, and a mode with a table of nothing else. What
+    no step depends on, such as the budget, may be another.
 
     :param settings: of now.
     :param saved: of the run in the folder.
@@ -152,10 +164,11 @@ def check_same_settings(settings: RunSettings, saved: RunSettings, out: Path) ->
     """
     before = saved.as_table()
     for name, value in settings.as_table().items():
-        if name in ("dtype", "mode") and value == "auto":
+        if name in CHANGEABLE or (name in ("dtype", "mode") and value == "auto"):
             continue
         if name == "mode" and _is_everywhere(value, before[name]):
             continue
+        value = complete(name, value, before[name])
         # The order of experts is that of coefficients, and of two patterns the first counts.
         ordered = name in ("experts", "groups") and not isinstance(value, str)
         same_order = not ordered or list(value) == list(before[name])
@@ -163,6 +176,49 @@ def check_same_settings(settings: RunSettings, saved: RunSettings, out: Path) ->
             found = f"found {name} {value!r} where it has {before[name]!r}"
             advice = "take another folder, or the same settings"
             raise ValueError(f"out: expected the settings of the run in {out}, {found}; {advice}")
+
+
+def check_budget(limit: Budget, records: Sequence[dict], out: Path) -> None:
+    """Refuse a budget that is smaller than what a run has used.
+
+    :param limit: the budget of now.
+    :param records: the history of the run.
+    """
+    used = full_evaluations(searched(records))
+    if (out / RESULT).is_file() and records:  # its recommended merge counts too
+        used += full_evaluations(records[-1:]) if RECOMMENDED in records[-1] else 0.0
+    if limit.evaluations is not None and limit.evaluations < used:
+        expected = f"expected at least the {used:.4g} evaluations that the run in {out} has made"
+        raise ValueError(f"budget: {expected}, found {limit.evaluations}")
+    minutes = saved_seconds(out) / 60
+    if limit.seconds is not None and limit.seconds < 60 * minutes:
+        expected = f"expected at least the {minutes:.1f} min that the run in {out} has taken"
+        raise ValueError(f"budget: {expected}, found {limit}")
+
+
+def check_marked(records: Sequence[dict], out: Path) -> None:
+    """Refuse to go on with a finished run whose recommended merge has no mark in its history.
+
+    :param records: those after the last step.
+    """
+    if (out / RESULT).is_file() and searched(records):
+        expected = f"expected a run folder in which a larger budget can go on, found {out}"
+        reason = "which another version of evox-evogm finished"
+        raise ValueError(f"out: {expected}, {reason}; take another folder")
+
+
+def change_budget(out: Path, saved: RunSettings, settings: RunSettings) -> None:
+    """Have a run go on with another budget or stop. Its result, if it has one, is kept beside.
+
+    :param saved: the settings of the run until now.
+    :param settings: those of now.
+    """
+    if (out / RESULT).is_file():
+        words = str(saved.budget).replace(" ", "")
+        (out / RESULT).replace(out / f"result_{words}.json")
+    changed = {"budget": settings.budget, "stop": settings.stop}
+    table = saved.model_copy(update=changed).as_table()
+    atomic_write(out / CONFIG, yaml.safe_dump(table, sort_keys=False).encode())
 
 
 def _is_everywhere(mode, modes) -> bool:

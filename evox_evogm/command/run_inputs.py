@@ -1,7 +1,7 @@
 """What the results of a run depend on: all that its settings name, and versions."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,10 @@ from evox_evogm.command.tasks import RunTasks
 from evox_evogm.problems.adapters.read_adapter import CONFIG, WEIGHTS
 from evox_evogm.problems.inference.base_model import tokenizer_sha256, weights_sha256
 from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.tasks.custom_task import CustomTask
+from evox_evogm.problems.tasks.task import Task
 
+OURS = ", protocol='ours')"  # how the content of such a task ends
 PACKAGES = ("evox-evogm", "evox", "torch", "transformers", "peft")
 
 
@@ -28,19 +31,35 @@ def input_digests(
         "tokenizer": tokenizer_sha256(language_model.tokenizer),
     }
     for split, task in tasks.by_split():
-        # Without the version, which belongs to both splits together.
-        content = repr(replace(task, version="")).encode()
-        digests[f"task {task.name} ({split})"] = hashlib.sha256(content).hexdigest()
+        digests[f"task {task.name} ({split})"] = hashlib.sha256(task_content(task)).hexdigest()
     for name, folder in experts.items():
         content = (folder / CONFIG).read_bytes() + (folder / WEIGHTS).read_bytes()
         digests[f"expert {name}"] = hashlib.sha256(content).hexdigest()
     return digests
 
 
-def made_with(language_model: LanguageModel) -> dict:
-    """What the last digits of the results may depend on: device, threads and versions."""
+def task_content(task: Task) -> bytes:
+    """What a task is made of, without the version, which belongs to both splits together.
+
+    Protocol `ours` is left out, so that runs from before there was another one go on.
+    """
+    content = repr(replace(task, version=""))
+    if content.endswith(OURS):
+        content = content.removesuffix(OURS) + ")"
+    return content.encode()
+
+
+def made_with(language_model: LanguageModel, tasks: Sequence[Task] = ()) -> dict:
+    """What the last digits of the results may depend on: device, threads and versions.
+
+    :param tasks: which may need further packages.
+    """
+    packages = list(PACKAGES)
+    for task in tasks:
+        if isinstance(task, CustomTask):
+            packages += task.packages
     return {
         "device": str(language_model.device),
         "threads": torch.get_num_threads(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: version(package) for package in packages},
     }

@@ -10,35 +10,67 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from evox_evogm.command.constraint_settings import MULTI_OBJECTIVE
 from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.scores import label
+from evox_evogm.command.statistics import standard_error_of_mean
 from evox_evogm.command.task_settings import SPLITS
 
 UNLIMITED = 10_000  # columns of a console that is no terminal
 
 
-def table_cells(rows: Sequence[dict], tasks: Sequence[str]) -> list[list[str]]:
+def table_cells(
+    rows: Sequence[dict], tasks: Sequence[str], *, task_errors: bool = True
+) -> list[list[str]]:
     """A header and a line a model: its name, and `dev / test` for every task and for the mean.
 
-    :param rows: as in `result["scores"]`: name, kind, dev and test scores by task.
+    A test score has its standard error where that is known.
+
+    :param rows: as in `result["scores"]`: name, kind, dev and test scores by task, and in newer
+        results their errors.
     :param tasks: the names of those that get a column. The mean is over all.
+    :param task_errors: whether the scores of single tasks have their errors too.
     """
     cells = [["model", *tasks, "mean"]]
     for row in rows:
         line = [label(row["kind"], row["name"])]
+        errors = errors_on_test(row)
         for task in tasks:
-            line.append(_pair(row["dev"][task], row["test"][task]))
-        line.append(_pair(_mean(row["dev"]), _mean(row["test"])))
+            error = errors.get(task, math.nan) if task_errors else math.nan
+            line.append(_pair(row["dev"][task], row["test"][task], error))
+        mean_error = standard_error_of_mean(errors)
+        line.append(_pair(_mean(row["dev"]), _mean(row["test"]), mean_error))
         cells.append(line)
     return cells
+
+
+def errors_on_test(row: dict) -> dict[str, float]:
+    """The standard errors of a row's test scores, by task; empty in an older result.
+
+    :param row: of `result["scores"]`.
+    """
+    errors = {}
+    for name, error in row.get("errors", {}).get("test", {}).items():
+        errors[name] = math.nan if error is None else error
+    return errors
+
+
+def has_errors(rows: Sequence[dict]) -> bool:
+    """Whether a table of these rows shows a standard error.
+
+    :param rows: as in `result["scores"]`.
+    """
+    found = [error for row in rows for error in errors_on_test(row).values()]
+    return any(map(math.isfinite, found))
 
 
 def _mean(scores: dict[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def _pair(dev: float, test: float) -> str:
-    return f"{_short(dev)} / {_short(test)}"
+def _pair(dev: float, test: float, error: float) -> str:
+    pair = f"{_short(dev)} / {_short(test)}"
+    return pair if math.isnan(error) else f"{pair} ± {_short(error)}"
 
 
 def _short(score: float) -> str:
@@ -55,7 +87,9 @@ def remarks_on_merge(rows: Sequence[dict]) -> list[str]:
     if merge["kind"] != "merge":
         return []
     chosen = "the merge with the best observed dev score"
-    if merge["name"] != "EvoGM":
+    if merge["name"] in MULTI_OBJECTIVE:
+        chosen = "the merge of the front with the best mean dev score"
+    elif merge["name"] != "EvoGM":
         chosen = "the recommended merge, which need not have the best observed dev score"
     remarks = [f"{merge['name']} is {chosen}."]
     better = []
@@ -78,13 +112,14 @@ def _best_expert(rows: Sequence[dict], split: str) -> tuple[float, str]:
     return best
 
 
-def score_table(rows: Sequence[dict], tasks: Sequence[str]) -> Table:
+def score_table(rows: Sequence[dict], tasks: Sequence[str], *, task_errors: bool = True) -> Table:
     """The cells as a table for a terminal, in which long task names take several lines.
 
     :param rows: as in `result["scores"]`.
     :param tasks: the names of those that get a column.
+    :param task_errors: whether the scores of single tasks have their standard errors.
     """
-    header, *lines = table_cells(rows, tasks)
+    header, *lines = table_cells(rows, tasks, task_errors=task_errors)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column, name in enumerate(header):
         width = max(len(line[column]) for line in lines)
@@ -108,16 +143,23 @@ def _fold(name: str, width: int) -> str:
 def print_scores(rows: Sequence[dict], console: Console) -> None:
     """Print the table of scores.
 
-    A terminal that is too narrow for all tasks shows the means alone. In a log the table is as wide
-    as it needs to be.
+    A terminal that is too narrow shows the standard errors of the means only, and if that is not
+    enough the means alone. In a log the table is as wide as it needs to be.
 
     :param rows: as in `result["scores"]`.
     :param console: where the table goes.
     """
-    table = score_table(rows, list(rows[0]["dev"]))
-    needed = Measurement.get(console, console.options.update(max_width=UNLIMITED), table)
+    tasks = list(rows[0]["dev"])
+    table = score_table(rows, tasks)
     if not console.is_terminal:
-        console = Console(file=console.file, width=needed.maximum)
-    elif needed.minimum > console.width:
-        table = score_table(rows, [])
+        console = Console(file=console.file, width=_width(table, console).maximum)
+    elif _width(table, console).maximum > console.width:
+        table = score_table(rows, tasks, task_errors=False)
+        if _width(table, console).minimum > console.width:
+            table = score_table(rows, [])
     console.print(table)
+
+
+def _width(table: Table, console: Console) -> Measurement:
+    """The columns that a table needs."""
+    return Measurement.get(console, console.options.update(max_width=UNLIMITED), table)

@@ -1,23 +1,37 @@
 """The rows of the final table: dev and test scores of the base, the experts and the merges."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 
+from evox_evogm.command.constraint_settings import MULTI_OBJECTIVE
 from evox_evogm.command.escaping import sanitize
+from evox_evogm.command.statistics import standard_errors
+from evox_evogm.command.task_settings import SPLITS
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.retries import evaluate_with_retries
+from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.task import Task
 
 Scores = dict[str, float]  # the mean score of each task, by its name
-Kind = Literal["base", "expert", "average", "RegMean", "merge"]
+ByExample = Mapping[str, Sequence[float]]  # the score of each example, by task
+Kind = Literal["base", "expert", "average", "RegMean", "trained", "merge"]
 # Of rows of no expert.
-ROW_NAMES = ("base", "average", "RegMean", "EvoGM", "SurrogateEvoGM", "GradientSearch")
+ROW_NAMES = (
+    "base",
+    "average",
+    "RegMean",
+    "LoRA on dev",
+    "EvoGM",
+    "SurrogateEvoGM",
+    "GradientSearch",
+    *MULTI_OBJECTIVE,
+)
 EXPERT = "expert "  # goes before the name of an expert that could be another row's
 
 
@@ -30,6 +44,7 @@ class ScoreRow:
     :param dev: mean scores on the dev examples, by task.
     :param test: mean scores on the test examples, by task.
     :param failure: why the model could not be scored, or None.
+    :param examples: by split the score of each example, by task; empty where it is not known.
     """
 
     name: str
@@ -37,6 +52,17 @@ class ScoreRow:
     dev: Scores
     test: Scores
     failure: str | None = None
+    examples: Mapping[str, ByExample] = field(default_factory=dict)
+
+    def as_table(self) -> dict:
+        """The row for `result.json`, with the standard error of every score over its examples."""
+        table = asdict(self)
+        del table["examples"]
+        table["errors"] = {}
+        for split in SPLITS:
+            errors = standard_errors(self.examples.get(split, {}))
+            table["errors"][split] = {name: errors.get(name, math.nan) for name in table[split]}
+        return table
 
 
 @dataclass(frozen=True)
@@ -69,6 +95,7 @@ def score_rows(
     tasks: RunTasks,
     best: Candidate,
     records: Sequence[dict],
+    known: Sequence[ScoreRow] = (),
 ) -> list[ScoreRow]:
     """The rows of the base, every expert, their average, and the best merge.
 
@@ -84,6 +111,7 @@ def score_rows(
     :param tasks: in both splits.
     :param best: the best merge, over the experts of the search.
     :param records: the history of the search.
+    :param known: rows of an earlier result of this run, which are not scored again.
     """
     expand, one_hots = problem.groups.expand, torch.eye(problem.n_experts)
     given = [Candidate("base", expand(torch.zeros(problem.n_experts)), "base")]
@@ -91,10 +119,29 @@ def score_rows(
         given.append(Candidate(expert.name, expand(coefficients), "expert"))
     given.append(Candidate("average", expand(one_hots.mean(0)), "average"))
     if not problem.regressed:
-        return score_candidates(problem, tasks, [*given, best], records)
+        return score_unknown(problem, tasks, [*given, best], records, known)
     regressed = [Candidate("RegMean", torch.ones(problem.n_coefficients), "RegMean"), best]
-    rows = score_candidates(problem.with_experts_as_given(), tasks, given, [])
-    return rows + score_candidates(problem, tasks, regressed, records)
+    rows = score_unknown(problem.with_experts_as_given(), tasks, given, [], known)
+    return rows + score_unknown(problem, tasks, regressed, records, known)
+
+
+def score_unknown(
+    problem: LoRAMergeProblem,
+    tasks: RunTasks,
+    candidates: Sequence[Candidate],
+    records: Sequence[dict],
+    known: Sequence[ScoreRow],
+) -> list[ScoreRow]:
+    """A row for every candidate; those that have a known row keep it, see `score_candidates`."""
+    rows: dict[tuple[str, str], ScoreRow] = {(row.kind, row.name): row for row in known}
+    unknown = []
+    for candidate in candidates:
+        if (candidate.kind, candidate.name) not in rows:
+            unknown.append(candidate)
+    if unknown:
+        for row in score_candidates(problem, tasks, unknown, records):
+            rows[row.kind, row.name] = row
+    return [rows[candidate.kind, candidate.name] for candidate in candidates]
 
 
 def score_candidates(
@@ -118,9 +165,11 @@ def score_candidates(
     known = dev_scores_by_point(records)
     points = [tuple(point) for point in population.tolist()]
     unseen = [row for row, point in enumerate(points) if point not in known]
+    examples: dict[tuple[float, ...], ByExample] = {}
     failures: dict[tuple[float, ...], str | None] = {}
     for found in score_models(problem, population[unseen]):
         known[found.point] = found.scores
+        examples[found.point] = found.examples
         failures[found.point] = found.failure
     test = score_models(problem, population, tasks.test)
     if all(found.failure for found in test):
@@ -130,8 +179,37 @@ def score_candidates(
     for candidate, found in zip(candidates, test, strict=True):
         failure = found.failure or failures.get(found.point)
         dev = known[found.point]
-        rows.append(ScoreRow(candidate.name, candidate.kind, dev, found.scores, failure))
+        if found.point not in examples:
+            examples[found.point] = known_examples(problem, candidate.coefficients)
+        by_split = {"dev": examples[found.point], "test": found.examples}
+        rows.append(ScoreRow(candidate.name, candidate.kind, dev, found.scores, failure, by_split))
     return rows
+
+
+def known_examples(problem: LoRAMergeProblem, coefficients: torch.Tensor) -> ByExample:
+    """The dev scores by example of a merge that the search evaluated; empty if they are not known.
+
+    :param coefficients: `(n g,)` effective coefficients.
+    """
+    pop = coefficients[None]
+    if len(problem.cache.unseen(pop)):
+        return {}
+    (found,) = problem.cache.find(pop)
+    if found.failure or found.estimate is not None:
+        return {}
+    return each_once(problem.tasks, found.scores)
+
+
+def each_once(tasks: Sequence[Task], scores: ByExample) -> dict[str, Sequence[float]]:
+    """Scores by example; of a task that is scored as a whole its one score.
+
+    :param scores: in which every example of such a task has the score of the whole.
+    """
+    found = dict(scores)
+    for task in tasks:
+        if isinstance(task, CustomTask) and not task.scores_by_example and task.name in found:
+            found[task.name] = found[task.name][:1]
+    return found
 
 
 def dev_scores_by_point(records: Sequence[dict]) -> dict[tuple[float, ...], Scores]:
@@ -152,6 +230,8 @@ class Scored(NamedTuple):
     """NaN in every task if the merge failed."""
     failure: str | None
     """Why it failed, or None."""
+    examples: ByExample
+    """The score of each example; empty if the merge failed."""
 
 
 def score_models(
@@ -164,10 +244,13 @@ def score_models(
     """
 
     def evaluate(pop: torch.Tensor) -> list[Evaluation]:
+        by_row: list[dict[str, Sequence[float]]] = [{} for _ in pop]
+        for name, table in problem.score_together(pop, tasks).items():  # (P, S)
+            for by_task, values in zip(by_row, table.tolist(), strict=True):
+                by_task[name] = values
         evaluations = []
-        for point, means in zip(pop.tolist(), mean_scores(problem, pop, tasks), strict=True):
-            scores: dict[str, tuple[float, ...]] = {name: (mean,) for name, mean in means.items()}
-            evaluations.append(Evaluation(tuple(point), scores, seconds=0.0))
+        for point, by_task in zip(pop.tolist(), by_row, strict=True):
+            evaluations.append(Evaluation(tuple(point), by_task, seconds=0.0))
         return evaluations
 
     names = [task.name for task in (problem.tasks if tasks is None else tasks)]
@@ -175,19 +258,7 @@ def score_models(
     for found in evaluate_with_retries(population, evaluate, problem.language_model):
         scores = dict.fromkeys(names, math.nan)
         if not found.failure:
-            scores = {name: means[0] for name, means in found.scores.items()}
-        models.append(Scored(found.coefficients, scores, found.failure))
+            scores = found.by_task
+        examples = {} if found.failure else each_once(tasks or problem.tasks, found.scores)
+        models.append(Scored(found.coefficients, scores, found.failure, examples))
     return models
-
-
-def mean_scores(problem: LoRAMergeProblem, population: torch.Tensor, tasks=None) -> list[Scores]:
-    """Mean scores by task of each merge of a population.
-
-    :param population: a `(P, n g)` tensor of effective coefficients.
-    :param tasks: by default those of the problem.
-    """
-    means: list[Scores] = [{} for _ in population]
-    for name, scores in problem.score_together(population, tasks).items():  # (P, S)
-        for row, mean in zip(means, scores.mean(1).tolist(), strict=True):
-            row[name] = mean
-    return means

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from inspect import Parameter, signature
-from typing import Literal
+from typing import Any
 
 import torch
 
@@ -10,23 +10,24 @@ from evox_evogm.algorithms.evogm import EvoGM
 from evox_evogm.algorithms.gradient_search import GradientSearch
 from evox_evogm.algorithms.surrogate import Outcomes
 from evox_evogm.algorithms.surrogate_evogm import POP_SIZE, SurrogateEvoGM
+from evox_evogm.command.constraint_settings import MULTI_OBJECTIVE, objectives_of
+from evox_evogm.command.multi_objective import POP_SIZE as MULTI_OBJECTIVE_POP_SIZE
+from evox_evogm.command.multi_objective import arguments_of, make_multi_objective
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.command.strict_settings import check_names
 from evox_evogm.problems.evaluation import GRADIENT_COST
+from evox_evogm.problems.scalarization import MEAN, Objective
 from evox_evogm.problems.tasks.margins import outcomes_of
 from evox_evogm.problems.tasks.task import Task
 
-Search = SurrogateEvoGM | EvoGM | GradientSearch
-ALGORITHMS: dict[str, type[Search]] = {
+Search = Any  # SurrogateEvoGM, EvoGM, GradientSearch, or one of EvoX's for several objectives
+RECOMMENDING = (SurrogateEvoGM, GradientSearch)
+ALGORITHMS: dict[str, Any] = {
     "SurrogateEvoGM": SurrogateEvoGM,
     "EvoGM": EvoGM,
     "GradientSearch": GradientSearch,
 }
-OBJECTIVES: dict[str, Literal["mean", "outcomes", "gradients"]] = {  # what each has to be told
-    "SurrogateEvoGM": "outcomes",
-    "EvoGM": "mean",
-    "GradientSearch": "gradients",
-}
+BOX_GROWTH = 0.5  # half widths by which a box opens where the best merge stands at its edge
 # They follow from the other settings, or are objects that a settings file cannot hold.
 NOT_SETTINGS = ("clamp", "device", "outcomes", "initial_points", "settings", "blocks")
 
@@ -37,6 +38,9 @@ def check_search(settings: RunSettings) -> None:
     :raises ValueError: naming the first one, and the nearest that it has.
     """
     known = []
+    if settings.algorithm in MULTI_OBJECTIVE:
+        check_names(settings.search, arguments_of(settings.algorithm), "search")
+        return
     for name, parameter in signature(ALGORITHMS[settings.algorithm]).parameters.items():
         if parameter.kind is Parameter.KEYWORD_ONLY and name not in NOT_SETTINGS:
             known.append(name)
@@ -53,12 +57,15 @@ def population_size(settings: RunSettings, n: int) -> int:
         pop_size = settings.pop_size or POP_SIZE
     elif settings.algorithm == "GradientSearch":
         pop_size = settings.pop_size or 1
+    elif settings.algorithm in MULTI_OBJECTIVE:
+        pop_size = settings.pop_size or MULTI_OBJECTIVE_POP_SIZE
     else:
         pop_size = settings.pop_size or max(2, 2 * n)
     cost = pop_size * cost_of_point(settings.algorithm)
-    if settings.budget < cost:
+    evaluations = settings.limit.evaluations
+    if evaluations is not None and evaluations < cost:
         expected = f"expected at least one population, {cost} evaluations"
-        raise ValueError(f"budget: {expected}, found {settings.budget}")
+        raise ValueError(f"budget: {expected}, found {evaluations}")
     return pop_size
 
 
@@ -67,18 +74,22 @@ def cost_of_point(algorithm: str) -> int:
 
     :param algorithm: the name.
     """
-    return GRADIENT_COST if OBJECTIVES[algorithm] == "gradients" else 1
+    return GRADIENT_COST if algorithm == "GradientSearch" else 1
 
 
-def recommendation_cost(algorithm: Search, budget: int) -> int:
+def recommendation_cost(algorithm: Search, budget: int | None) -> int:
     """Evaluations that are kept for `recommended`.
 
     The point that an algorithm recommends is evaluated, unless the budget is one population. EvoGM
-    recommends none.
+    and algorithms for several objectives recommend none.
+
+    :param budget: in evaluations; None if it is a time.
     """
-    if isinstance(algorithm, EvoGM):
+    if not isinstance(algorithm, RECOMMENDING):
         return 0
     cost = cost_of_point(type(algorithm).__name__)
+    if budget is None:
+        return cost
     return cost if budget >= (algorithm.pop_size + 1) * cost else 0
 
 
@@ -88,6 +99,7 @@ def make_algorithm(
     box: tuple[torch.Tensor, torch.Tensor],
     tasks: Sequence[Task],
     n_experts: int,
+    objective: Objective = MEAN,
 ) -> Search:
     """The algorithm, seeded and before its first step.
 
@@ -95,19 +107,28 @@ def make_algorithm(
     :param box: `lb` and `ub`, two `(n g,)` tensors.
     :param tasks: the dev tasks, whose examples are the outcomes of a merge.
     :param n_experts: n.
+    :param objective: with the weights of the tasks.
     :raises ValueError: if an argument is out of range.
     """
     torch.manual_seed(settings.seed)
+    shares = objective.shares(tasks) if objective.is_weighted else None
     # Small tensors; on the CPU the search gives the same points whatever device the model is on.
     arguments = {"device": torch.device("cpu"), **settings.search}
     try:
+        if settings.algorithm in MULTI_OBJECTIVE:
+            return make_multi_objective(
+                settings.algorithm, pop_size, len(tasks), box, n_experts, settings.search
+            )
         if settings.algorithm == "SurrogateEvoGM":
-            outcomes = Outcomes(*outcomes_of(tasks))
+            outcomes = None
+            if objectives_of(settings) == "outcomes":
+                outcomes = Outcomes(*outcomes_of(tasks, shares))
+            arguments = {"box_growth": BOX_GROWTH, **arguments}
             return SurrogateEvoGM(pop_size, *box, outcomes=outcomes, **arguments)
         if settings.algorithm == "GradientSearch":
             # The average of the experts, or the RegMean merge.
             start = (box[0] + box[1]) / 2 + 1 / n_experts
-            outcomes = Outcomes(*outcomes_of(tasks))
+            outcomes = Outcomes(*outcomes_of(tasks, shares))
             return GradientSearch(start, pop_size, outcomes=outcomes, blocks=n_experts, **arguments)
         # Over the axes of later rounds, good coefficients may leave the box.
         return EvoGM(pop_size, *box, clamp=False, **arguments)
@@ -126,16 +147,34 @@ def describe_step(algorithm: Search, step: int) -> dict[str, int]:
     return {"round": int(round_), "iteration": int(iteration)}
 
 
-def recommended(algorithm: Search, records: Sequence[dict], *, evaluate: bool) -> torch.Tensor:
+def recommended(
+    algorithm: Search,
+    records: Sequence[dict],
+    *,
+    evaluate: bool,
+    objective: Objective = MEAN,
+) -> torch.Tensor:
     """The merge to take when the search is over.
 
     :param records: the history, with at least one score.
     :param evaluate: whether the point that the algorithm recommends may be evaluated.
-    :return: `(n g,)` effective coefficients: what the algorithm recommends, or with EvoGM the best
-        on dev.
+    :param objective: whose constraints the merge should keep.
+    :return: `(n g,)` effective coefficients: what the algorithm recommends, or the best on dev with
+        EvoGM, with several objectives, and where the recommended one breaks a constraint.
     """
-    if not isinstance(algorithm, EvoGM):
-        return algorithm.recommend(evaluate=evaluate)
+    if isinstance(algorithm, RECOMMENDING):
+        point = algorithm.recommend(evaluate=evaluate)
+        if not objective.constraints or keeps_constraints(point, records, objective):
+            return point
     scored = [record for record in records if record["score"] is not None]
     best = max(scored, key=lambda record: record["score"])
     return torch.tensor(best["coefficients"])
+
+
+def keeps_constraints(point: torch.Tensor, records: Sequence[dict], objective: Objective) -> bool:
+    """Whether an evaluated point keeps all constraints."""
+    coefficients = point.tolist()
+    for record in records:
+        if record["coefficients"] == coefficients and record["score"] is not None:
+            return objective.violation(record["tasks"]) == 0
+    return False

@@ -1,12 +1,20 @@
 """The settings of a merge run: what `evogm merge` does, and the YAML file that says so."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
+from evox_evogm.command.budget import EXPECTED as EXPECTED_BUDGET
+from evox_evogm.command.budget import Budget, parse_budget
+from evox_evogm.command.constraint_settings import (
+    check_constraints,
+    check_objective,
+    with_default_algorithm,
+)
+from evox_evogm.command.overrides import apply_overrides
 from evox_evogm.command.strict_settings import (
     StrictSettings,
     check_names,
@@ -15,6 +23,8 @@ from evox_evogm.command.strict_settings import (
     setting,
 )
 from evox_evogm.command.task_settings import TaskSettings, parse_task
+from evox_evogm.command.trial_settings import EXPECTED as EXPECTED_TRIAL
+from evox_evogm.command.trial_settings import TrialSettings, parse_trial
 
 PROPOSALS = {"paper": "EvoGM", "screened": "SurrogateEvoGM"}  # formerly in `search`
 
@@ -34,32 +44,64 @@ class RunSettings(StrictSettings):
         "A folder of adapter folders, a list of adapter folders, or a table of names and folders.",
     )
     tasks: list[TaskSettings] = setting(..., "a list", "What scores a merge: a table a task.")
-    algorithm: Literal["SurrogateEvoGM", "EvoGM", "GradientSearch"] = setting(
+    algorithm: Literal[
+        "SurrogateEvoGM",
+        "EvoGM",
+        "GradientSearch",
+        "NSGA2",
+        "NSGA3",
+        "RVEA",
+        "RVEAa",
+        "MOEAD",
+    ] = setting(
         "SurrogateEvoGM",
         "a str",
         "The search: SurrogateEvoGM, which needs few evaluations; EvoGM, the paper's method; or "
-        "GradientSearch, which follows gradients of margins and is made for groups: module.",
+        "GradientSearch, which follows gradients of margins and is made for groups: module. With "
+        "objective: pareto one of EvoX's NSGA2 (the default then), NSGA3, RVEA, RVEAa and MOEAD.",
+    )
+    objective: Literal["mean", "worst", "harmonic", "pareto"] = setting(
+        "mean",
+        "mean, worst, harmonic or pareto",
+        "What the search makes large: the mean over tasks with their weights, the worst task, the "
+        "harmonic mean, in which low scores count more, or with pareto every task for itself: the "
+        "result has all merges that no other beats in every task, and the one with the best mean "
+        "is exported.",
+    )
+    constraints: dict | None = setting(
+        None,
+        "a table of tasks",
+        "What a merge may not lose: a table of tasks, such as mmlu: {against: base, lose: .01}. "
+        "against is base (the default), best_expert (the one best in this task) or average; lose "
+        "is 0 by default. Or {least: .4}, the least score. Merges that keep all constraints are "
+        "better than all others.",
     )
     search: dict = setting(
         {},
         "a dict",
         "Arguments of the algorithm: epochs, lr, winner_ratio, cycle_weight, opt_weight, "
-        "hidden_dims and dual; of EvoGM also n_rounds and n_iters. Of GradientSearch lr, "
-        "perturbation and shrinkage.",
+        "hidden_dims and dual; of EvoGM also n_rounds and n_iters; of SurrogateEvoGM also "
+        "box_growth. Of GradientSearch lr, perturbation and shrinkage.",
     )
-    budget: int = setting(
+    budget: int | str = setting(
         160,
-        "a whole number",
-        "Evaluations of merged models. It is cut to whole populations and, with SurrogateEvoGM, "
-        "one for the recommended merge: of 60 are made 58, with pop_size 3. An evaluation with its "
-        "gradient counts as 3.",
-        ge=1,
+        EXPECTED_BUDGET,
+        "Evaluations of merged models, or the time of the search, such as 20min. Evaluations are "
+        "cut to whole populations and, with SurrogateEvoGM, one for the recommended merge: of 60 "
+        "are made 58, with pop_size 3. An evaluation with its gradient counts as 3.",
+    )
+    stop: Literal["auto"] | float | None = setting(
+        "auto",
+        "auto, a float or null",
+        "End the search before its budget when its last 30 evaluations have gained less than this "
+        "in the mean dev score, by what is expected of other examples: auto is .005, null never "
+        "ends it. SurrogateEvoGM and GradientSearch can tell; others use their budget.",
     )
     pop_size: int | None = setting(
         None,
         "a whole number",
         "Evaluations per step; by default 3, with EvoGM twice the number of coefficients, with "
-        "GradientSearch 1.",
+        "GradientSearch 1, with objective: pareto 16.",
         ge=1,
     )
     seed: int = setting(0, "a whole number", "Of the search.", ge=0)
@@ -89,6 +131,14 @@ class RunSettings(StrictSettings):
         "Stop evaluating a merge that is clearly behind (pruning); with SurrogateEvoGM only. The "
         "budget then counts the fraction of the examples that was evaluated.",
     )
+    trial: bool | TrialSettings = setting(
+        False,
+        EXPECTED_TRIAL,
+        "Train a LoRA on four fifths of the dev examples before the search, and say on the last "
+        "fifth whether training or merging is ahead; takes as long as about 60 evaluations more. "
+        "Or a table of epochs, rates, start (fresh or merge) and row (true: a row of the final "
+        "table for a LoRA trained on all dev examples).",
+    )
     groups: str | dict[str, str] = setting(
         "expert",
         '"expert", "layer", "block:k", "module", or a table of patterns',
@@ -103,6 +153,18 @@ class RunSettings(StrictSettings):
         "was made for, or a table of experts and their tasks (a name or a list). Reads the dev "
         "examples of these tasks. Where they are not known: prompts, which reads the dev prompts "
         "of all tasks without answers, or weights, which reads no text.",
+    )
+    adapter_dtype: Literal["float32", "bfloat16", "float16", "experts"] = setting(
+        "float32",
+        "a str",
+        "Of the exported adapter: float32, in which it is exact; bfloat16 or float16, which halve "
+        "its size and round it; or experts, what the adapters have in common. It may be changed "
+        "when the run is finished.",
+    )
+    strict_licences: bool = setting(
+        False,
+        "a bool",
+        "Refuse to merge where the licences of base and adapters conflict or are unknown.",
     )
     trust_remote_code: bool = setting(
         False, "a bool", "Let transformers run code that comes with the base model."
@@ -124,6 +186,12 @@ class RunSettings(StrictSettings):
         "A chat template in place of the base's: a file, or a folder with one, such as an "
         "adapter's.",
     )
+    contributions: bool | None = setting(
+        None,
+        "true or false",
+        "For the report, evaluate the merge without each expert: an evaluation an expert on the "
+        "dev examples. By default with at most 16 experts.",
+    )
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -133,6 +201,11 @@ class RunSettings(StrictSettings):
         if not entries:
             raise ValueError("tasks: expected at least one, found none")
         return [parse_task(entry) for entry in entries]
+
+    @field_validator("trial", mode="before")
+    @classmethod
+    def _parse_trial(cls, trial):
+        return parse_trial(trial) or False
 
     @field_validator("search")
     @classmethod
@@ -144,12 +217,31 @@ class RunSettings(StrictSettings):
                 raise ValueError(f"search: {expected}, found proposal {proposal!r}; {advice}")
         return search
 
+    @field_validator("budget")
+    @classmethod
+    def _check_budget(cls, budget: int | str) -> int | str:
+        evaluations = parse_budget(budget).evaluations
+        return budget if evaluations is None else evaluations
+
+    @field_validator("constraints")
+    @classmethod
+    def _check_constraints(cls, constraints: dict | None) -> dict | None:
+        check_constraints(constraints or {})
+        return constraints
+
     @field_validator("seed")
     @classmethod
     def _check_seed(cls, seed: int) -> int:
         if seed >= 2**64:
             raise ValueError(f"seed: expected less than 2**64, which torch can take, found {seed}")
         return seed
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, stop: str | float | None) -> str | float | None:
+        if isinstance(stop, float) and not 0 <= stop < 1e9:  # nor NaN
+            raise ValueError(f"stop: expected auto, a number of at least 0 or null, found {stop}")
+        return stop
 
     @field_validator("max_memory")
     @classmethod
@@ -165,6 +257,21 @@ class RunSettings(StrictSettings):
             expected = f"expected false with algorithm {self.algorithm}"
             raise ValueError(f"racing: {expected}, found true; only SurrogateEvoGM can prune")
         return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> "RunSettings":
+        check_objective(self)
+        return self
+
+    @property
+    def limit(self) -> Budget:
+        """The budget, in evaluations or in seconds."""
+        return parse_budget(self.budget)
+
+    @property
+    def trial_settings(self) -> TrialSettings | None:
+        """The settings of the trial, or None if there is to be none."""
+        return parse_trial(self.trial)
 
     def as_table(self) -> dict[str, Any]:
         """The settings as a settings file has them, every default of a run written out."""
@@ -184,15 +291,16 @@ def parse_settings(values: Mapping, where: str) -> RunSettings:
     refuse_former_name(values, "path", "mode", advice, where)
     check_names(values, list(RunSettings.model_fields), where)
     try:
-        return RunSettings.model_validate(dict(values))
+        return RunSettings.model_validate(with_default_algorithm(values))
     except ValidationError as error:
         raise ValueError(f"{where}: {sentence(RunSettings, error)}") from error
 
 
-def read_settings(path, **overrides) -> tuple[RunSettings, Path]:
+def read_settings(path, words: Sequence[str] = (), **overrides) -> tuple[RunSettings, Path]:
     """Read a settings file.
 
     :param path: a YAML file.
+    :param words: `key=value` words that replace what the file says, see `apply_overrides`.
     :param overrides: settings that replace the file's, where they are not None.
     :return: the settings, and the folder that their paths are relative to.
     :raises ValueError: if the file is missing or not YAML, or a setting cannot be used.
@@ -201,6 +309,7 @@ def read_settings(path, **overrides) -> tuple[RunSettings, Path]:
     if not path.is_file():
         raise ValueError(f"settings: expected a YAML file, found none at {path}")
     values = read_table(path)
+    apply_overrides(values, words, lambda text: yaml.load(text, SettingsLoader))
     for name, value in overrides.items():
         if value is not None:
             values[name] = value

@@ -14,6 +14,10 @@ STATUSES = (
     f"{NO_ADAPTER} if it is finished but its adapter cannot be used, "
     f"{INTERRUPTED} when interrupted."
 )
+DONE_OR_REFUSED = (
+    f"Exit status: 0 when done, {UNUSABLE_INPUT} for input that cannot be used, {FAILED} if it "
+    f"fails otherwise (memory or disk ran out, among others), {INTERRUPTED} when interrupted."
+)
 
 # Beside them ValueError, ModuleNotFoundError and OSError, which say what input cannot be used.
 # torch's OutOfMemoryError and LinAlgError are RuntimeErrors.
@@ -31,11 +35,12 @@ def status_of(error: BaseException) -> int:
 
 def sentence_of(error: Exception) -> str:
     """What an error says, with its kind where its own words do not say what failed."""
-    from evox_evogm.problems.retries import is_out_of_memory
-
     words = str(error) or type(error).__name__
-    if is_out_of_memory(error):
-        return f"memory ran out: {words}"
+    if isinstance(error, FAILURES):
+        from evox_evogm.problems.retries import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return f"memory ran out: {words}"
     if isinstance(error, ArithmeticError):
         return f"{type(error).__name__}: {words}"
     return words

@@ -13,17 +13,29 @@ from evox_evogm.command.strict_settings import (
 
 READERS = {  # and the settings that a reader has beside those of all tasks
     "reasoning_gym": ("seed", "options"),
-    "swarm_eval": (),
+    "swarm_eval": ("protocol",),
     "json_lines": ("test_file",),
+    "fitness": ("population", "options", "margins"),
+    "lm_eval": (
+        "filter",
+        "num_fewshot",
+        "fewshot_seed",
+        "include_path",
+        "system_instruction",
+        "confirm_unsafe_code",
+    ),
 }
 SPLITS = ("dev", "test")
+NAMES = ("name", "domain", "weight")
 SCORING = ("metric", "max_new_tokens", "match", "continuation", "chat")  # of a `Task` too
+SCORING_OF = {"fitness": (), "lm_eval": ("metric", "chat")}  # where it is less
 
 
 class TaskSettings(StrictSettings):
     """Where the examples of a task come from, how many are used, and how they are scored.
 
-    Exactly one of `reasoning_gym`, `swarm_eval` and `json_lines` is given: the reader.
+    Exactly one of `reasoning_gym`, `swarm_eval`, `json_lines`, `fitness` and `lm_eval` is given:
+    the reader.
     """
 
     reasoning_gym: str | None = setting(
@@ -38,30 +50,107 @@ class TaskSettings(StrictSettings):
     test_file: str | None = setting(
         None, "a text", "With json_lines: the file of test examples, in the same form."
     )
+    fitness: str | None = setting(
+        None,
+        "a text",
+        "A function of yours, as module:function, such as my_fitness:score. The module is looked "
+        "for in the folder of the settings file first. The function receives a merge as a model "
+        "with generate and log_probabilities, and split where it takes it, and returns a number or "
+        "a list of numbers, higher is better.",
+    )
+    population: bool | None = setting(
+        None,
+        "true or false",
+        "With fitness: the function receives all merges of a population at once; by default if it "
+        "is decorated with for_population.",
+    )
+    margins: bool | None = setting(
+        None,
+        "true or false",
+        "With fitness: whether the function returns scores and margins. This, dev and test are "
+        "found out by calling it with the base where they are not given.",
+    )
+    lm_eval: str | None = setting(
+        None,
+        "a text",
+        "A task of the LM Evaluation Harness by its name, or a group of tasks, as the package "
+        "lm-eval has them.",
+    )
+    filter: str | None = setting(
+        None,
+        "a text",
+        "With lm_eval: the filter of the answers, by its name in the task; by default its first.",
+    )
+    num_fewshot: int | None = setting(
+        None,
+        "a whole number, at least 0",
+        "With lm_eval: worked examples before each question; by default the task's own number.",
+        ge=0,
+    )
+    fewshot_seed: int = setting(
+        1234, "a whole number", "With lm_eval: of the choice of worked examples."
+    )
+    include_path: str | None = setting(
+        None,
+        "a folder",
+        "With lm_eval: a folder with YAML files of tasks beside the harness's own.",
+    )
+    system_instruction: str | None = setting(
+        None, "a text", "With lm_eval: goes before everything else in a prompt."
+    )
+    confirm_unsafe_code: bool = setting(
+        False,
+        "true or false",
+        "With lm_eval: that the task may run code which the model writes.",
+    )
     name: str | None = setting(
         None, "a text", "The name in reports; by default the data set, or the stem of the file."
+    )
+    domain: str | None = setting(
+        None, "a text", "A name that several tasks share; reports have their harmonic mean."
     )
     dev: int | None = setting(
         None,
         "a number of examples, at least 1",
-        "How many examples the search sees; by default all in the file.",
+        "How many examples the search sees; by default all in the file. With fitness: how many "
+        "numbers the function returns.",
         ge=1,
     )
     test: int | None = setting(
         None,
         "a number of examples, at least 1",
-        "How many examples the final table scores besides; by default all in the file.",
+        "How many examples the final table scores besides; by default all in the file. With "
+        "fitness: how many numbers the function returns of test.",
         ge=1,
     )
     seed: int = setting(0, "a whole number", "With reasoning_gym: of the questions.")
     options: dict | None = setting(
-        None, "a table", "With reasoning_gym: the settings of the data set."
+        None,
+        "a table",
+        "With reasoning_gym: the settings of the data set. With fitness: further arguments of the "
+        "function, by name.",
+    )
+    weight: int | float = setting(
+        1,
+        "a number above 0",
+        "Of the task in the mean over tasks, or in their harmonic mean.",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    protocol: str | None = setting(
+        None,
+        "a text",
+        "With swarm_eval: ours, or published, which has the prompts, lengths, parser and scores of "
+        "the paper's own code; then metric may be abstain_qa, and nothing else but chat is left "
+        "open.",
     )
     metric: str | None = setting(
         None,
         "a text",
-        "choice_likelihood, gold_log_probability, exact_match or multiple_choice_generation. By "
-        "default answers are generated, and matched, or parsed where there are choices.",
+        "choice_likelihood, gold_log_probability, exact_match, multiple_choice_generation or "
+        "abstain_qa. By default answers are generated, and matched, or parsed where there are "
+        "choices. With lm_eval: a metric of the task, by default its first that is better when "
+        "higher.",
     )
     max_new_tokens: int | None = setting(
         None, "a whole number", "Length of generated answers, in tokens."
@@ -87,6 +176,13 @@ class TaskSettings(StrictSettings):
         return getattr(self, self.reader)
 
     @property
+    def sizes(self) -> dict[str, int] | None:
+        """How many numbers a function returns, by split; None if that is to be found out."""
+        if self.dev is None or self.test is None:
+            return None
+        return {"dev": self.dev, "test": self.test}
+
+    @property
     def scoring(self) -> dict[str, Any]:
         """The settings that are a `Task`'s too, as far as they are given."""
         return self.model_dump(include=set(SCORING), exclude_none=True)
@@ -104,7 +200,8 @@ def parse_task(entry) -> TaskSettings:
     kind = "reasoning-gym task" if reader == "reasoning_gym" else "task"
     where = f"{kind} {(entry.get('name') or entry[reader])!r}"
     refuse_former_name(entry, "rule", "metric", f"metric: {entry.get('rule')}", where)
-    check_names(entry, [reader, *SPLITS, "name", *READERS[reader], *SCORING], where)
+    scoring = SCORING_OF.get(reader, SCORING)
+    check_names(entry, [reader, *SPLITS, *NAMES, *READERS[reader], *scoring], where)
     _check_examples_named(entry, reader, where)
     try:
         return TaskSettings.model_validate(entry)
@@ -130,6 +227,9 @@ def _check_examples_named(entry: dict, reader: str, where: str) -> None:
     if reader == "json_lines" and not isinstance(entry.get("test_file"), str):
         found = repr(entry["test_file"]) if "test_file" in entry else "none"
         raise ValueError(f"{where}: expected test_file beside json_lines, found {found}")
+    given = [split for split in SPLITS if entry.get(split) is not None]
+    if reader == "fitness" and len(given) == 1:
+        raise ValueError(f"{where}: expected dev and test, or neither, found {given[0]} alone")
     for split in SPLITS:
         if reader == "reasoning_gym" and entry.get(split) is None:
             expected = f"expected {split} to be {TaskSettings.expected(split)}"

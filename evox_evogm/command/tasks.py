@@ -1,12 +1,18 @@
 """From the settings of tasks to the tasks themselves: a dev and a test task for every entry."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evox_evogm.command.task_settings import TaskSettings, parse_task
+from evox_evogm.problems.functions.fitness_task import FitnessTask, fitness_tasks
+from evox_evogm.problems.tasks.harness.reader import read_lm_eval
 from evox_evogm.problems.tasks.readers import read_json_lines, read_reasoning_gym, read_swarm_eval
 from evox_evogm.problems.tasks.task import Task
+
+if TYPE_CHECKING:
+    from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 
 @dataclass(frozen=True)
@@ -16,11 +22,13 @@ class RunTasks:
     :param dev: what the search sees.
     :param test: what scores the final table besides, in the same order.
     :param notes: a line for every split that has fewer examples than the settings want.
+    :param domains: the names of the tasks of each domain.
     """
 
     dev: list[Task]
     test: list[Task]
     notes: list[str] = field(default_factory=list)
+    domains: dict[str, list[str]] = field(default_factory=dict)
 
     def by_split(self) -> list[tuple[str, Task]]:
         """All dev tasks, then all test tasks, each with the name of its split."""
@@ -42,6 +50,9 @@ def read_tasks(entries: Iterable[TaskSettings], folder: Path) -> RunTasks:
         tasks.test.append(test)
         tasks.notes.extend(note_too_few(dev, "dev", entry.dev))
         tasks.notes.extend(note_too_few(test, "test", entry.test))
+        tasks.notes.extend(note_one_split(dev))
+        if entry.domain is not None:
+            tasks.domains.setdefault(entry.domain, []).append(dev.name)
     return tasks
 
 
@@ -51,6 +62,30 @@ def note_too_few(task: Task, split: str, wanted: int | None) -> list[str]:
     if wanted is None or found >= wanted:
         return []
     return [f"task {task.name!r}: expected {wanted} {split} examples, found {found}, used all"]
+
+
+def note_one_split(task: Task) -> list[str]:
+    """A note if a task is a function that does the same on dev and on test."""
+    if not isinstance(task, FitnessTask) or task.takes_split:
+        return []
+    return [
+        f"task {task.name!r}: {task.source} takes no argument split, so that it scores test as "
+        "dev, and the test score says nothing about unseen examples"
+    ]
+
+
+def with_sizes(tasks: RunTasks, problem: "LoRAMergeProblem") -> RunTasks:
+    """The tasks of a run, in which functions have as many examples as they return numbers.
+
+    :param problem: which has found it out.
+    """
+    splits = []
+    for given, found in ((tasks.dev, problem.tasks), (tasks.test, problem.other_tasks)):
+        split: list[Task] = []
+        for task, other in zip(given, found, strict=True):
+            split.append(other if isinstance(other, FitnessTask) else task)
+        splits.append(split)
+    return replace(tasks, dev=splits[0], test=splits[1])
 
 
 def read_task(entry, folder: Path) -> tuple[Task, Task]:
@@ -72,12 +107,38 @@ def read_task(entry, folder: Path) -> tuple[Task, Task]:
             name=entry.name,
             **entry.scoring,
         )
+    if entry.reader == "fitness":
+        return fitness_tasks(
+            entry.source,
+            name=entry.name,
+            folder=folder,
+            population=entry.population,
+            options=entry.options,
+            sizes=entry.sizes,
+            margins=bool(entry.margins),
+        )
+    if entry.reader == "lm_eval":
+        return read_lm_eval(
+            entry.source,
+            name=entry.name,
+            metric=entry.metric,
+            filter=entry.filter,
+            num_fewshot=entry.num_fewshot,
+            fewshot_seed=entry.fewshot_seed,
+            dev=entry.dev,
+            test=entry.test,
+            include_path=entry.include_path and str(folder / entry.include_path),
+            chat=bool(entry.chat),
+            system_instruction=entry.system_instruction,
+            confirm_unsafe_code=entry.confirm_unsafe_code,
+        )
     path = folder / entry.source
     if entry.reader == "json_lines":
         test_path = folder / entry.test_file
         dev, test = read_json_lines(path, test_path, name=entry.name, **entry.scoring)
     else:
-        dev, test = read_swarm_eval(path, name=entry.name, **entry.scoring)
+        protocol = entry.protocol or "ours"
+        dev, test = read_swarm_eval(path, name=entry.name, protocol=protocol, **entry.scoring)
     return _first(dev, entry.dev), _first(test, entry.test)
 
 

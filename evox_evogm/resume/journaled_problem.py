@@ -1,7 +1,9 @@
 """A problem whose evaluations are written to a journal, or taken from it where it has them."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from evox.core import Problem
@@ -9,9 +11,14 @@ from evox.core import Problem
 from evox_evogm.resume.journal import Journal, from_json, to_json
 from evox_evogm.resume.ranks import read_on_rank_0
 
+RECOMMENDED = "recommended"  # marks the record of what was evaluated outside of steps
+
 
 class JournaledProblem(Problem):
     """Evaluates populations, and keeps what it evaluated.
+
+    What is evaluated outside of steps, such as the point that an algorithm recommends at the end,
+    has a mark in its record. A search that goes on with more steps passes over it.
 
     A problem with `on_evaluations` and `load_history` evaluates by candidates: a block of the
     journal is what it evaluates together, and a record is all that an evaluation holds. Of any
@@ -31,9 +38,22 @@ class JournaledProblem(Problem):
         self.describe = describe
         self.step = 0
         self.position = 0  # how many evaluations of the journal have been made or repeated
+        self.stepping = False  # whether evaluations are those of a step
         self.by_candidates = hasattr(problem, "load_history")
         if self.by_candidates:
             self.listener, problem.on_evaluations = problem.on_evaluations, self._note_candidates
+
+    @contextmanager
+    def in_step(self, number: int) -> Iterator[None]:
+        """A context in which evaluations are those of a step.
+
+        :param number: of the step, from 0.
+        """
+        self.step, self.stepping = number, True
+        try:
+            yield
+        finally:
+            self.stepping = False
 
     def load_history(self) -> None:
         """Load the records of the journal into a problem that evaluates by candidates.
@@ -72,8 +92,7 @@ class JournaledProblem(Problem):
 
     def _find(self, pop: torch.Tensor) -> list | None:
         """The fitness of a population as the journal has it, or None where the journal ends."""
-        assert self.journal is not None
-        found = self.journal.records[self.position : self.position + len(pop)]
+        found = self._next_records(len(pop))
         if not found:
             return None
         self._check_repeated(found, pop.detach().tolist())
@@ -91,8 +110,7 @@ class JournaledProblem(Problem):
         return fitness
 
     def _note_candidates(self, evaluations: list) -> None:
-        assert self.journal is not None
-        found = self.journal.records[self.position : self.position + len(evaluations)]
+        found = self._next_records(len(evaluations))
         if found:
             self._check_repeated(found, [list(e.coefficients) for e in evaluations])
         else:
@@ -101,11 +119,25 @@ class JournaledProblem(Problem):
         if self.listener is not None:
             self.listener(evaluations)
 
+    def _next_records(self, count: int) -> list[dict]:
+        """The next records of the journal, or fewer where it ends.
+
+        In a step those of points that were evaluated outside of steps are passed over.
+        """
+        assert self.journal is not None
+        records = self.journal.records
+        if self.stepping:
+            while self.position < len(records) and RECOMMENDED in records[self.position]:
+                self.position += 1
+        return records[self.position : self.position + count]
+
     def _append(self, rows: list[dict]) -> None:
         assert self.journal is not None
         records = []
         for number, row in enumerate(rows, self.position):
-            place = {"evaluation": number, "step": self.step}
+            place: dict[str, Any] = {"evaluation": number, "step": self.step}
+            if not self.stepping:
+                place[RECOMMENDED] = True
             records.append({**place, **self.describe(self.step), **to_json(row)})
         self.journal.append(records)
 

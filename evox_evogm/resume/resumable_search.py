@@ -6,6 +6,7 @@ it, and takes the evaluations of that step that are in the journal.
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,8 @@ class SavedState(NamedTuple):
     """How many evaluations were made until then."""
     made: dict[str, str]
     """The fingerprint of the workflow before its first step."""
+    seconds: float = 0.0
+    """That the steps took, in all processes."""
 
 
 class ResumableSearch:
@@ -51,6 +54,8 @@ class ResumableSearch:
     - **Ranks**: under `torchrun` rank 0 reads and writes, and the others receive what it has read.
     - **Algorithms** must keep their state in tensors (`Mutable`).
     - **Failures** that no saved state counts are evaluated again.
+    - **More steps** may follow in a later process. What was evaluated outside of steps, such as the
+      point that an algorithm recommends in the end, is marked in the journal and passed over.
 
     The search goes on bit for bit if evaluating draws no random numbers and keeps no state. With
     other problems a population that was written down just before the end is not evaluated again,
@@ -83,6 +88,7 @@ class ResumableSearch:
             )
         self.workflow, self.folder = workflow, Path(folder)
         self.steps = 0
+        self.seconds = 0.0  # that the steps took, in all processes
         self.made = fingerprint(workflow)
         self.journal = journal
         if is_rank_0() and journal is None:
@@ -110,12 +116,13 @@ class ResumableSearch:
         """
         algorithm = self.workflow.algorithm
         while self.steps < steps:
-            self.problem.step = self.steps
+            start = time.monotonic()
             before = outside_the_state(algorithm)
-            if self.steps == 0:
-                self.workflow.init_step()
-            else:
-                self.workflow.step()
+            with self.problem.in_step(self.steps):
+                if self.steps == 0:
+                    self.workflow.init_step()
+                else:
+                    self.workflow.step()
             changed = differing(before, outside_the_state(algorithm))
             if changed is not None:
                 raise ValueError(
@@ -123,6 +130,7 @@ class ResumableSearch:
                     f"a step changes {changed}; a later process could not go on with it"
                 )
             self.steps += 1
+            self.seconds += time.monotonic() - start
             self._save()
 
     def close(self) -> None:
@@ -148,7 +156,7 @@ class ResumableSearch:
         tensors[RANDOM] = torch.get_rng_state()
         if self._device().type == "cuda":
             tensors[RANDOM_CUDA] = torch.cuda.get_rng_state(self._device())
-        state = SavedState(tensors, self.steps, self.problem.position, self.made)
+        state = SavedState(tensors, self.steps, self.problem.position, self.made, self.seconds)
         write_state(self.folder / STATE, state)
 
     def _load(self) -> None:
@@ -156,6 +164,7 @@ class ResumableSearch:
         state = read_on_rank_0(self._read)
         if state is not None:
             self.steps, self.problem.position = state.steps, state.evaluations
+            self.seconds = state.seconds
             self.problem.step = max(0, state.steps - 1)  # of what is evaluated between two steps
         self.problem.load_history()
         if state is not None:
@@ -200,6 +209,7 @@ def write_state(path: Path, state: SavedState) -> None:
         "steps": str(state.steps),
         "evaluations": str(state.evaluations),
         "made": json.dumps(state.made),
+        "seconds": f"{state.seconds:.3f}",
     }
     atomic_write(path, save(tensors, metadata=metadata))
 
@@ -226,7 +236,18 @@ def read_state(path: Path) -> SavedState:
             "which another version of evox-evogm wrote"
         )
     made = json.loads(metadata.get("made", "{}"))
-    return SavedState(tensors, int(metadata["steps"]), int(metadata["evaluations"]), made)
+    steps, evaluations = int(metadata["steps"]), int(metadata["evaluations"])
+    # Earlier versions did not write the seconds.
+    return SavedState(tensors, steps, evaluations, made, float(metadata.get("seconds", 0.0)))
+
+
+def saved_seconds(folder: Path) -> float:
+    """The seconds that the steps of a search took until now; 0 where there is no state.
+
+    :raises ValueError: if the state is damaged.
+    """
+    path = folder / STATE
+    return read_state(path).seconds if path.exists() else 0.0
 
 
 def load_tensors(

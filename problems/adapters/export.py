@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from evox_evogm.problems.adapters.parameters import (
     unflatten_factors,
     without_wrappers,
 )
-from evox_evogm.problems.adapters.read_adapter import WEIGHTS, Expert
+from evox_evogm.problems.adapters.read_adapter import WEIGHTS, Expert, Factors
 from evox_evogm.problems.adapters.tensor_names import PREFIX
 from evox_evogm.resume.atomic_write import atomic_write
 
@@ -29,30 +30,85 @@ def export_adapter(
     *,
     base: str,
     groups: Groups | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write the merge as one LoRA adapter in PEFT format, exact in float32.
 
     The factors are concatenated, with lambda_k s_k inside B. The rank of a module is the sum of the
     experts' ranks there, and its alpha equals its rank. What has coefficient 0 is left out.
-    Each file is written whole or not at all, the configuration last.
 
     :param coefficients: an `(n g,)` tensor of effective coefficients.
     :param folder: created if it is missing.
     :param base: the name of the base model, written into the configuration.
     :param groups: of the modules; one by default.
+    :param dtype: of the tensors. In a half precision they are rounded.
     :raises ValueError: if every coefficient is 0: the merge is the base itself.
     """
-    from safetensors.torch import save
+    write_adapter(merge_factors(experts, coefficients, groups), folder, base=base, dtype=dtype)
 
+
+def merge_factors(
+    experts: Sequence[Expert], coefficients: torch.Tensor, groups: Groups | None = None
+) -> dict[str, Factors]:
+    """The factors of a merge by module, with lambda_k s_k inside B, in float32 on the CPU.
+
+    :param coefficients: an `(n g,)` tensor of effective coefficients.
+    :param groups: of the modules; one by default.
+    :raises ValueError: if every coefficient is 0: the merge is the base itself.
+    """
     coefficients = coefficients.detach().to("cpu", torch.float32)
-    modules = _stack_used(experts, coefficients, groups)
-    if not modules:
+    factors = {}
+    for name, module in _stack_used(experts, coefficients, groups).items():
+        scaled_b = module.b * module.channel_weights(coefficients)
+        factors[name] = Factors(module.a, scaled_b, 1.0, module.embedding, module.place)
+    if not factors:
         raise ValueError(
             "coefficients: expected at least one other than 0, found all 0; "
             "the merge is the base model itself"
         )
-    tensors = _adapter_tensors(modules, coefficients)
-    config = json.dumps(_adapter_config(modules, base), indent=2) + "\n"
+    return factors
+
+
+def round_factors(factors: Mapping[str, Factors], dtype: torch.dtype) -> dict[str, Factors]:
+    """Factors as a file in a precision holds them.
+
+    :param factors: by module, with scale 1.
+    :raises ValueError: if a number is too large for the precision.
+    """
+    rounded = {}
+    for name, module in factors.items():
+        a, b = module.a.to(dtype), module.b.to(dtype)
+        if not (a.isfinite().all() and b.isfinite().all()):
+            largest = max(float(module.a.abs().max()), float(module.b.abs().max()))
+            shown = str(dtype).removeprefix("torch.")
+            raise ValueError(
+                f"dtype: expected numbers that {shown} can hold, found {largest:.3g} in {name}; "
+                "take bfloat16 or float32"
+            )
+        rounded[name] = replace(module, a=a, b=b)
+    return rounded
+
+
+def write_adapter(
+    factors: Mapping[str, Factors],
+    folder,
+    *,
+    base: str,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write factors as a LoRA adapter in PEFT format whose alpha equals its rank in every module.
+
+    Each file is written whole or not at all, the configuration last.
+
+    :param factors: by module, with scale 1; not empty.
+    :param folder: created if it is missing.
+    :param base: the name of the base model, written into the configuration.
+    :param dtype: of the tensors.
+    """
+    from safetensors.torch import save
+
+    tensors = _adapter_tensors(round_factors(factors, dtype))
+    config = json.dumps(_adapter_config(factors, base), indent=2) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Weights and configuration of two merges must never stand together.
@@ -77,24 +133,43 @@ def reload_difference(
     :param groups: of the modules; one by default.
     :return: the largest ||difference|| / ||expected|| over all modules (Frobenius norms).
     """
+    factors = merge_factors(experts, coefficients, groups)
+    with loaded_by_peft(model, folder):
+        return difference_from_factors(model, factors)
+
+
+@contextmanager
+def loaded_by_peft(model: torch.nn.Module, folder) -> Iterator[None]:
+    """Inside the block a model has an adapter as plain peft loads it; afterwards it is as it was.
+
+    :param model: the base model, whose layers peft wraps.
+    :param folder: of the adapter.
+    """
     from peft import PeftModel
 
-    coefficients = coefficients.detach().to("cpu", torch.float32)
-    modules = _stack_used(experts, coefficients, groups)
-    missing = set(modules)
-    worst = 0.0
     with _flags_kept(model):
         reloaded = PeftModel.from_pretrained(model, folder)
+        reloaded.eval()
         try:
-            for name, found in _deltas(reloaded.get_base_model()):
-                module = modules[name]
-                scaled_b = module.b * module.channel_weights(coefficients)
-                expected = scaled_b @ module.a  # (D_out, D_in)
-                difference = (found - expected).norm() / expected.norm().clamp_min(1e-30)
-                worst = max(worst, float(difference))
-                missing.discard(name)
+            yield
         finally:
             reloaded.unload()
+
+
+@torch.no_grad()
+def difference_from_factors(model: torch.nn.Module, factors: Mapping[str, Factors]) -> float:
+    """How far the adapter of a model is from factors, inside of `loaded_by_peft`.
+
+    :param factors: by module, with scale 1.
+    :return: the largest ||difference|| / ||expected|| over all modules (Frobenius norms).
+    """
+    missing = set(factors)
+    worst = 0.0
+    for name, found in _deltas(model):
+        expected = factors[name].b.float() @ factors[name].a.float()  # (D_out, D_in)
+        difference = (found - expected).norm() / expected.norm().clamp_min(1e-30)
+        worst = max(worst, float(difference))
+        missing.discard(name)
     assert not missing, f"peft did not load {missing}"
     return worst
 
@@ -159,22 +234,19 @@ def _stack_used(
     return modules
 
 
-def _adapter_tensors(
-    modules: Mapping[str, StackedModule], coefficients: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """The tensors of a merge by the names that peft gives them, with lambda_k s_k inside B."""
+def _adapter_tensors(modules: Mapping[str, Factors]) -> dict[str, torch.Tensor]:
+    """The tensors of a merge by the names that peft gives them."""
     keys = _tensor_names(modules)
     tensors = {}
     for name, module in modules.items():
         key_a, key_b = keys[name]
-        scaled_b = module.b * module.channel_weights(coefficients)
-        a, b = flatten_factors(module.a, scaled_b)
+        a, b = flatten_factors(module.a, module.b)
         tensors[key_a] = a.contiguous()
         tensors[key_b] = b.contiguous()
     return tensors
 
 
-def _tensor_names(modules: Mapping[str, StackedModule]) -> dict[str, tuple[str, str]]:
+def _tensor_names(modules: Mapping[str, Factors]) -> dict[str, tuple[str, str]]:
     """The names that peft gives A and B of each module, see `factors_of_parameters`."""
     outside: dict[str, int] = {}  # by module, how many of its parameters are wrapped further out
     names = {}
@@ -192,9 +264,9 @@ def _tensor_names(modules: Mapping[str, StackedModule]) -> dict[str, tuple[str, 
     return names
 
 
-def _adapter_config(modules: Mapping[str, StackedModule], base: str) -> dict:
+def _adapter_config(modules: Mapping[str, Factors], base: str) -> dict:
     """The settings of an adapter whose alpha equals its rank in every module: s is 1."""
-    ranks = {name: module.rank for name, module in modules.items()}
+    ranks = {name: module.a.shape[-2] for name, module in modules.items()}
     largest = max(ranks.values())
     patterns = {name: rank for name, rank in ranks.items() if rank != largest}
     parameters = [name for name in sorted(modules) if modules[name].is_parameter]

@@ -140,9 +140,9 @@ class LanguageModel:
             tokens.add(more)
         return tokens
 
-    def prompt_tokens(self, prompt: str, *, chat: bool = False) -> Tokens:
+    def prompt_tokens(self, prompt: str, *, chat: bool = False, keep: bool = True) -> Tokens:
         """Tokens of a prompt, see `Prompts.tokens`."""
-        return self.prompts.tokens(prompt, chat=chat)
+        return self.prompts.tokens(prompt, chat=chat, keep=keep)
 
     def request(self, prompt: str, answer: str, *, chat: bool = False) -> Request:
         """Tokens of a prompt and of an answer behind it, see `Prompts.requests`."""
@@ -239,22 +239,28 @@ class LanguageModel:
         requests: Sequence[Request],
         candidates: Sequence[int] | None = None,
         derivative_of: ValueOf | None = None,
+        *,
+        skip_last: bool = False,
     ) -> Likelihoods:
         """Score N continuations after their prompts.
 
         :param requests: pairs of prompt and continuation tokens, both non-empty.
         :param candidates: for each request its candidate; all the first if not given.
         :param derivative_of: what is differentiated by the coefficients, if anything.
+        :param skip_last: whether the last token of a continuation, which nothing follows, stays out
+            of the passes.
         :return: `Likelihoods` of N continuations, in the order of the requests.
         """
         candidates = candidates or [0] * len(requests)
         rows = []
         for (prompt, continuation), candidate in zip(requests, candidates, strict=True):
             tokens = prompt + continuation
+            tokens = tokens[:-1] if skip_last else tokens
             scored = len(continuation)
             rows.append(Row(tokens, candidate, shareable=len(prompt) - 1, scored=scored))
         differentiate = derivative_of is not None
         prepare = self._prepare_to_differentiate if differentiate else self._prepare
+        offset = 0 if skip_last else 1  # the logits of a token stand at the position before it
         result = Likelihoods.empty(len(requests))
         derivatives: list[torch.Tensor] = [torch.empty(0)] * len(requests)
         for batch in prepare(rows):
@@ -262,12 +268,11 @@ class LanguageModel:
             for row in batch.rows:
                 targets += requests[row][1]
             target_ids = torch.tensor(targets, device=self.device)  # (Q,)
-            # The logits of a token stand at the position before it.
             if derivative_of is None:
-                logits = batch.run(self.forward, target_offset=1)  # (Q, V)
+                logits = batch.run(self.forward, target_offset=offset)  # (Q, V)
             else:
                 with self._recording(batch):
-                    logits = batch.run(self.forward, target_offset=1)
+                    logits = batch.run(self.forward, target_offset=offset)
                     values = derivative_of(at_least_float32(logits), target_ids, batch.scored)
                     found = self._derivatives(values)
                 for row, derivative in zip(batch.rows, found, strict=True):
@@ -285,8 +290,11 @@ class LanguageModel:
         candidates: Sequence[int] | None = None,
         should_stop: Callable[[int, str], bool] | None = None,
         forced_tokens: Sequence[Sequence[int]] | None = None,
+        *,
+        keep_special: bool = False,
+        may_stop: Callable[[int], bool] | None = None,
     ) -> list[str]:
-        """Greedy continuations of N prompts, as text without special tokens.
+        """Greedy continuations of N prompts, as text.
 
         A continuation ends at an end-of-text token, or after `max_new_tokens`.
 
@@ -294,6 +302,9 @@ class LanguageModel:
         :param should_stop: takes the number of a prompt and its text so far; true ends the text.
         :param forced_tokens: for each prompt the first tokens of its continuation, where they are
             known. They count as new tokens.
+        :param may_stop: takes the last token of a text; false says that `should_stop` would be.
+            Without it every text is decoded after every token.
+        :param keep_special: whether special tokens stay in the text. The end of text never does.
         :raises ArithmeticError: if a model gives NaN.
         """
         candidates = candidates or [0] * len(prompts)
@@ -301,9 +312,11 @@ class LanguageModel:
         replies = [list(tokens) for tokens in forced_tokens]
 
         def is_complete(number: int) -> bool:
-            if should_stop is not None and should_stop(number, self.decode(replies[number])):
+            reply = replies[number]
+            asks = should_stop is not None and (may_stop is None or may_stop(reply[-1]))
+            if asks and should_stop is not None and should_stop(number, self.decode(reply)):
                 return True
-            return len(replies[number]) >= max_new_tokens
+            return len(reply) >= max_new_tokens
 
         numbers = []  # of the prompts that need more tokens
         rows = []
@@ -322,7 +335,7 @@ class LanguageModel:
                 is_complete=is_complete,
                 drop_rows=self.capabilities.drop_rows,
             )
-        return [self.decode(reply) for reply in replies]
+        return [self.prompts.decode(reply, special=keep_special) for reply in replies]
 
 
 def write_log_probabilities(

@@ -49,19 +49,22 @@ class Prompts:
         """The text that the tokenizer gets: the prompt, or the chat in which it is the question."""
         return self.chat_template.text(prompt) if chat else prompt
 
-    def tokens(self, prompt: str, *, chat: bool = False) -> Tokens:
+    def tokens(self, prompt: str, *, chat: bool = False, keep: bool = True) -> Tokens:
         """Tokens of a prompt, with those that the tokenizer puts before a text, not after it.
 
         :param chat: put the prompt through the chat template, which writes such tokens itself.
+        :param keep: whether the prompt will be asked again.
         :raises ValueError: if the prompt has no token, or the chat template cannot be used.
         """
         key = (prompt, chat)
-        if key not in self._prompts:
+        tokens = self._prompts.get(key)
+        if tokens is None:
             tokens = self._encode(self.text(prompt, chat=chat), special=not chat)
             if not tokens:
                 raise ValueError(f"expected prompts of at least one token, found {prompt!r}")
-            self._prompts[key] = tokens
-        return self._prompts[key]
+            if keep:
+                self._prompts[key] = tokens
+        return tokens
 
     def request(self, prompt: str, answer: str, *, chat: bool = False) -> Request:
         """Tokens of a prompt and of one answer, see `requests`."""
@@ -125,10 +128,13 @@ class Prompts:
             self._replies[key] = reply
         return self._replies[key]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of some tokens, without special tokens."""
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of some tokens.
+
+        :param special: whether with special tokens.
+        """
         with panics_as_errors():
-            text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+            text = self.tokenizer.decode(list(tokens), skip_special_tokens=not special)
         assert isinstance(text, str), "one row of tokens is one text"
         return text
 

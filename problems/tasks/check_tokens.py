@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request, Tokens
-from evox_evogm.problems.tasks.task import Example, Task
+from evox_evogm.problems.tasks.task import Example, Task, reflection_prompt
 
 log = logging.getLogger(__name__)
-GENERATING = ("exact_match", "multiple_choice_generation")
+GENERATING = ("exact_match", "multiple_choice_generation", "abstain_qa")
 
 
 class LongText(NamedTuple):
@@ -52,18 +52,24 @@ class TokenCheck:
         sizes = [len(prompt)]
         if self.task.metric in GENERATING:
             sizes.append(len(prompt) + self.task.max_new_tokens - 1)  # the last one is not read
+        if self.task.metric == "abstain_qa":
+            text = reflection_prompt(example.prompt, "")
+            second = self.model.prompt_tokens(text, chat=self.task.chat)
+            # It holds the answer, and the reply is as long.
+            sizes.append(len(second) + 2 * self.task.max_new_tokens - 1)
         for start, answer in requests:
             sizes.append(len(start) + len(answer))
-            self._check_rows(example, (*start, *answer))
+            self.check_rows(example, (*start, *answer))
         if not requests:
-            self._check_rows(example, prompt)
+            self.check_rows(example, prompt)
         self.texts.append(LongText(max(sizes), example.id))
         if self.task.chat:
             self._check_question(example, prompt)
         if requests and self.model.prompts.joins(example.prompt, chat=self.task.chat):
             self.joined.append(example.id)
 
-    def _check_rows(self, example: Example, tokens: Tokens) -> None:
+    def check_rows(self, example: Example, tokens: Tokens) -> None:
+        """Refuse a token without a row in the base's embedding."""
         largest = max(tokens)
         if largest < self.limits.vocabulary:
             return

@@ -8,7 +8,9 @@ import torch
 from evox_evogm.problems.inference.derivatives import log_probabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request
+from evox_evogm.problems.tasks.generated import generated_answers
 from evox_evogm.problems.tasks.margins import signed
+from evox_evogm.problems.tasks.published import parse_published
 from evox_evogm.problems.tasks.requests import (
     Case,
     candidates_of,
@@ -191,6 +193,12 @@ def longest_choice_in(output: str, choices: Mapping[str, str]) -> str | None:
     return max(named, key=lambda key: len(choices[key]), default=None)
 
 
+def names_right_choice(task: Task, example: Example, output: str) -> bool:
+    """Whether the key that the parser of the task's protocol finds in an answer is right."""
+    parse = parse_choice if task.protocol == "ours" else parse_published
+    return parse(output, dict(example.choices)) == example.target
+
+
 def multiple_choice_generation(
     task: Task,
     model: LanguageModel,
@@ -202,11 +210,10 @@ def multiple_choice_generation(
     """1 if the key parsed from the greedy answer is right. The margin is 1 or -1."""
     cases = cases_or_all(task, cases)
     prompts = prompts_of(task, model, cases)
-    outputs = model.generate(prompts, task.max_new_tokens, candidates_of(cases))
+    outputs = generated_answers(task, model, prompts, candidates_of(cases))
     right = torch.zeros(len(cases))
     for row, output in enumerate(outputs):
-        example = cases[row].example
-        right[row] = parse_choice(output, dict(example.choices)) == example.target
+        right[row] = names_right_choice(task, cases[row].example, output)
     if margins is not None:
         margins.copy_(2 * right - 1)  # a text has no margin
     if derivatives is not None:

@@ -7,6 +7,7 @@ import torch
 
 from evox_evogm.problems.inference.derivatives import soft_margins
 from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.tasks.generated import generated_answers
 from evox_evogm.problems.tasks.margins import signed
 from evox_evogm.problems.tasks.requests import (
     Case,
@@ -66,9 +67,10 @@ def generated_match(
     def should_stop(row: int, text: str) -> bool:
         return is_decided(text, targets[row], task.match)
 
-    outputs = model.generate(
+    outputs = generated_answers(
+        task,
+        model,
         prompts_of(task, model, cases),
-        task.max_new_tokens,
         candidates_of(cases),
         should_stop if stop_early else None,
         forced_tokens,
@@ -138,7 +140,7 @@ def exact_match(
     The margin is the least lead of a token of the target, in logits.
     """
     cases = cases_or_all(task, cases)
-    if task.match != "equal":
+    if task.match != "equal" or task.protocol != "ours":
         return generated_match(
             task, model, cases, stop_early=True, margins=margins, derivatives=derivatives
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.task import METRIC_NAMES, Task
 
 LEAST_MARGIN = 1e-6  # of a right answer, whose margin has to be above 0
@@ -21,14 +22,22 @@ def signed(size: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 # Metrics of 0 or 1. Their margin is above 0 if and only if the score is 1: how far the right answer
-# is ahead of the others, in logits or nats. The margin of the other metric is its score.
-METRICS_BY_SIGN = frozenset(METRIC_NAMES) - {"gold_log_probability"}
+# is ahead of the others, in logits or nats. The margin of the other metrics is the score.
+METRICS_BY_SIGN = frozenset(METRIC_NAMES) - {"gold_log_probability", "abstain_qa"}
+
+
+def counts_by_sign(task: Task) -> bool:
+    """Whether the margins of a task count by being above 0."""
+    if isinstance(task, CustomTask):
+        return task.counts_by_sign
+    return task.metric in METRICS_BY_SIGN
 
 
 def smoothed_gradient(
     margins: Mapping[str, torch.Tensor],
     derivatives: Mapping[str, torch.Tensor],
     tasks: Sequence[Task],
+    shares: Sequence[float] | None = None,
 ) -> torch.Tensor:
     """The gradient of the mean over tasks and examples of smoothed scores.
 
@@ -38,21 +47,26 @@ def smoothed_gradient(
 
     :param margins: by task name a `(P, S)` tensor.
     :param derivatives: by task name a `(P, S, n g)` tensor.
+    :param shares: of each task in the mean; equal by default.
     :return: a `(P, n g)` tensor.
     """
     total = torch.zeros(())
-    for task in tasks:
+    for number, task in enumerate(tasks):
         of_margins = derivatives[task.name]
-        if task.metric in METRICS_BY_SIGN:
+        if counts_by_sign(task):
             smoothed = margins[task.name].sigmoid()
             of_margins = of_margins * (smoothed * (1 - smoothed))[..., None]
-        total = total + of_margins.mean(1)
-    return total / len(tasks)
+        of_task = of_margins.mean(1)
+        total = total + (of_task if shares is None else shares[number] * of_task)
+    return total / len(tasks) if shares is None else total
 
 
-def outcomes_of(tasks: Sequence[Task]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def outcomes_of(
+    tasks: Sequence[Task], shares: Sequence[float] | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How the margins of all examples, one task after another, count in the mean over tasks.
 
+    :param shares: of each task in the mean; equal by default.
     :return: three `(S,)` tensors: the weight of each margin, whether it counts by being above 0,
         and the number of its task, whose margins have one unit.
     """
@@ -61,8 +75,9 @@ def outcomes_of(tasks: Sequence[Task]) -> tuple[torch.Tensor, torch.Tensor, torc
     groups = []
     for number, task in enumerate(tasks):
         size = len(task.examples)
-        weights += [1 / (len(tasks) * size)] * size
-        by_sign += [task.metric in METRICS_BY_SIGN] * size
+        weight = 1 / (len(tasks) * size) if shares is None else shares[number] / size
+        weights += [weight] * size
+        by_sign += [counts_by_sign(task)] * size
         groups += [number] * size
     return (
         torch.tensor(weights, dtype=torch.float32),

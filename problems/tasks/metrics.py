@@ -7,9 +7,10 @@ higher.
 | `gold_log_probability` | mean log-probability in nats per token of the right answer |
 | `exact_match` | 1 if the greedy answer agrees with the target (`Task.match`), else 0 |
 | `multiple_choice_generation` | 1 if the key parsed from the greedy answer is right, else 0 |
+| `abstain_qa` | 1 if that key is right, -1 if it is wrong, 0 if the model then abstains |
 
 The first two need forward passes over prompts only. The third decodes where such a pass does not
-decide the score. The last is the EvoGM paper's (arXiv 2605.29295), with ten new tokens.
+decide the score. The last two are the EvoGM paper's (arXiv 2605.29295), with ten new tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,10 @@ import torch
 from evox_evogm.problems.inference.derivatives import log_probabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prefix_cache import LEAST_SAVING, common_prefix
+from evox_evogm.problems.inference.prompts import Tokens
+from evox_evogm.problems.tasks.abstain_qa import abstain_qa
 from evox_evogm.problems.tasks.choices import choice_likelihood, multiple_choice_generation
+from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.exact_match import exact_match
 from evox_evogm.problems.tasks.requests import Case, answer_request, candidates_of, cases_or_all
 from evox_evogm.problems.tasks.task import METRIC_NAMES, Task
@@ -35,7 +39,12 @@ def score_task(
     :param margins: an `(S,)` tensor on the CPU to write the margins to, see `METRICS_BY_SIGN`.
     :return: an `(S,)` float32 tensor on the CPU, higher is better.
     """
-    return METRICS[task.metric](task, model, margins=margins)
+    return metric_of(task)(task, model, margins=margins)
+
+
+def metric_of(task: Task) -> Callable[..., torch.Tensor]:
+    """The function that scores a task, as in `METRICS`."""
+    return type(task).score if isinstance(task, CustomTask) else METRICS[task.metric]
 
 
 def score_tasks(
@@ -64,7 +73,7 @@ def score_tasks(
             for task in group:
                 cases += [Case(candidate, example) for example in task.examples]
         group_margins = torch.zeros(len(cases))
-        metric = METRICS[group[0].metric]
+        metric = metric_of(group[0])
         group_derivatives = None
         if derivatives is not None:
             width = derivatives[group[0].name].shape[-1]
@@ -92,12 +101,16 @@ def group_tasks(tasks: Sequence[Task], model: LanguageModel) -> list[list[Task]]
     """
     groups: dict[tuple, list[Task]] = {}
     for task in tasks:
+        if isinstance(task, CustomTask):
+            groups.setdefault(task.form(model), []).append(task)
+            continue
         form = (
             task.metric,
             task.match,
             task.continuation,
             task.chat,
             task.max_new_tokens,
+            task.protocol,
             shared_prompt_prefix(task, model),
         )
         groups.setdefault(form, []).append(task)
@@ -110,6 +123,11 @@ def shared_prompt_prefix(task: Task, model: LanguageModel) -> tuple[int, ...]:
     Empty if a pass of their own would save less than `LEAST_SAVING` of the tokens.
     """
     prompts = [model.prompt_tokens(example.prompt, chat=task.chat) for example in task.examples]
+    return long_common_prefix(prompts)
+
+
+def long_common_prefix(prompts: Sequence[Tokens]) -> Tokens:
+    """The tokens that all prompts begin with, or none, see `shared_prompt_prefix`."""
     length = common_prefix(prompts)
     saved = (len(prompts) - 1) * length
     total = sum(len(prompt) for prompt in prompts)
@@ -149,5 +167,6 @@ METRICS: dict[str, Callable[..., torch.Tensor]] = {
     "gold_log_probability": gold_log_probability,
     "exact_match": exact_match,
     "multiple_choice_generation": multiple_choice_generation,
+    "abstain_qa": abstain_qa,
 }
 assert set(METRICS) == set(METRIC_NAMES)

@@ -11,6 +11,13 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from evox_evogm.problems.tasks.published import (
+    FREE_ANSWER_SETS,
+    WITH_WORKED_EXAMPLE,
+    ask_bare_questions,
+    published_set,
+    published_settings,
+)
 from evox_evogm.problems.tasks.task import (
     BEST_OPTION,
     INSTRUCTIONS,
@@ -18,11 +25,10 @@ from evox_evogm.problems.tasks.task import (
     Task,
     answer_prompt,
     check_disjoint,
+    check_protocol,
     choice_prompt,
 )
 
-# How the paper scores the sets that have no choices: (match, new tokens).
-FREE_ANSWER_SETS = {"gsm8k": ("last_10_words", 200), "nlgraph": ("contains", 10)}
 # In percent of all questions.
 SPLITS = {"dev": range(0, 20), "test": range(20, 50), "train": range(50, 100)}
 BLOCK = 500  # reasoning-gym questions that are made at a time
@@ -152,14 +158,19 @@ def _dev_and_test(
     return dev_task, test_task
 
 
-def read_swarm_eval(path, *, name: str | None = None, **settings) -> tuple[Task, Task]:
-    """Read one file of the form `{"dev": [...], "test": [...]}`, with the paper's prompts and
-    metrics.
+def read_swarm_eval(
+    path, *, name: str | None = None, protocol: str = "ours", **settings
+) -> tuple[Task, Task]:
+    """Read one file of the form `{"dev": [...], "test": [...]}`, with the paper's metrics.
 
     :param path: the file. Its stem names the set unless `name` is given.
-    :param settings: of `Task`; they replace the paper's.
+    :param protocol: `"ours"`, or `"published"`: prompts, lengths, parser and scores of the paper's
+        own code, see `published.py`.
+    :param settings: of `Task`; they replace the paper's, with `"published"` only `chat` and
+        `metric="abstain_qa"`.
     :return: the dev and the test task.
-    :raises ValueError: if the file is not of that form, or test questions stand in dev.
+    :raises ValueError: if the file is not of that form, test questions stand in dev, or a setting
+        does not fit the protocol.
     """
     path = Path(path)
     name = name or path.stem
@@ -167,21 +178,53 @@ def read_swarm_eval(path, *, name: str | None = None, **settings) -> tuple[Task,
     is_object = isinstance(data, dict)
     if not is_object or not all(isinstance(data.get(split), list) for split in ("dev", "test")):
         raise ValueError(f"{path}: expected an object with the lists dev and test")
-    examples = {}
-    for split in ("dev", "test"):
-        examples[split] = _swarm_examples(data[split], path, split, str(data.get("icl_prompt", "")))
-    settings = {**_swarm_settings(data["dev"], path.stem), **settings}
+    check_protocol(name, protocol)
+    if protocol == "published":
+        examples, settings = _published(data, path, name, settings)
+    else:
+        icl = str(data.get("icl_prompt", ""))
+        examples = _swarm_examples(data, path, path.stem, icl)
+        settings = {**_swarm_settings(data["dev"], path.stem), **settings}
+    for split, found in examples.items():
+        if not found:
+            raise ValueError(f"task {name!r}: expected at least one example in {split}, found none")
     return _dev_and_test(name, examples["dev"], examples["test"], settings)
 
 
-def _swarm_examples(rows: list, path: Path, split: str, icl: str) -> list[Example]:
-    """The examples of one split of a file of Model Swarms."""
-    instruction = INSTRUCTIONS.get(path.stem, BEST_OPTION)
-    examples = []
-    for index, row in enumerate(rows):
-        where = f"{path}, {split} {index}"
-        examples.append(make_example(row, where, index, instruction=instruction, icl=icl))
-    return _with_different_ids(examples)
+def _published(
+    data: Mapping, path: Path, name: str, given: Mapping
+) -> tuple[dict[str, list[Example]], dict]:
+    """The examples of both splits by protocol `published`, and the settings of `Task`.
+
+    :param data: what the file holds.
+    :param given: settings that stand in place of the protocol's.
+    """
+    try:
+        set_name = published_set(path.stem, data.get("dataset"))
+        settings = published_settings(set_name, given)
+    except ValueError as error:
+        raise ValueError(f"task {name!r}: {error}") from error
+    icl = ""
+    if set_name == WITH_WORKED_EXAMPLE:
+        icl = _text_field(data, "icl_prompt", str(path))
+    examples = _swarm_examples(data, path, set_name, icl)
+    if set_name in FREE_ANSWER_SETS:
+        for split in examples:
+            examples[split] = ask_bare_questions(name, data[split], examples[split])
+    return examples, settings
+
+
+def _swarm_examples(data: Mapping, path: Path, set_name: str, icl: str) -> dict[str, list[Example]]:
+    """The examples of both splits of a file of Model Swarms."""
+    instruction = INSTRUCTIONS.get(set_name, BEST_OPTION)
+    by_split = {}
+    for split in ("dev", "test"):
+        examples = []
+        for index, row in enumerate(data[split]):
+            where = f"{path}, {split} {index}"
+            examples.append(make_example(row, where, index, instruction=instruction, icl=icl))
+        by_split[split] = _with_different_ids(examples)
+    return by_split
 
 
 def _swarm_settings(rows: list, set_name: str) -> dict:

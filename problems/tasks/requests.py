@@ -9,6 +9,7 @@ from evox_evogm.problems.inference.derivatives import log_probabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request
 from evox_evogm.problems.tasks.check_tokens import TokenCheck, naming
+from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.task import Example, Task
 
 
@@ -32,6 +33,8 @@ def tokenize_task(task: Task, model: LanguageModel) -> int:
     :raises ValueError: naming task and example, if a prompt or an answer has no token, if a base
         cannot take the tokens (`check_tokens.py`), or if its chat template cannot be used.
     """
+    if isinstance(task, CustomTask):
+        return task.tokenize(model)
     check = TokenCheck(task, model)
     tokens = 0
     for example in task.examples:
@@ -64,6 +67,8 @@ def cases_or_all(task: Task, cases: Sequence[Case] | None) -> Sequence[Case]:
 
 def prompts_of(task: Task, model: LanguageModel, cases: Sequence[Case]) -> list[tuple[int, ...]]:
     """The prompt tokens of each case."""
+    if isinstance(task, CustomTask):
+        return task.prompts(model, cases)
     return [model.prompt_tokens(case.example.prompt, chat=task.chat) for case in cases]
 
 
@@ -107,6 +112,8 @@ def requests_of(task: Task, model: LanguageModel) -> list[Request]:
 
     :raises ValueError: as `tokenize_task` does.
     """
+    if isinstance(task, CustomTask):
+        return task.gold_requests(model)
     check = TokenCheck(task, model)
     requests = []
     for example in task.examples:

@@ -15,10 +15,12 @@ METRIC_NAMES = (
     "gold_log_probability",
     "exact_match",
     "multiple_choice_generation",
+    "abstain_qa",
 )
-METRICS_OF_CHOICES = ("choice_likelihood", "multiple_choice_generation")
+METRICS_OF_CHOICES = ("choice_likelihood", "multiple_choice_generation", "abstain_qa")
 MATCHES = ("equal", "contains", "last_10_words")
 CONTINUATIONS = ("key", "text")
+PROTOCOLS = ("ours", "published")
 
 BEST_OPTION = "Please choose an option that best answers the question."
 INSTRUCTIONS = {  # by set; every other set gets BEST_OPTION
@@ -57,6 +59,8 @@ class Task:
         its last ten space-separated words).
     :param continuation: what is scored of a choice: its `"key"` or its `"text"`.
     :param chat: put the prompt through the tokenizer's chat template.
+    :param protocol: whose parser reads generated answers: `"ours"`, or `"published"`, that of the
+        paper's code (`published.py`).
     :raises ValueError: if a setting is unknown, no example is given, or a metric needs choices that
         an example lacks.
     """
@@ -69,6 +73,7 @@ class Task:
     match: str = "equal"
     continuation: str = "key"
     chat: bool = False
+    protocol: str = "ours"
 
     def __post_init__(self):
         self._check_types()
@@ -82,7 +87,7 @@ class Task:
             self._check_example(example)
 
     def _check_types(self) -> None:
-        texts = ("name", "metric", "match", "continuation")
+        texts = ("name", "metric", "match", "continuation", "protocol")
         for setting in texts:
             value = getattr(self, setting)
             if not isinstance(value, str):
@@ -99,7 +104,12 @@ class Task:
         )
 
     def _check_names(self) -> None:
-        allowed = {"metric": METRIC_NAMES, "match": MATCHES, "continuation": CONTINUATIONS}
+        allowed = {
+            "metric": METRIC_NAMES,
+            "match": MATCHES,
+            "continuation": CONTINUATIONS,
+            "protocol": PROTOCOLS,
+        }
         for setting, names in allowed.items():
             value = getattr(self, setting)
             if value not in names:
@@ -150,6 +160,29 @@ def choice_prompt(
     lines += [f"{key}: {text}" for key, text in choices.items()]
     lines.append("The answer is")
     return "\n".join(line for line in lines if line)
+
+
+def check_protocol(name: str, protocol: object) -> None:
+    """Refuse a protocol that is not known.
+
+    :param name: of the task.
+    :raises ValueError: naming the nearest that is known.
+    """
+    if protocol in PROTOCOLS:
+        return
+    near = difflib.get_close_matches(str(protocol), PROTOCOLS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    expected = f"expected one of {', '.join(PROTOCOLS)}"
+    raise ValueError(f"task {name!r}: protocol: {expected}, found {protocol!r}{hint}")
+
+
+def reflection_prompt(prompt: str, output: str) -> str:
+    """The second prompt of AbstainQA: whether an answer to the first is true.
+
+    :param output: the answer.
+    """
+    question = "Is the proposed answer true or false? Directly answer with true or false."
+    return f"{prompt}\nProposed answer: {output}\n{question}"
 
 
 def check_disjoint(name: str, dev: Sequence[Example], test: Sequence[Example]) -> None:

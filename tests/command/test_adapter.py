@@ -164,3 +164,38 @@ def test_the_adapter_names_a_base_that_plain_peft_can_load(small, edit_config, b
         from peft import AutoPeftModelForCausalLM
 
         assert AutoPeftModelForCausalLM.from_pretrained(adapter)
+
+
+def test_a_finished_run_makes_its_adapter_again_in_another_dtype(small, capsys, monkeypatch):
+    import torch
+    from safetensors.torch import load_file
+
+    assert merge(small) == 0
+    before = result_of(small / "out")
+    assert before["adapter"]["dtype"] == "float32"
+    change_settings(small, adapter_dtype="bfloat16")
+    capsys.readouterr()
+    monkeypatch.setattr(PopulationScorer, "score", pytest.fail)
+    assert merge(small) == 0
+    printed = capsys.readouterr()
+    assert "adapter: it is in float32, where bfloat16 is wanted; making it again" in printed.err
+    tensors = load_file(small / "out" / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    result = result_of(small / "out")
+    assert result["adapter"]["dtype"] == "bfloat16" and result["adapter"]["error"] is None
+    assert 1e-4 < result["adapter"]["largest_relative_difference"] < 1e-2
+    assert result["coefficients"] == before["coefficients"]
+    assert merge(small) == 0
+    assert "making it again" not in capsys.readouterr().err
+
+
+def test_strict_licences_stop_a_run_before_its_first_evaluation(small, capsys):
+    change_settings(small, strict_licences=True)
+    assert merge(small) == 2
+    error = capsys.readouterr().err
+    assert "the licence of base, first, second is unknown" in error and error.count("\n") == 1
+    assert not (small / "out").exists()
+    for folder in (small / "base", small / "experts" / "first", small / "experts" / "second"):
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert merge(small) == 0
+    assert "license: mit" in (small / "out" / "adapter" / "README.md").read_text()

@@ -153,6 +153,7 @@ def one_tensor(dtype, size):
 
 
 ADAPTER, WEIGHTS = "experts/first/adapter_config.json", "experts/first/adapter_model.safetensors"
+BUDGET = "budget: expected a whole number of evaluations, or a time such as 20min"
 CASES = {
     # the settings file
     "no settings": (without("run.yaml"), "settings: expected a YAML file, found none"),
@@ -170,7 +171,7 @@ CASES = {
     "no experts": (settings(experts=...), "expected the setting 'experts', found none"),
     "no tasks": (settings(tasks=...), "expected the setting 'tasks', found none"),
     "base of the wrong type": (settings(base=3), "base: expected a str, found 3"),
-    "budget in words": (settings(budget="many"), "budget: expected a whole number, found 'many'"),
+    "budget in words": (settings(budget="many"), f"{BUDGET}, found 'many'"),
     "budget 0": (settings(budget=0), "budget: expected at least 1, found 0"),
     "budget under a population": (
         settings(budget=3),
@@ -178,7 +179,7 @@ CASES = {
     ),
     "half a seed": (settings(seed=0.5), "seed: expected a whole number, found 0.5"),
     "negative seed": (settings(seed=-1), "seed: expected at least 0, found -1"),
-    "true for a number": (settings(budget=True), "budget: expected a whole number, found True"),
+    "true for a number": (settings(budget=True), f"{BUDGET}, found True"),
     "unknown device": (
         settings(device="abacus"),
         "device: expected one that torch can use here, found 'abacus'",
@@ -218,7 +219,8 @@ CASES = {
     ),
     "unknown algorithm": (
         settings(algorithm="PSO"),
-        "algorithm: expected one of SurrogateEvoGM, EvoGM, GradientSearch, found 'PSO'",
+        "algorithm: expected one of SurrogateEvoGM, EvoGM, GradientSearch, NSGA2, NSGA3, RVEA, "
+        "RVEAa, MOEAD, found 'PSO'",
     ),
     "racing in the paper's method": (
         settings(racing=True),
@@ -431,7 +433,7 @@ CASES = {
     ),
     "empty set": (
         quiz(lambda c: c["dev"].clear()),
-        "task 'quiz': expected at least one example, found none",
+        "task 'quiz': expected at least one example in dev, found none",
     ),
     "answer no choice": (
         quiz(lambda c: c["dev"][0].update(answer="C")),

@@ -188,7 +188,7 @@ def test_a_finished_run_is_left_as_it_is(project, capsys):
     before = contents(project / "out")
     capsys.readouterr()
     assert merge(project) == 0
-    assert f"this run is finished: {project / 'out' / 'report.md'}" in capsys.readouterr().out
+    assert f"this run is finished: {project / 'out' / 'report.html'}" in capsys.readouterr().out
     assert contents(project / "out") == before
 
 

@@ -32,10 +32,14 @@ def test_the_run_folder_holds_settings_history_result_report_and_adapter(finishe
     assert sorted(p.name for p in out.iterdir()) == [
         "adapter",
         "config.yaml",
+        "figures",
         "history.jsonl",
         "inputs.json",
+        "report.html",
         "report.md",
+        "report_data.json",
         "result.json",
+        "scores_by_example.json",
         "state.safetensors",
     ]
     assert yaml.safe_load((out / "config.yaml").read_text())["seed"] == 3
@@ -235,7 +239,7 @@ def test_the_help_says_the_exit_statuses_and_needs_no_transformers():
 
 
 @pytest.mark.parametrize(
-    "words", [["merge"], ["merge", "run.yaml"], ["demo", "--budget", "x"], ["x"]]
+    "words", [["merge"], ["merge", "run.yaml", "--bad"], ["demo", "--budget", "x"], ["x"]]
 )
 def test_words_that_are_no_command_end_in_status_2(words, capsys):
     assert cli.main(words) == 2

@@ -8,7 +8,8 @@ import yaml
 from rich.console import Console
 
 from evox_evogm.command.escaping import sanitize
-from evox_evogm.command.report import model_card, report_markdown
+from evox_evogm.command.model_card import model_card
+from evox_evogm.command.report import report_markdown
 from evox_evogm.command.score_table import print_scores, remarks_on_merge
 
 ROWS = [
@@ -63,7 +64,15 @@ def result(coefficients, **changes):
         "scores": ROWS,
         "coefficients": coefficients,
         "coefficients_by_group": {},
-        "tasks": {"add": {"metric": "exact_match", "dev": 4, "test": 8, "version": "x"}},
+        "tasks": {
+            "add": {
+                "metric": "exact_match",
+                "protocol": "ours",
+                "dev": 4,
+                "test": 8,
+                "version": "x",
+            }
+        },
         "versions": {"torch": "2.13.0", "evox-evogm": "0.1.0"},
         "evaluations": 16,
         "full_evaluations": 16.0,
@@ -102,9 +111,9 @@ def test_the_report_to_the_letter():
         "",
         "## How it was made",
         "",
-        "| task | metric | dev | test | version |",
-        "| --- | --- | ---: | ---: | --- |",
-        "| add | exact_match | 4 | 8 | x |",
+        "| task | metric | protocol | dev | test | version |",
+        "| --- | --- | --- | ---: | ---: | --- |",
+        "| add | exact_match | ours | 4 | 8 | x |",
         "",
         "EvoGM, 16 evaluations, seed 3, float32 on cpu (2 threads), 12 s of evaluation. "
         "torch 2.13.0, evox-evogm 0.1.0.",
@@ -188,13 +197,13 @@ def test_a_name_is_shown_without_what_would_steer_a_terminal_or_mark_it_up(conso
 
 
 def test_no_name_is_a_link_an_entity_or_a_cell_of_the_report_and_of_the_card():
-    task = {"metric": "exact_match", "dev": 4, "test": 8, "version": NAME}
+    task = {"metric": "exact_match", "protocol": "ours", "dev": 4, "test": 8, "version": NAME}
     rows = [{"name": NAME, "kind": "expert", "dev": {NAME: 1.0}, "test": {NAME: 1.0}}]
     changes = {"tasks": {NAME: task}, "scores": rows}
     report = report_markdown(result({NAME: 1.0}, **changes))
     assert f"| {ESCAPED} | +1.0000 |" in report
     assert f"| model | {ESCAPED} | mean |" in report
-    assert f"| {ESCAPED} | exact_match | 4 | 8 | {ESCAPED} |" in report
+    assert f"| {ESCAPED} | exact_match | ours | 4 | 8 | {ESCAPED} |" in report
     card = model_card(result({NAME: 1.0}, **changes), NAME, Path())
     assert f"of one base model, {ESCAPED}.\n" in card
     assert f"| {ESCAPED} | +1.0000 |" in card and f"| model | {ESCAPED} | mean |" in card

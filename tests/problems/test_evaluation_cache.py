@@ -110,6 +110,19 @@ def test_the_best_is_complete_and_not_of_the_population(cache):
     assert cache.best(torch.tensor([[0.0, 2.0]])) == good  # the first of two that are as good
 
 
+def test_a_point_that_ended_an_earlier_search_is_known_but_not_the_best(cache):
+    best = {**evaluation([1.0, 2.0], 0.9).as_record(), "recommended": True}
+    other = evaluation([0.5, 1.0], 0.4)
+    cache.load_history([other.as_record(), best])
+    nobody = torch.zeros(0, 2)
+    assert not len(cache.unseen(torch.tensor([[1.0, 2.0]])))
+    assert cache.best(besides=nobody) == other
+    del best["recommended"]  # the search came to it
+    again = EvaluationCache(MODULES, torch.float32)
+    again.load_history([other.as_record(), {**best, "recommended": True}, best])
+    assert again.best(besides=nobody).score == pytest.approx(0.9)
+
+
 def test_a_cleared_cache_is_empty(cache):
     pop = torch.tensor([[1.0, 0.0]])
     cache.add([evaluation([1.0, 0.0])])

@@ -162,7 +162,7 @@ def test_the_version_does_not_depend_on_where_the_file_lies(write_set, write_lin
             '{"dev": [{"question": "q"}], "test": []}',
             "bad.json, dev 0: expected a text under 'answer', found None",
         ),
-        ('{"dev": [], "test": []}', "task 'bad': expected at least one example, found none"),
+        ('{"dev": [], "test": []}', "task 'bad': expected at least one example in dev, found none"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_place_of_the_fault(tmp_path, content, message):
