@@ -216,6 +216,8 @@ class LoRAMergeProblem(Problem):
             self.scorer.probe([*self.tasks, *other_tasks])
             self.tasks = self._measure_functions(self.tasks)
             self.other_tasks = self._measure_functions(self.other_tasks)
+        # The floor depends on what functions return.
+        self.objective = self.cache.objective = self.objective.for_tasks(self.tasks)
         self.candidates_at_once = candidates_at_once or merges_at_once(self.tasks, tokens)
         self.on_evaluations = on_evaluations
 
@@ -314,8 +316,9 @@ class LoRAMergeProblem(Problem):
             `objectives="outcomes"` a `(P, 1 + S)` tensor of the mean and the margins of all
             examples, see `outcomes`; with `objectives="gradients"` a `(P, 1 + S + n g)` tensor, in
             which the derivatives of the smoothed mean by all coefficients follow
-            (`margins.smoothed_gradient`). A merge that failed scores -inf, and `on_evaluations`
-            gets the reason. Margins of examples that were not evaluated are NaN.
+            (`margins.smoothed_gradient`). A merge that failed scores -inf, or with `"tasks"`
+            a finite number below all others, and `on_evaluations` gets the reason. Margins of
+            examples that were not evaluated are NaN.
         :raises ValueError: if `pop` has another number of columns.
         :raises AllFailed: if all merges of a population of several failed, or the very first merge.
         """

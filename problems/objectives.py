@@ -14,12 +14,14 @@ def mean_objective(evaluation: Evaluation, tasks: Sequence[Task]) -> float:
 
 
 def task_objectives(evaluation: Evaluation, tasks: Sequence[Task]) -> list[float]:
-    """The mean score of each of M tasks, below all others where a constraint is broken; -inf if the
-    evaluation failed.
+    """The mean score of each of M tasks, below all others where a constraint is broken.
+
+    Those of a failed evaluation are below all others and finite: with infinite ones, algorithms
+    that scale objectives compute NaN.
     """
     by_task = evaluation.by_task
     if not by_task:
-        return [evaluation.score] * len(tasks)
+        return [evaluation.objective.failed(tasks)] * len(tasks)
     return [evaluation.objective.penalize(score, by_task) for score in by_task.values()]
 
 

@@ -133,6 +133,11 @@ def attempt(pop: torch.Tensor, evaluate: Evaluate) -> Attempt:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    return isinstance(error, MemoryError) or is_out_of_memory_by_torch(error)
+
+
+def is_out_of_memory_by_torch(error: Exception) -> bool:
+    """Whether an error says that torch found no memory for a tensor."""
+    if isinstance(error, torch.OutOfMemoryError):
         return True
-    return "can't allocate memory" in str(error)  # a RuntimeError of torch on the CPU
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # on the CPU

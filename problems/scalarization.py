@@ -22,6 +22,7 @@ from evox_evogm.problems.tasks.task import Task
 Kind = Literal["mean", "worst", "harmonic"]
 KINDS = ("mean", "worst", "harmonic")
 REFERENCES = ("base", "best_expert", "average")
+TOLERANCE = 1e-6  # of a constraint, times its least score where that is above 1: for rounding
 Scores = Mapping[str, float]  # mean scores by task
 
 
@@ -71,9 +72,10 @@ class Constraint:
         return replace(self, least=max(finite) - self.lose)
 
     def violation(self, scores: Scores) -> float:
-        """By how much a merge has less than the least score; 0 if it has not."""
+        """By how much a merge has less than the least score; 0 if it has not, but for rounding."""
         assert self.least is not None, "constraints are resolved before merges are scored"
-        return max(0.0, self.least - scores[self.task])
+        lacking = self.least - scores[self.task]
+        return lacking if lacking > TOLERANCE * max(1.0, abs(self.least)) else 0.0
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,17 @@ class Objective:
             return 0.0
         return total / sum(self.weight(name) / score for name, score in scores.items())
 
+    def failed(self, tasks: Sequence[Task]) -> float:
+        """A finite score below those of all merges that did not fail.
+
+        :param tasks: `FAR_BELOW` with one whose scores have no known least.
+        """
+        leasts = {task.name: least_score(task) for task in tasks}
+        if None in leasts.values():
+            return FAR_BELOW
+        known = {name: least for name, least in leasts.items() if least is not None}
+        return min(*known.values(), self.floor) - self.violation(known) - 1
+
     def violation(self, scores: Scores) -> float:
         """The sum over constraints of what a merge lacks; 0 if it keeps them all."""
         return sum(constraint.violation(scores) for constraint in self.constraints)
@@ -208,7 +221,8 @@ class Objective:
 
 
 MEAN = Objective()
-NEGATIVE = ("gold_log_probability",)
+NEGATIVE = ("gold_log_probability", "abstain_qa")
+FAR_BELOW = -1e6  # what algorithms for several objectives still compute with in float32
 
 
 def may_be_negative(task: Task) -> bool:
@@ -221,6 +235,13 @@ def may_be_negative(task: Task) -> bool:
 def between_0_and_1(task: Task) -> bool:
     """Whether all scores of a task are between 0 and 1, as far as it is known."""
     return counts_by_sign(task)
+
+
+def least_score(task: Task) -> float | None:
+    """What no score of a task is below, or None if that is not known."""
+    if between_0_and_1(task):
+        return 0.0
+    return -1.0 if task.metric == "abstain_qa" else None
 
 
 def is_number(value) -> bool:

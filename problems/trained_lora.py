@@ -27,6 +27,7 @@ from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prefix_cache import PreparedBatch, Row, prepare_batches
 from evox_evogm.problems.inference.prompts import Request
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.metrics import score_tasks
 from evox_evogm.problems.tasks.requests import requests_of
 from evox_evogm.problems.tasks.task import Example, Task
@@ -67,14 +68,21 @@ class Training:
     weight_decay: float = 0.01
 
 
+def is_trainable(task: Task) -> bool:
+    """Whether the examples of a task have the text of a right answer."""
+    if isinstance(task, CustomTask):
+        return task.trainable
+    return getattr(task, "metric", None) in TRAINABLE
+
+
 def check_trainable(tasks: Sequence[Task]) -> None:
     """Refuse a task whose examples have no text of a right answer.
 
     :raises ValueError: naming the first one.
     """
     for task in tasks:
-        metric = getattr(task, "metric", type(task).__name__)
-        if metric not in TRAINABLE:
+        if not is_trainable(task):
+            metric = getattr(task, "metric", type(task).__name__)
             expected = f"expected tasks with right answers to learn ({', '.join(TRAINABLE)})"
             raise ValueError(f"training: {expected}, found task {task.name!r} with {metric}")
 

@@ -7,7 +7,7 @@ is expected of points on other examples, not the best scores that were seen.
 Stopping on the surrogate's view of what is left is due to A. Makarova et al., "Automatic
 Termination for Hyperparameter Optimization", AutoML 2022. Their bound on the regret stays far above
 any gain here, where it sums hundreds of outcomes that do not err together
-(benchmarks/results/log.md).
+(benchmarks/results/stopping.md).
 """
 
 from typing import Protocol

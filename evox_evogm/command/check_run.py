@@ -16,10 +16,13 @@ from evox_evogm.command.counted import counted
 from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.messages import print_notes, print_text
-from evox_evogm.command.search_algorithm import cost_of_point, make_algorithm
+from evox_evogm.command.report_data import wants_contributions
+from evox_evogm.command.search_algorithm import RECOMMENDING, cost_of_point, make_algorithm
 from evox_evogm.command.settings import RunSettings
+from evox_evogm.command.trial import cost_of_trial
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.tasks.requests import Case, gold_text, prompts_of
+from evox_evogm.problems.trained_lora import cost_of_training
 
 TRIED = 3  # merges that are timed together, at most a population
 SPREAD = 0.1  # standard deviation of their coefficients
@@ -181,12 +184,20 @@ def predict(merge_run: MergeRun, tried: Tried) -> list[str]:
     else:
         search = limit.seconds or 0.0
         points = search / per_step * merge_run.algorithm.pop_size
-    table = table_seconds(merge_run, tried.seconds / cost_of_point(settings.algorithm))
+    own = tried.seconds / cost_of_point(settings.algorithm)  # of an evaluation without gradient
+    table = table_seconds(merge_run, own)
     each = f"about {tried.seconds:.2g} s each"
     steps = f"{tried.step_seconds:.2g} s a step for the search itself"
+    extra = extra_evaluations(merge_run)
+    together = search + table + sum(extra.values()) * own
+    # The search may end before its budget.
+    may_stop = settings.stop is not None and isinstance(merge_run.algorithm, RECOMMENDING)
+    most = "at most " if may_stop else ""
+    searching = f"{most}{minutes(search)} for {_evaluations(limit, points)}"
     lines = [
-        f"\npredicted: {minutes(search)} for {_evaluations(limit, points)} ({each}, {steps}),",
-        f"    {minutes(table)} for the final table, {minutes(search + table)} together",
+        f"\npredicted: {searching} ({each}, {steps}),",
+        *[f"    {minutes(count * own)} for {what}," for what, count in extra.items()],
+        f"    {minutes(table)} for the final table, {most}{minutes(together)} together",
         f"memory: {peak_memory()}, as this check took",
     ]
     if evaluations is not None and settings.limit != limit:
@@ -198,6 +209,19 @@ def _evaluations(limit: Budget, points: float) -> str:
     if limit.evaluations is not None:
         return str(limit)
     return f"about {points:.0f} evaluations"
+
+
+def extra_evaluations(merge_run: MergeRun) -> dict[str, float]:
+    """What a run does beside its search and its final table, in evaluations on dev."""
+    problem, settings = merge_run.problem, merge_run.settings
+    found: dict[str, float] = {}
+    trial = settings.trial_settings
+    if trial is not None:
+        training = cost_of_training(trial.epochs) if trial.row else 0.0
+        found["the trial"] = cost_of_trial(problem, trial) + training
+    if wants_contributions(settings.contributions, problem.n_experts):
+        found["the merge without each expert"] = problem.n_experts
+    return found
 
 
 def table_seconds(merge_run: MergeRun, seconds: float) -> float:

@@ -6,7 +6,7 @@ of a task with `fitness`), and the least scores of constraints.
 
 from typing import TYPE_CHECKING, Any
 
-from evox_evogm.command.constraint_settings import AGAINST, resolved
+from evox_evogm.command.constraint_settings import AGAINST, FOUND, resolved
 
 if TYPE_CHECKING:
     from evox_evogm.command.settings import RunSettings
@@ -59,6 +59,6 @@ def _complete_task(entry: dict, earlier: dict) -> dict:
 def _complete_constraint(entry: Any, earlier: Any) -> Any:
     if not isinstance(entry, dict) or not isinstance(earlier, dict):
         return entry
-    if "least" in entry or "least" not in earlier:
+    if "least" in entry or FOUND in entry or FOUND not in earlier:
         return entry
-    return {"against": AGAINST[0], **entry, "least": earlier["least"]}
+    return {"against": AGAINST[0], **entry, FOUND: earlier[FOUND]}

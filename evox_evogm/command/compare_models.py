@@ -15,7 +15,7 @@ from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.result import EXAMPLES
 from evox_evogm.command.run_folder import has_begun, read_table, saved_digests
 from evox_evogm.command.significance import p_value, short, signed
-from evox_evogm.command.statistics import LEVEL, Difference, paired_difference
+from evox_evogm.command.statistics import LEVEL, Difference, paired_difference, single_scores
 from evox_evogm.problems.adapters.read_adapter import CONFIG
 from evox_evogm.resume.journal import from_json
 
@@ -112,7 +112,8 @@ def _model(word: str, table: dict, row: str | None, digests: Mapping[str, str]) 
 def compare(first: Model, second: Model, split: str) -> list[Compared]:
     """Compare two models by task, and in the mean over tasks, which is the last entry.
 
-    Tasks that only one of them has are left out.
+    Tasks that only one of them has are left out, and of the mean those with one score, if others
+    have more.
 
     :raises ValueError: if they have no task in common, or other examples in one of them.
     """
@@ -124,7 +125,10 @@ def compare(first: Model, second: Model, split: str) -> list[Compared]:
     for name in tasks:
         _check_same_examples(first, second, split, name)
         lines.append(_compare(first, second, split, [name], name))
-    return [*lines, _compare(first, second, split, tasks, "mean")]
+    left_out = single_scores({task: first.scores[split][task] for task in tasks})
+    kept = [task for task in tasks if task not in left_out]
+    without = f" without {', '.join(left_out)} (one score)" if left_out else ""
+    return [*lines, _compare(first, second, split, kept, f"mean{without}")]
 
 
 def _compare(first: Model, second: Model, split: str, tasks: Sequence[str], name: str) -> Compared:
@@ -158,12 +162,15 @@ def _check_same_examples(first: Model, second: Model, split: str, task: str) -> 
 def verdict(first: Model, second: Model, split: str, mean: Compared) -> str:
     """Which model is ahead in the mean over tasks, and whether that is beyond chance."""
     lead = mean.lead
+    on = f"On {split}"
+    if mean.task != "mean":
+        on += f", in the {sanitize(mean.task)}"
     if not math.isfinite(lead.difference):
         return f"On {split} one of the two has no score."
     if lead.difference == 0:
-        return f"On {split} both have the same mean score."
+        return f"{on} both have the same mean score."
     where = "above" if lead.difference > 0 else "below"
-    words = f"On {split}, {first.name} is {short(abs(lead.difference))}"
+    words = f"{on}, {first.name} is {short(abs(lead.difference))}"
     if math.isnan(lead.p):
         return f"{words} {where} {second.name}; the examples do not say whether that is chance."
     beyond = "beyond chance" if lead.p < LEVEL else "this may be chance"

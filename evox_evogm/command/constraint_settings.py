@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 # EvoX's algorithms with an objective for each task. Not HypE: its reference point is 1.2 times the
 # largest cost, which lies among the points where costs are negative, as those of scores are.
 MULTI_OBJECTIVE = ("NSGA2", "NSGA3", "RVEA", "RVEAa", "MOEAD")
-KEYS = ("against", "lose", "least")
+FOUND = "least_on_dev"  # what a run found out: the score of the model on dev, less `lose`
+KEYS = ("against", "lose", "least", FOUND)
 AGAINST = ("base", "best_expert", "average")
 
 
@@ -39,7 +40,11 @@ def check_constraints(constraints: Mapping) -> None:
         if against not in AGAINST:
             expected = f"expected against to be one of {', '.join(AGAINST)}"
             raise ValueError(f"{where}: {expected}, found {against!r}")
-        for key in ("lose", "least"):
+        for key in ("against", "lose", FOUND):
+            if "least" in entry and key in entry:
+                expected = "expected least, or against with lose, found least"
+                raise ValueError(f"{where}: {expected} and {key}")
+        for key in ("lose", "least", FOUND):
             value = entry.get(key, 0)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ValueError(f"{where}: expected {key} to be a number, found {value!r}")
@@ -99,7 +104,7 @@ def objective_of_settings(settings: "RunSettings", tasks: Sequence["Task"]) -> "
     constraints = []
     for task, entry in (settings.constraints or {}).items():
         against = entry.get("against", None if "least" in entry else AGAINST[0])
-        lose, least = float(entry.get("lose", 0)), entry.get("least")
+        lose, least = float(entry.get("lose", 0)), entry.get("least", entry.get(FOUND))
         least = None if least is None else float(least)
         constraints.append(Constraint(str(task), against, lose, least))
     kind = "mean" if settings.objective == "pareto" else settings.objective
@@ -107,7 +112,7 @@ def objective_of_settings(settings: "RunSettings", tasks: Sequence["Task"]) -> "
 
 
 def resolved(settings: "RunSettings", objective: "Objective") -> dict | None:
-    """The setting `constraints` with the least score of every task.
+    """The setting `constraints` with the least dev score of every task that it left open.
 
     :param objective: of the problem, whose constraints are resolved.
     """
@@ -116,6 +121,7 @@ def resolved(settings: "RunSettings", objective: "Objective") -> dict | None:
     least = {constraint.task: constraint.least for constraint in objective.constraints}
     found = {}
     for task, entry in settings.constraints.items():
-        against = {} if "least" in entry else {"against": AGAINST[0]}
-        found[task] = {**against, **entry, "least": least[str(task)]}
+        if "least" not in entry:
+            entry = {"against": AGAINST[0], **entry, FOUND: least[str(task)]}
+        found[task] = entry
     return found

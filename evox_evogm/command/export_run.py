@@ -39,6 +39,7 @@ class Wanted:
     :param tolerance: the relative error that a compressed adapter may have.
     :param front: the number of a merge of the front in place of the exported one.
     :param further: other options, see `exports.job.Options`.
+    :param device: to load and score on; by default that of the settings.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Wanted:
     tolerance: float | None = None
     further: dict[str, Any] | None = None
     front: int | None = None
+    device: str | None = None
 
 
 def export(
@@ -60,10 +62,11 @@ def export(
     :param published: `best_solution.json` of the published code, in place of the run's result.
     :raises ValueError: if something cannot be exported, in one sentence.
     """
+    check_options(source, wanted, settings_file, published)
     if source.is_file():
-        merge = _of_settings(source, published)
+        merge = _of_settings(source, published, wanted.device)
     else:
-        merge = _of_run(source, settings_file, published, wanted.front)
+        merge = _of_run(source, settings_file, published, wanted)
     with merge as (problem, coefficients, options):
         print("writing, loading again and scoring ...", flush=True)
         point = "" if wanted.front is None else f"-front-{wanted.front}"
@@ -74,20 +77,41 @@ def export(
     return exported
 
 
+def check_options(
+    source: Path, wanted: Wanted, settings_file: Path | None, published: Path | None
+) -> None:
+    """Refuse options that would do nothing.
+
+    :raises ValueError: naming the option.
+    """
+    if wanted.front is not None and published is not None:
+        raise ValueError(
+            "export: expected --front or --from, found both; the published code has no front"
+        )
+    if not source.is_file():
+        return
+    for option, value in (("--settings", settings_file), ("--front", wanted.front)):
+        if value is not None:
+            raise ValueError(
+                f"export: expected {option} with the folder of a finished run, found the settings "
+                f"file {source}"
+            )
+
+
 def _default_folder(source: Path) -> Path:
     return source.parent if source.is_file() else source
 
 
 @contextmanager
 def _of_run(
-    out: Path, settings_file: Path | None, published: Path | None, front: int | None
+    out: Path, settings_file: Path | None, published: Path | None, wanted: Wanted
 ) -> Iterator[tuple[LoRAMergeProblem, torch.Tensor, dict]]:
     print(f"reading the run in {out}, its base, experts and tasks ...", flush=True)
-    with open_run(out, settings_file) as merge_run:
+    with open_run(out, settings_file, wanted.device) as merge_run:
         problem, result = merge_run.problem, merge_run.result()
         options: dict = {"tasks": merge_run.tasks, "settings_folder": merge_run.folder}
-        if front is not None:
-            result = with_front_merge(result, front)
+        if wanted.front is not None:
+            result = with_front_merge(result, wanted.front)
         if published is None:
             coefficients = read_coefficients(result, problem)
             yield problem, coefficients, {**options, "result": result}
@@ -98,13 +122,13 @@ def _of_run(
 
 @contextmanager
 def _of_settings(
-    settings_file: Path, published: Path | None
+    settings_file: Path, published: Path | None, device: str | None
 ) -> Iterator[tuple[LoRAMergeProblem, torch.Tensor, dict]]:
     if published is None:
         expected = "expected the folder of a finished run, or a settings file with --from"
         raise ValueError(f"export: {expected}, found {settings_file}")
     print("reading the base model, experts and tasks ...", flush=True)
-    settings, folder = read_settings(settings_file)
+    settings, folder = read_settings(settings_file, device=device)
     tasks = read_tasks(settings.tasks, folder)
     experts = expert_folders(settings.experts, folder)
     problem = problem_of(settings, folder, experts, tasks)

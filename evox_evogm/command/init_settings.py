@@ -14,7 +14,7 @@ from evox_evogm.command.init_tasks import (
     suggested_tasks,
     write_examples,
 )
-from evox_evogm.command.licences import LicenceReport, Part, find_conflicts, read_licence
+from evox_evogm.command.licences import LicenceReport, Part, find_conflicts, part_of
 from evox_evogm.command.look_at_adapters import LookedAt, base_of, look_at
 from evox_evogm.command.settings import parse_settings, read_table
 from evox_evogm.resume.atomic_write import atomic_write
@@ -51,8 +51,9 @@ def init(
     examples = not entries and not suggested
     if examples:
         files = " and ".join(str(path) for path in write_examples(folder))
+    local = Path(found_base)  # relative to this process; in the file, to the file
     values = {
-        "base": found_base,
+        "base": path_from(local, folder) if local.is_dir() else found_base,
         "why_base": sanitize(why),
         "adapters": [_as_template(adapter, folder) for adapter in adapters],
         "licence_fault": fault,
@@ -76,7 +77,7 @@ def init(
 
 def licence_fault(adapters: Sequence[LookedAt], base: str) -> str | None:
     """What stands against giving a merge of these on, or None."""
-    parts = [Part("the base", read_licence(base))]
+    parts = [part_of("the base", base)]
     parts += [Part(adapter.name, adapter.licence) for adapter in adapters]
     return LicenceReport(tuple(parts), find_conflicts(parts)).sentence()
 

@@ -8,6 +8,7 @@ conflict here may still break a term that no card mentions.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -53,6 +54,10 @@ OWN_TERMS = re.compile(
 )
 NON_COMMERCIAL = re.compile(r"cc-by-nc.*|fair-noncommercial-research-license|.*-nc-.*")
 NO_DERIVATIVES = re.compile(r"cc-by(-nc)?-nd.*")
+# What cards have in place of a licence.
+NOTHING = ("unknown", "other", "none", "unlicensed")
+# Of no version: version 2 cannot be had together with Apache 2, version 3 can.
+ANY_VERSION = ("gpl", "lgpl")
 # The first words of licence files.
 TEXTS = (
     (r"gnu affero general public license\s+version 3", "agpl-3.0"),
@@ -87,10 +92,12 @@ class Part:
 
     :param name: `base`, or the name of the expert.
     :param licence: in small letters as the hub has it, such as `apache-2.0`; None if unknown.
+    :param away: whether it is on the hub, and its card was not to be had here.
     """
 
     name: str
     licence: str | None
+    away: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,9 +117,20 @@ class LicenceReport:
         return tuple(part.name for part in self.parts if part.licence is None)
 
     @property
+    def unruled(self) -> tuple[str, ...]:
+        """The licences whose terms no rule here knows, each with the first part that has it."""
+        names = {part.licence for part in self.parts}
+        found: dict[str, str] = {}
+        for part in self.parts:
+            of_any_version = part.licence in ANY_VERSION and "apache-2.0" in names
+            if part.licence is not None and (of_any_version or not _has_rule(part.licence)):
+                found.setdefault(part.licence, part.name)
+        return tuple(f"{licence} ({sanitize(name)})" for licence, name in found.items())
+
+    @property
     def licence(self) -> str | None:
         """The licence of the merge: the strictest of its parts; None if that is not clear."""
-        if self.conflicts or self.unknown:
+        if self.conflicts or self.unknown or self.unruled:
             return None
         found = {str(part.licence) for part in self.parts}
         strict = sorted(one for one in found if not PERMISSIVE.fullmatch(one))
@@ -127,8 +145,14 @@ class LicenceReport:
         """What stands against giving the merge on, or None."""
         faults = list(self.conflicts)
         if self.unknown:
-            shown = ", ".join(sanitize(name) for name in self.unknown)
-            faults.append(f"the licence of {shown} is unknown")
+            names = []
+            for part in self.parts:
+                if part.licence is None:
+                    why = " (its card is not on this machine)" if part.away else ""
+                    names.append(f"{sanitize(part.name)}{why}")
+            faults.append(f"the licence of {', '.join(names)} is unknown")
+        if self.unruled:
+            faults.append(f"no rule here knows the terms of {', '.join(self.unruled)}")
         return "; ".join(faults) or None
 
     def as_table(self) -> dict:
@@ -138,6 +162,7 @@ class LicenceReport:
             "parts": parts,
             "conflicts": list(self.conflicts),
             "unknown": list(self.unknown),
+            "unruled": list(self.unruled),
             "licence": self.licence,
         }
 
@@ -148,11 +173,21 @@ def licences_of(problem: LoRAMergeProblem, used: Sequence[bool] | None = None) -
     :param used: whether each expert has a coefficient other than 0; all by default.
     """
     source = str(getattr(problem.language_model.model.config, "_name_or_path", "") or "")
-    parts = [Part("base", read_licence(source))]
+    parts = [part_of("base", source)]
     for index, expert in enumerate(problem.experts):
         if used is None or used[index]:
-            parts.append(Part(expert.name, read_licence(expert.folder)))
+            parts.append(part_of(expert.name, expert.folder))
     return LicenceReport(tuple(parts), find_conflicts(parts))
+
+
+def part_of(name: str, source) -> Part:
+    """A part of a merge with its licence.
+
+    :param source: as `read_licence` takes it.
+    """
+    licence = read_licence(source)
+    away = licence is None and hub_id(str(source)) is not None and _find(source, CARD) is None
+    return Part(name, licence, away)
 
 
 def used_experts(problem: LoRAMergeProblem, coefficients: torch.Tensor) -> list[bool]:
@@ -164,7 +199,7 @@ def used_experts(problem: LoRAMergeProblem, coefficients: torch.Tensor) -> list[
 
 
 def check_licences(report: LicenceReport, *, strict: bool) -> None:
-    """Refuse a merge whose licences conflict or are unknown, if that is wished.
+    """Refuse a merge whose licences conflict, are unknown or in no rule, if that is wished.
 
     :raises ValueError: in one sentence.
     """
@@ -178,7 +213,8 @@ def check_licences(report: LicenceReport, *, strict: bool) -> None:
 def read_licence(source) -> str | None:
     """The licence of a base or an adapter, or None if it is not said.
 
-    :param source: a folder, or a hub id, of which the files in the local cache are read.
+    :param source: a folder, or a hub id, whose card is fetched where the hub can be reached. Else
+        the files in the local cache are read.
     :return: in small letters as the hub has it, such as `apache-2.0`.
     """
     for name in PACKAGED:
@@ -239,6 +275,12 @@ def _why_not_together(one: str, other: str) -> str | None:
     return "each ask that a merge is given on under their own terms"
 
 
+def _has_rule(licence: str) -> bool:
+    """Whether it is known what a licence asks of derivatives."""
+    known = PERMISSIVE.fullmatch(licence) or NO_DERIVATIVES.fullmatch(licence)
+    return bool(known) or _family(licence) is not None
+
+
 def _family(licence: str) -> str | None:
     """What a licence asks of derivatives: a name that licences share which go together.
 
@@ -268,22 +310,36 @@ def _licence_of_card(card: Path) -> str | None:
         named = named[0]
     if not isinstance(named, str) or not named.strip():
         return None
-    return sanitize(named).lower().replace(" ", "-")
+    named = sanitize(named).strip().lower().replace(" ", "-")
+    return None if named in NOTHING else named
 
 
 def _find(source, name: str) -> Path | None:
-    """A file of a folder, or of a hub id in the local cache."""
+    """A file of a folder, or of a hub id."""
     if not source:
         return None
-    path = Path(str(source))
-    if path.is_dir():
-        file = path / name
-        return file if file.is_file() else None
-    if hub_id(str(source)) is None:
-        return None
-    from huggingface_hub import try_to_load_from_cache
+    file = Path(str(source)) / name
+    if file.is_file():
+        return file
+    # A snapshot in the cache has only the files that were asked for.
+    repository = hub_id(str(source))
+    return None if repository is None else _from_hub(repository, name)
 
-    cached = try_to_load_from_cache(str(source), name)
+
+@cache
+def _from_hub(repository: str, name: str) -> Path | None:
+    """A card from the hub, or a file of the local cache; None where it is in neither."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    if name == CARD:
+        try:
+            return Path(hf_hub_download(repository, name, etag_timeout=3))
+        except Exception:  # no network, no such file or repository, no right to it
+            pass
+    try:
+        cached = try_to_load_from_cache(repository, name)
+    except ValueError:  # no name of a repository
+        return None
     return Path(cached) if isinstance(cached, str) else None
 
 

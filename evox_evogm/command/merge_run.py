@@ -35,6 +35,7 @@ from evox_evogm.command.notes import notes_of_box, notes_of_failed_rows, notes_o
 from evox_evogm.command.objective_report import describe_front, describe_objective
 from evox_evogm.command.progress import OnProgress, ProgressCounter, full_evaluations, searched
 from evox_evogm.command.report_data import (
+    add_contributions,
     collect_report_data,
     wants_contributions,
     write_report_data,
@@ -372,7 +373,7 @@ class MergeRun:
         result["adapter"] = self._export(best)
         result["seed"] = self.settings.seed
         result["budget"] = self.settings.budget
-        result["stopped"] = describe_stop(self.settings, stopped=self.stopped)
+        result["stopped"] = describe_stop(self.settings) if self.stopped else None
         if self.stopped:
             result["notes"].append(result["stopped"])
         result["dtype"] = self.dtype
@@ -407,6 +408,16 @@ class MergeRun:
             return {"notes": notes + describe_flat_tasks(flat), "no_information": None}
         found = explain_no_information(flat, self.problem.language_model)
         return {"notes": notes, "no_information": asdict(found)}
+
+    def complete_report(self) -> bool:
+        """Add what the settings now want in the report of this finished run.
+
+        :return: whether something was added.
+        """
+        if not wants_contributions(self.settings.contributions, self.problem.n_experts):
+            return False
+        best = read_coefficients(self.result(), self.problem)
+        return add_contributions(self.problem, best, self.out)
 
     def adapter_fault(self) -> str | None:
         """Why the adapter of this finished run has to be made again, or None."""

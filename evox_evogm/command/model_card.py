@@ -5,6 +5,7 @@ these, `merge_coefficients` and `merge_licences` are for programs, such as `push
 """
 
 import math
+import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -48,10 +49,13 @@ def model_card(result: dict, base: str, folder: Path, *, export: dict | None = N
     """
     facts = {**MISSING, **result}
     kind = "adapter" if export is None else export["kind"]
+    hub_base = _is_hub_id(base, folder)
     rows = facts["scores"]
     table = table_cells(rows, list(rows[0]["dev"])) if rows else []
     facts |= {
-        "base": base,
+        # The path of a base is of no use to others, and tells them of this machine.
+        "base": base if hub_base else re.split(r"[/\\]", base.rstrip("/\\"))[-1],
+        "rounded": _rounded(facts) if export is None else None,
         "kind": kind,
         "export": export,
         "table": table,
@@ -59,8 +63,14 @@ def model_card(result: dict, base: str, folder: Path, *, export: dict | None = N
         "checks": [] if export is None else _score_lines(export),
     }
     text = render("model_card.md.j2", **facts)
-    data = _metadata(facts, base if _is_hub_id(base, folder) else None)
+    data = _metadata(facts, base if hub_base else None)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def _rounded(facts: dict) -> dict | None:
+    """What `result.json` says of the adapter of a run, if that is not exact."""
+    adapter = facts.get("adapter") or {}
+    return adapter if adapter.get("dtype", "float32") != "float32" else None
 
 
 def _metadata(facts: dict, base_model: str | None) -> ModelCardData:
@@ -79,6 +89,7 @@ def _metadata(facts: dict, base_model: str | None) -> ModelCardData:
             "parts": parts,
             "conflicts": licences["conflicts"],
             "unknown": [sanitize(name) for name in licences["unknown"]],
+            "unruled": [sanitize(name) for name in licences.get("unruled", [])],
         }
     coefficients = facts["coefficients"].items()
     more["merge_coefficients"] = {sanitize(name): value for name, value in coefficients}

@@ -13,6 +13,7 @@ from evox_evogm.command.constraint_settings import MULTI_OBJECTIVE
 
 POP_SIZE = 16
 LEAST_POP_SIZE = 4
+LEAST_MOEAD_POP_SIZE = 11  # a tenth, rounded up, are neighbours of a point
 INITIAL_STD = 0.5  # of the first points around the average, times 1/sqrt(n) a coordinate
 # They follow from the other settings, or are objects that a settings file cannot hold.
 NOT_SETTINGS = (
@@ -51,7 +52,7 @@ def make_multi_objective(
     :param box: `lb` and `ub`, two `(n g,)` tensors.
     :param n_experts: n.
     :param arguments: of the algorithm.
-    :raises ValueError: if an argument is out of range.
+    :raises ValueError: if an argument is out of range, or a population too small.
     """
     assert name in MULTI_OBJECTIVE, name
     if pop_size < LEAST_POP_SIZE:
@@ -64,6 +65,10 @@ def make_multi_objective(
     lb, ub = box
     device = torch.device("cpu")
     algorithm = getattr(algorithms, name)(pop_size, n_tasks, lb, ub, device=device, **arguments)
+    if name == "MOEAD" and algorithm.n_neighbor < 2:  # it crosses neighbours
+        expected = f"expected a pop_size of which MOEAD takes at least {LEAST_MOEAD_POP_SIZE}"
+        taken = f"of which it takes {algorithm.pop_size} with {n_tasks} tasks"
+        raise ValueError(f"{expected}, found {pop_size}, {taken}")
     algorithm.pop = initial_population(len(algorithm.pop), lb, ub, n_experts)
     return algorithm
 

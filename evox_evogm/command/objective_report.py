@@ -11,6 +11,7 @@ front        with pareto, best weighted mean on dev first: coefficients and coef
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +61,7 @@ def describe_constraint(constraint: Constraint, rows: Sequence[ScoreRow]) -> dic
         score = getattr(rows[-1], split)[constraint.task]
         kept = None
         if least is not None and math.isfinite(score):
-            kept = score >= least
+            kept = replace(constraint, least=least).violation({constraint.task: score}) == 0
         described[split] = {"least": least, "score": score, "kept": kept}
     return described
 

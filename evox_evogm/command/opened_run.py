@@ -48,12 +48,30 @@ def settings_of_run(out: Path, settings_file: Path | None) -> tuple[RunSettings,
     return saved, Path(folder)
 
 
-def open_run(out: Path, settings_file: Path | None = None) -> MergeRun:
+class OpenedRun(MergeRun):
+    """A finished run, on the device of this machine.
+
+    :param device: in place of the one in the settings, if it is not None.
+    """
+
+    def __init__(self, settings: RunSettings, folder: Path, out: Path, device: str | None = None):
+        self.device_here = device
+        super().__init__(settings, folder, out)
+
+    def _settings_as_saved(self, settings: RunSettings) -> RunSettings:
+        found = super()._settings_as_saved(settings)
+        if self.device_here is None:
+            return found
+        return found.model_copy(update={"device": self.device_here})
+
+
+def open_run(out: Path, settings_file: Path | None = None, device: str | None = None) -> MergeRun:
     """A finished run with its base, experts and tasks, loaded and checked. It has to be closed.
 
     :param out: the run folder.
     :param settings_file: the settings file; needed where its folder was moved.
+    :param device: in place of the one that the run was made on.
     :raises ValueError: if there is no finished run, or its inputs are not there or were changed.
     """
     check_finished(out)
-    return MergeRun(*settings_of_run(out, settings_file), out)
+    return OpenedRun(*settings_of_run(out, settings_file), out, device)

@@ -18,6 +18,7 @@ import torch
 
 from evox_evogm.command.choose_examples import choose_examples, count_patterns
 from evox_evogm.command.escaping import sanitize
+from evox_evogm.command.run_folder import read_table
 from evox_evogm.command.scores import ByExample, ScoreRow, label
 from evox_evogm.command.statistics import standard_error
 from evox_evogm.command.tasks import RunTasks
@@ -106,6 +107,24 @@ def write_report_data(data: Mapping, out: Path) -> None:
     :param out: the run folder.
     """
     atomic_write(out / REPORT_DATA, (json.dumps(to_json(data), indent=1) + "\n").encode())
+
+
+def add_contributions(problem: LoRAMergeProblem, best: torch.Tensor, out: Path) -> bool:
+    """Add each expert's contribution to the `report_data.json` of a finished run.
+
+    :param best: `(n g,)` effective coefficients of the merge.
+    :param out: the run folder.
+    :return: whether they were missing. They cannot be added where there is no such file.
+    """
+    path = out / REPORT_DATA
+    if not path.is_file():
+        return False
+    data = read_table(path, json.loads)
+    if "contributions" in data:
+        return False
+    data["contributions"] = _or_failure(lambda: leave_one_out(problem, best))
+    write_report_data(data, out)
+    return True
 
 
 def describe_box(

@@ -44,7 +44,9 @@ def describe_merge(
     return {
         **describe_coefficients(problem, best),
         "scores": [row.as_table() for row in rows],
-        "statistics": describe_significance(rows, history_scores(problem, records)),
+        "statistics": describe_significance(
+            rows, history_scores(problem, records), problem.objective
+        ),
         "evaluations": len(records),
         "full_evaluations": round(full_evaluations(records), 2),
         "seconds": round(sum(record["seconds"] for record in records), 1),

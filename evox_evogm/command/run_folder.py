@@ -21,8 +21,9 @@ from evox_evogm.resume.resumable_search import JOURNAL, saved_seconds
 
 CONFIG, INPUTS, RESULT = "config.yaml", "inputs.json", "result.json"
 FORMAT = 3  # of the folder
+REPORTS = ("report.html", "report.md")
 # Settings on which no evaluation depends.
-CHANGEABLE = ("budget", "stop", "adapter_dtype", "strict_licences")
+CHANGEABLE = ("budget", "stop", "contributions", "adapter_dtype", "strict_licences")
 
 
 class RunLock:
@@ -216,9 +217,16 @@ def change_budget(out: Path, saved: RunSettings, settings: RunSettings) -> None:
     if (out / RESULT).is_file():
         words = str(saved.budget).replace(" ", "")
         (out / RESULT).replace(out / f"result_{words}.json")
+        for report in REPORTS:  # they show the earlier result
+            (out / report).unlink(missing_ok=True)
     changed = {"budget": settings.budget, "stop": settings.stop}
     table = saved.model_copy(update=changed).as_table()
     atomic_write(out / CONFIG, yaml.safe_dump(table, sort_keys=False).encode())
+
+
+def is_newer(path: Path, other: Path) -> bool:
+    """Whether a file is there, and was written after another or with it."""
+    return path.is_file() and path.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def _is_everywhere(mode, modes) -> bool:

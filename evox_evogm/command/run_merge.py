@@ -24,6 +24,7 @@ from evox_evogm.command.messages import (
     print_result,
     print_trial,
 )
+from evox_evogm.command.run_folder import RESULT, is_newer
 from evox_evogm.command.settings import read_settings
 from evox_evogm.command.statuses import NO_ADAPTER, NO_INFORMATION
 
@@ -123,7 +124,8 @@ def finish(merge_run: MergeRun, console: Console, display) -> dict:
     noted = len(merge_run.notes)
     result = merge_run.finish(best, rows)
     print_result(result, result["notes"][noted:], merge_run.out, console)
-    print(f"next: a larger --budget goes on from here, or evogm export {merge_run.out}")
+    further = "stop=null" if result["stopped"] else "a larger --budget"
+    print(f"next: {further} goes on from here, or evogm export {merge_run.out}")
     return result
 
 
@@ -133,11 +135,12 @@ def reopen(merge_run: MergeRun) -> dict:
     :return: what `result.json` holds.
     """
     result = merge_run.result()
-    if not (merge_run.out / REPORT).is_file():  # of an earlier version, or its process was killed
-        write_page(merge_run.out)
+    if merge_run.complete_report() or not is_newer(merge_run.out / REPORT, merge_run.out / RESULT):
+        write_page(merge_run.out)  # it is of an earlier version, or its process was killed
     print(f"this run is finished: {merge_run.out / REPORT}")
     if merge_run.saved is not None and merge_run.settings.limit != merge_run.saved.limit:
-        print(f"{merge_run.settings.limit} leave no room for another step")
+        reason = f"{merge_run.settings.limit} leave no room for another step"
+        print(result["stopped"] or reason)
     fault = merge_run.adapter_fault()
     if fault is not None:
         fail(f"adapter: {fault}; making it again from the coefficients")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.experts import expert_folders
 from evox_evogm.command.merge_run import resolve_device
 from evox_evogm.command.result import examples_table
@@ -82,7 +83,7 @@ def print_rows(rows: Sequence[ScoreRow], console: Console) -> None:
     print_scores(tables, console)
     for row in rows:
         if row.failure is not None:
-            print(f"note: {row.name}: could not be scored: {row.failure}")
+            print(sanitize(f"note: {row.name}: could not be scored: {row.failure}"))
 
 
 def write_scores(rows: Sequence[ScoreRow], tasks: RunTasks, path: Path) -> None:

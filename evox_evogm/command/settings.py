@@ -94,8 +94,9 @@ class RunSettings(StrictSettings):
         "auto",
         "auto, a float or null",
         "End the search before its budget when its last 30 evaluations have gained less than this "
-        "in the mean dev score, by what is expected of other examples: auto is .005, null never "
-        "ends it. SurrogateEvoGM and GradientSearch can tell; others use their budget.",
+        "in the mean dev score, by what is expected of other examples. auto is .005 where scores "
+        "are shares of right answers, else null, which never ends it. SurrogateEvoGM and "
+        "GradientSearch can tell; others use their budget.",
     )
     pop_size: int | None = setting(
         None,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.scores import ByExample, ScoreRow, known_examples, label
 from evox_evogm.command.statistics import (
     LEVEL,
@@ -13,10 +14,13 @@ from evox_evogm.command.statistics import (
     Regression,
     dev_test_regression,
     examples_to_tell_apart,
+    holm,
     paired_difference,
     reliability,
+    single_scores,
 )
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.scalarization import MEAN, Objective
 
 RIVALS = ("average", "RegMean", "trained")  # kinds of rows that a merge is compared with
 
@@ -26,9 +30,11 @@ class HistoryScores:
     """The dev scores by example of the different merges that a search evaluated whole.
 
     :param by_task: an `(H, S)` tensor of each task.
+    :param scores: H numbers, what the search made large.
     """
 
     by_task: Mapping[str, torch.Tensor]
+    scores: Sequence[float]
 
     @property
     def merges(self) -> int:
@@ -37,14 +43,9 @@ class HistoryScores:
             return len(table)
         return 0
 
-    @property
-    def examples(self) -> int:
-        """S over all tasks."""
-        return sum(table.shape[1] for table in self.by_task.values())
-
-    def means(self) -> torch.Tensor:
-        """`(H,)` mean scores over tasks."""
-        return torch.stack([table.mean(1) for table in self.by_task.values()]).mean(0)
+    def best_first(self) -> list[int]:
+        """The merges in the order of their scores."""
+        return sorted(range(self.merges), key=lambda row: -self.scores[row])
 
     def of_merge(self, row: int) -> ByExample:
         """The scores of one merge."""
@@ -58,28 +59,37 @@ def history_scores(problem: LoRAMergeProblem, records: Sequence[dict]) -> Histor
 
     :param records: the history.
     """
-    points = dict.fromkeys(tuple(record["coefficients"]) for record in records)
+    points = {tuple(record["coefficients"]): record["score"] for record in records}
     rows: dict[str, list[Sequence[float]]] = {task.name: [] for task in problem.tasks}
-    for point in points:
+    known_scores = []
+    for point, score in points.items():
         found = known_examples(problem, torch.tensor(point))
         if found.keys() != rows.keys():
             continue
+        known_scores.append(score)
         for name, scores in found.items():
             rows[name].append(scores)
     for table in rows.values():
         if len({len(values) for values in table}) != 1:  # none, or not of the same examples
-            return HistoryScores({})
-    return HistoryScores({name: torch.tensor(scores) for name, scores in rows.items()})
+            return HistoryScores({}, ())
+    tables = {name: torch.tensor(scores) for name, scores in rows.items()}
+    return HistoryScores(tables, known_scores)
 
 
-def describe_significance(rows: Sequence[ScoreRow], history: HistoryScores) -> dict:
+def describe_significance(
+    rows: Sequence[ScoreRow], history: HistoryScores, objective: Objective = MEAN
+) -> dict:
     """What `result.json` says under `statistics`.
 
     :param rows: of the final table, the merge last.
     :param history: the merges that the search evaluated.
+    :param objective: of the search. A weighted mean is compared as such; otherwise, as the error
+        of a worst task or a harmonic mean is not known, the plain mean.
     :return: with None for what is not known
+        - `mean`: in which models are compared, weighted or plain;
         - `gains`: the lead of the merge over the expert that is best on dev, the average, and other
-          rows, in both splits;
+          rows, in both splits, with p corrected for the number of rows, and the tasks that are
+          left out because they have one score;
         - `best_two`: the lead of the best merge of the history over the next one, and how many dev
           examples would tell them apart; None if there are none that differ;
         - `reliability`: see `statistics.reliability`, and over how many `merges`;
@@ -90,13 +100,20 @@ def describe_significance(rows: Sequence[ScoreRow], history: HistoryScores) -> d
     test = [mean(row.test) for row in merges]
     line = dev_test_regression(dev, test)
     share = reliability(history.by_task)
+    weights = weights_of(objective)
     return {
-        "gains": gains_of_merge(rows),
-        "best_two": compare_best_two(history),
+        "mean": "weighted" if weights else "plain",
+        "gains": gains_of_merge(rows, weights),
+        "best_two": compare_best_two(history, weights),
         "reliability": None if share is None else known(share),
         "merges": history.merges,
         "regression": None if line is None else as_table(line),
     }
+
+
+def weights_of(objective: Objective) -> Mapping[str, float]:
+    """The weights of tasks by which models are compared; empty for a plain mean."""
+    return objective.weights if objective.kind == "mean" and objective.is_weighted else {}
 
 
 def known(number: float) -> float | None:
@@ -120,13 +137,16 @@ def mean(scores: Mapping[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def gains_of_merge(rows: Sequence[ScoreRow]) -> list[dict]:
-    """The lead of the last row, the merge, over the rows that it should be ahead of."""
+def gains_of_merge(rows: Sequence[ScoreRow], weights: Mapping[str, float]) -> list[dict]:
+    """The lead of the last row, the merge, over the rows that it should be ahead of.
+
+    :param weights: of tasks in the mean; those without one weigh 1.
+    """
     merge = rows[-1]
     if merge.kind != "merge":
         return []
     rivals = [row for row in rows if row.kind in RIVALS]
-    expert = best_expert_on_dev(rows)
+    expert = best_expert_on_dev(rows, weights)
     if expert is not None:
         rivals.insert(0, expert)
     gains = []
@@ -134,33 +154,51 @@ def gains_of_merge(rows: Sequence[ScoreRow]) -> list[dict]:
         gain: dict = {"over": label(rival.kind, rival.name), "kind": rival.kind}
         for split in ("dev", "test"):
             ours, theirs = merge.examples.get(split, {}), rival.examples.get(split, {})
-            gain[split] = as_table(paired_difference(ours, theirs))
+            left_out = single_scores(ours)
+            found = paired_difference(ours, theirs, weights=weights, left_out=left_out)
+            gain[split] = {**as_table(found), "left_out": left_out}
         gains.append(gain)
+    for split in ("dev", "test"):
+        corrected = holm([as_difference(gain[split]).p for gain in gains])
+        for gain, p in zip(gains, corrected, strict=True):
+            gain[split]["corrected_p"] = known(p)
     return gains
 
 
-def best_expert_on_dev(rows: Sequence[ScoreRow]) -> ScoreRow | None:
-    """The expert with the best mean dev score, which is known before any test score."""
+def best_expert_on_dev(rows: Sequence[ScoreRow], weights: Mapping[str, float]) -> ScoreRow | None:
+    """The expert with the best mean dev score, which is known before any test score.
+
+    :param weights: as of `gains_of_merge`.
+    """
+    objective = Objective(weights=weights)
     best, best_score = None, -math.inf
     for row in rows:
-        score = mean(row.dev)
+        score = objective.value(row.dev)
         if row.kind == "expert" and score > best_score:  # NaN is not
             best, best_score = row, score
     return best
 
 
-def compare_best_two(history: HistoryScores) -> dict | None:
-    """The lead of the best merge over the next one that scores differently in some example."""
+def compare_best_two(history: HistoryScores, weights: Mapping[str, float]) -> dict | None:
+    """The lead of the best merge over the next one that scores differently in some example.
+
+    :param weights: as of `gains_of_merge`.
+    """
     if history.merges < 2:
         return None
-    order = history.means().argsort(descending=True, stable=True).tolist()
-    best = history.of_merge(order[0])
-    for row in order[1:]:
+    first, *others = history.best_first()
+    best = history.of_merge(first)
+    left_out = single_scores(best)
+    examples = 0
+    for name, scores in best.items():
+        examples += 0 if name in left_out else len(scores)
+    for row in others:
         next_best = history.of_merge(row)
         if next_best != best:
-            found = paired_difference(best, next_best)
-            needed = examples_to_tell_apart(found, history.examples)
-            return {**as_table(found), "examples": history.examples, "needed": needed}
+            found = paired_difference(best, next_best, weights=weights, left_out=left_out)
+            needed = examples_to_tell_apart(found, examples)
+            counts = {"examples": examples, "needed": needed, "left_out": left_out}
+            return {**as_table(found), **counts}
     return None
 
 
@@ -172,16 +210,38 @@ def remarks_on_chance(result: dict) -> list[str]:
     found = result.get("statistics")
     if not found:
         return []
-    remarks = []
+    remarks: list[str] = []
+    tested = [gain for gain in found["gains"] if gain["test"]["p"] is not None]
     for gain in found["gains"]:
-        remarks += _remark_on_gain(gain)
+        remarks += _remark_on_gain(gain, _basis(result, gain["test"]), len(tested))
     if found["best_two"]:
-        remarks.append(_remark_on_best_two(found["best_two"]))
+        basis = _basis(result, found["best_two"])
+        remarks.append(_remark_on_best_two(found["best_two"], basis))
     return remarks
 
 
-def _remark_on_gain(gain: dict) -> list[str]:
-    """The lead of the merge over one row on test, and whether it is beyond chance."""
+def _basis(result: dict, compared: Mapping) -> str:
+    """By what two models are compared, where that is not simply the mean over all tasks.
+
+    :param compared: a difference, with the tasks that are left out.
+    """
+    words = ""
+    if result["statistics"].get("mean", "plain") == "weighted":
+        words = "in the weighted mean of the tasks"
+    elif result.get("objective", "mean") != "mean" or result.get("weights"):
+        words = "in the plain mean of the tasks"
+    left_out = compared.get("left_out", [])
+    if left_out:
+        words += f"{' ' if words else ''}without {', '.join(map(sanitize, left_out))} (one score)"
+    return words
+
+
+def _remark_on_gain(gain: dict, basis: str, comparisons: int) -> list[str]:
+    """The lead of the merge over one row on test, and whether it is beyond chance.
+
+    :param basis: see `_basis`.
+    :param comparisons: for which p is corrected.
+    """
     test = as_difference(gain["test"])
     if not math.isfinite(test.difference):
         return []
@@ -190,21 +250,28 @@ def _remark_on_gain(gain: dict) -> list[str]:
         rival = f"{rival}, the expert that is best on dev"
     elif gain["kind"] == "average":
         rival = "the average"
+    on = f"On test, {basis}, it is" if basis else "On test it is"
     if test.difference == 0:
-        return [f"On test it is level with {rival}."]
+        return [f"{on} level with {rival}."]
     where = "above" if test.difference > 0 else "below"
-    lead = f"On test it is {short(abs(test.difference))}"
+    lead = f"{on} {short(abs(test.difference))}"
     if math.isnan(test.p):
         return [f"{lead} {where} {rival}; the examples do not say whether that is chance."]
-    verdict = "beyond chance" if test.p < LEVEL else "this may be chance"
-    return [f"{lead} ± {short(test.se)} {where} {rival}: {verdict} ({p_value(test.p)})."]
+    p = gain["test"].get("corrected_p")
+    p, by_holm = (test.p, "") if p is None else (p, f", by Holm over {comparisons}")
+    verdict = "beyond chance" if p < LEVEL else "this may be chance"
+    how = p_value(p) + (by_holm if comparisons > 1 else "")
+    return [f"{lead} ± {short(test.se)} {where} {rival}: {verdict} ({how})."]
 
 
-def _remark_on_best_two(found: dict) -> str:
-    """How far the two best merges are apart, and how many examples would decide."""
+def _remark_on_best_two(found: dict, basis: str) -> str:
+    """How far the two best merges are apart, and how many examples would decide.
+
+    :param basis: see `_basis`.
+    """
     difference, se, p = as_difference(found)
-    apart = f"The two best merges of the search are {short(difference)}"
-    on = f"on {found['examples']:,} dev examples"
+    apart = f"The two best merges of the search are {short(abs(difference))}"
+    on = f"on {found['examples']:,} dev examples{f', {basis}' if basis else ''}"
     if math.isnan(se):
         return f"{apart} apart {on}."
     apart = f"{apart} ± {short(se)} apart {on}"

@@ -7,6 +7,7 @@ random from all that it stands for.
   Error Bars to Evals", 2024, arXiv 2411.00640; D. Card et al., "With Little Power Comes Great
   Responsibility", EMNLP 2020, arXiv 2010.06595.
 - The mean over tasks has Welch's degrees of freedom (B. L. Welch, Biometrika 34, 1947).
+- Several tests at once: S. Holm, "A simple sequentially rejective multiple test procedure", 1979.
 - Reliability: C. Hoyt, "Test reliability estimated by analysis of variance", Psychometrika 6, 1941;
   over several tasks the stratified form of L. J. Cronbach, P. Schönemann and D. McKie, 1965. A
   merge takes the place of a person there, an example that of a test item.
@@ -22,6 +23,7 @@ import torch
 ByTask = Mapping[str, Sequence[float]]  # a score per example, by task
 LEVEL = 0.05  # of p, below which a difference is beyond chance
 POWER = 0.8  # the probability with which a real difference is to be found
+ROUNDING = 1e-9  # of the largest difference, below which a standard error is that of rounding
 SMALLEST = 1e-300  # keeps a continued fraction from dividing by 0
 
 
@@ -76,7 +78,13 @@ def standard_error_of_mean(errors: Mapping[str, float]) -> float:
     return math.sqrt(sum(error**2 for error in errors.values())) / len(errors)
 
 
-def paired_difference(a: ByTask, b: ByTask) -> Difference:
+def paired_difference(
+    a: ByTask,
+    b: ByTask,
+    *,
+    weights: Mapping[str, float] | None = None,
+    left_out: Sequence[str] = (),
+) -> Difference:
     """By how much a model is ahead of another on the same examples.
 
     With one task this is the paired t test. If every difference within a task is the same, the t
@@ -84,34 +92,84 @@ def paired_difference(a: ByTask, b: ByTask) -> Difference:
 
     :param a: scores of one model, of S examples by task.
     :param b: those of the other.
+    :param weights: of tasks in the mean, above 0; those without one weigh 1.
+    :param left_out: tasks that do not count.
     :raises ValueError: if they are of other tasks, or of other numbers of examples.
     """
     if not a or not b:
         return Difference(math.nan, math.nan, math.nan)
     if a.keys() != b.keys():
         raise ValueError(f"scores: expected those of tasks {list(a)}, found {list(b)}")
-    total, unlike = 0.0, 0
+    weights = weights or {}
+    total, whole = 0.0, 0.0
+    ahead, behind = 0, 0
     variances, freedom = [], []
     for name in a:
+        if name in left_out:
+            continue
         ours = torch.as_tensor(a[name], dtype=torch.float64, device="cpu")
         theirs = torch.as_tensor(b[name], dtype=torch.float64, device="cpu")
         if len(ours) != len(theirs):
             expected = f"expected {len(ours)} examples of task {name!r}"
             raise ValueError(f"scores: {expected}, found {len(theirs)}")
         differences = ours - theirs
-        total += float(differences.mean())
-        unlike += int((differences != 0).sum())
-        variances.append(standard_error(differences.tolist()) ** 2)
+        weight = weights.get(name, 1.0)
+        whole += weight
+        total += weight * float(differences.mean())
+        ahead += int((differences > 0).sum())
+        behind += int((differences < 0).sum())
+        error = standard_error(differences.tolist())
+        if error <= ROUNDING * float(differences.abs().max()):
+            error = 0.0
+        variances.append((weight * error) ** 2)
         freedom.append(len(differences) - 1)
-    difference = total / len(a)
-    se = math.sqrt(sum(variances)) / len(a)
+    difference = total / whole
+    se = math.sqrt(sum(variances)) / whole
     if se > 0:
         p = student_t_p(difference / se, degrees_of_freedom(variances, freedom))
     elif math.isnan(se):
         p = math.nan
     else:
-        p = 0.5 ** (unlike - 1) if unlike else 1.0
+        p = sign_test_p(ahead, behind)
     return Difference(difference, se, p)
+
+
+def single_scores(scores: ByTask) -> list[str]:
+    """The tasks with one score, whose chance nobody knows; none if no task has more.
+
+    :param scores: of S examples, by task.
+    """
+    single = [name for name, values in scores.items() if len(values) < 2]
+    return single if len(single) < len(scores) else []
+
+
+def sign_test_p(ahead: int, behind: int) -> float:
+    """The probability that so many coins, or more, fall on one side: two-sided, exact.
+
+    :param ahead: of the examples that differ, those in which one model is better.
+    :param behind: those in which the other is.
+    """
+    count = ahead + behind
+    tail = 0.0
+    for fewer in range(min(ahead, behind) + 1):
+        log_ways = math.lgamma(count + 1) - math.lgamma(fewer + 1) - math.lgamma(count - fewer + 1)
+        tail += math.exp(log_ways - count * math.log(2))
+    return min(1.0, 2 * tail)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction of the p values of several tests; NaN of those that are unknown.
+
+    The smallest is multiplied by the number of tests, the next by one less, and none is below the
+    one before.
+    """
+    corrected = [math.nan] * len(p_values)
+    tests = [place for place, p in enumerate(p_values) if not math.isnan(p)]
+    largest = 0.0
+    for rank, place in enumerate(sorted(tests, key=lambda place: p_values[place])):
+        largest = max(largest, min(1.0, p_values[place] * (len(tests) - rank)))
+        corrected[place] = largest
+    return corrected
 
 
 def degrees_of_freedom(variances: Sequence[float], freedom: Sequence[int]) -> float:

@@ -11,11 +11,15 @@ from evox_evogm.command.settings import RunSettings
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 
-def least_gain(settings: RunSettings) -> float | None:
-    """What the last evaluations have to gain for a search to go on; None if it always does."""
-    if settings.stop == "auto":
-        return GAIN
-    return settings.stop
+def least_gain(settings: RunSettings, problem: LoRAMergeProblem) -> float | None:
+    """What the last evaluations have to gain for a search to go on; None if it always does.
+
+    `auto` knows what is little where scores are shares of right answers, and only there.
+    """
+    if settings.stop != "auto":
+        return settings.stop
+    _, by_sign, _ = problem.outcomes
+    return GAIN if bool(by_sign.all()) else None
 
 
 def has_converged(
@@ -26,7 +30,7 @@ def has_converged(
     :param algorithm: as the workflow steps it. Only those that recommend a point can tell.
     :param records: of the steps, in order.
     """
-    gain = least_gain(settings)
+    gain = least_gain(settings, problem)
     if gain is None or not isinstance(algorithm, RECOMMENDING):
         return False
     scored = [record["coefficients"] for record in records if record["score"] is not None]
@@ -37,12 +41,10 @@ def has_converged(
     return should_stop(algorithm, points, -problem.recall(points), cost=cost, gain=gain)
 
 
-def describe_stop(settings: RunSettings, *, stopped: bool) -> str | None:
-    """What `result.json` says of a search that ended before its budget; None if it did not."""
-    if not stopped:
-        return None
-    gain = least_gain(settings)
+def describe_stop(settings: RunSettings) -> str:
+    """What `result.json` says of a search that ended before its budget."""
+    gain = GAIN if settings.stop == "auto" else settings.stop
     return (
-        f"the search ended before its budget: its last {WINDOW} evaluations are expected to have "
-        f"gained less than {gain:g} on other examples (stop: {settings.stop})"
+        f"the search ended before its budget, as its last {WINDOW} evaluations gained less than "
+        f"{gain:g} (stop: {settings.stop}); it goes on with stop=null"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from evox_evogm.command.task_settings import TaskSettings, parse_task
 from evox_evogm.problems.functions.fitness_task import FitnessTask, fitness_tasks
 from evox_evogm.problems.tasks.harness.reader import read_lm_eval
+from evox_evogm.problems.tasks.harness.task import HarnessTask
 from evox_evogm.problems.tasks.readers import read_json_lines, read_reasoning_gym, read_swarm_eval
 from evox_evogm.problems.tasks.task import Task
 
@@ -21,7 +22,8 @@ class RunTasks:
 
     :param dev: what the search sees.
     :param test: what scores the final table besides, in the same order.
-    :param notes: a line for every split that has fewer examples than the settings want.
+    :param notes: a line for every split that has fewer examples than the settings want, and for
+        what else is unlike what the settings say.
     :param domains: the names of the tasks of each domain.
     """
 
@@ -51,6 +53,7 @@ def read_tasks(entries: Iterable[TaskSettings], folder: Path) -> RunTasks:
         tasks.notes.extend(note_too_few(dev, "dev", entry.dev))
         tasks.notes.extend(note_too_few(test, "test", entry.test))
         tasks.notes.extend(note_one_split(dev))
+        tasks.notes.extend(note_left_out(dev))
         if entry.domain is not None:
             tasks.domains.setdefault(entry.domain, []).append(dev.name)
     return tasks
@@ -71,6 +74,16 @@ def note_one_split(task: Task) -> list[str]:
     return [
         f"task {task.name!r}: {task.source} takes no argument split, so that it scores test as "
         "dev, and the test score says nothing about unseen examples"
+    ]
+
+
+def note_left_out(task: Task) -> list[str]:
+    """A note if documents of the harness stand in dev and in test, else none."""
+    if not isinstance(task, HarnessTask) or not task.left_out:
+        return []
+    return [
+        f"task {task.name!r}: found {task.left_out} documents that stand in dev and in test, used "
+        "them only in test"
     ]
 
 

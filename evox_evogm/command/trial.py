@@ -19,11 +19,11 @@ from evox_evogm.command.run_folder import damaged, read_table
 from evox_evogm.command.scores import ByExample, ScoreRow
 from evox_evogm.command.significance import as_table, mean
 from evox_evogm.command.statistics import (
-    paired_difference,
     standard_error_of_mean,
     standard_errors,
 )
 from evox_evogm.command.tasks import RunTasks
+from evox_evogm.command.trial_comparison import compare_chosen
 from evox_evogm.command.trial_merges import Parts, average_of, pool, score_merges
 from evox_evogm.command.trial_settings import TrialSettings
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
@@ -107,6 +107,9 @@ def run_trial(problem: LoRAMergeProblem, settings: TrialSettings, seed: int) -> 
     rival = max(merges, key=lambda name: mean_of(merges[name]))
     rows = [describe(name, scores) for name, scores in merges.items()]
     rows.append(describe("trained LoRA", best.scores))
+    found = compare_chosen(
+        [examples_of(one.scores) for one in tried], list(map(examples_of, merges.values()))
+    )
     kept, held_back = parts.sizes
     return {
         "examples": {"learnt from": kept, "held back": held_back},
@@ -115,7 +118,13 @@ def run_trial(problem: LoRAMergeProblem, settings: TrialSettings, seed: int) -> 
         "chosen": best.as_table(),
         "scores": rows,
         "best_merge": rival,
-        "difference": as_table(paired_difference(best.scores, merges[rival])),
+        "compared": {
+            "trained LoRA": found.trained,
+            "merge": found.merge,
+            "adapters": len(tried),
+            "merges": len(merges),
+        },
+        "difference": as_table(found.difference),
         "evaluations": round(cost_of_trial(problem, settings), 1),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -159,6 +168,12 @@ def describe(name: str, scores: ByExample) -> dict:
     """A row of the trial: the mean score on what is held back, and its standard error."""
     error = standard_error_of_mean(standard_errors(scores))
     return {"name": name, "score": mean_of(scores), "se": error}
+
+
+def examples_of(scores: ByExample) -> list[float]:
+    """The pooled scores of all examples that are held back."""
+    (pooled,) = scores.values()
+    return list(pooled)
 
 
 def mean_of(scores: ByExample) -> float:
@@ -252,7 +267,7 @@ def make_trial(problem: LoRAMergeProblem, settings: TrialSettings, seed: int, ou
     try:
         with without_repeated_warnings():
             trial = to_json(run_trial(problem, settings, seed))
-    except (RuntimeError, MemoryError, ArithmeticError) as error:
+    except (RuntimeError, ValueError, MemoryError, ArithmeticError, OSError) as error:
         trial = {"failure": f"{type(error).__name__}: {sanitize(str(error))}"}
     atomic_write(out / TRIAL, (json.dumps(trial, indent=2) + "\n").encode())
     return trial

@@ -13,6 +13,7 @@ from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.scores import ByExample
 from evox_evogm.problems.inference.base_model import ready_to_score
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.margins import outcomes_of, smoothed_gradient
 from evox_evogm.problems.tasks.task import Task
 
@@ -51,7 +52,7 @@ def score_merges(
 
     :param steps: of that search.
     :return: by name the scores by example, and the coefficients of the search; None where the base
-        gives no gradients.
+        or a task gives no gradients.
     """
     given = problem.with_experts_as_given()
     one_hots = problem.groups.expand(torch.eye(problem.n_experts))  # (n, n g)
@@ -120,10 +121,13 @@ def search_along_gradients(
     """The coefficients that a few steps of `GradientSearch` from the average come to.
 
     :param steps: evaluations with their gradients.
-    :return: an `(n g,)` tensor, or None if the base gives no gradients.
+    :return: an `(n g,)` tensor, or None if the base or a task gives no gradients.
     """
     if not problem.capabilities.unmerged:
         return None
+    for task in tasks:
+        if isinstance(task, CustomTask) and task.no_derivatives is not None:
+            return None
     outcomes = Outcomes(*outcomes_of(tasks))
     with torch.random.fork_rng():
         torch.manual_seed(seed)

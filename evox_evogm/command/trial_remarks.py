@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from evox_evogm.command.significance import as_difference, p_value, short
 from evox_evogm.command.statistics import LEVEL
+from evox_evogm.command.trial_comparison import compared_of
 from evox_evogm.problems.tasks.task import Task
-from evox_evogm.problems.trained_lora import TRAINABLE
+from evox_evogm.problems.trained_lora import is_trainable
 
 # Measured on the synthetic suite (benchmarks/results/gradients.md): with so many dev examples over
 # 13 tasks a merge is ahead of a LoRA trained on them, and with so many the LoRA is.
@@ -19,7 +20,7 @@ def note_of_many_examples(tasks: Sequence[Task]) -> list[str]:
     :param tasks: the dev tasks.
     """
     examples = sum(len(task.examples) for task in tasks)
-    if examples < MANY or not all(task.metric in TRAINABLE for task in tasks):
+    if examples < MANY or not all(map(is_trainable, tasks)):
         return []
     return [
         f"{examples:,} labelled dev examples may be enough to train a LoRA on them instead of "
@@ -36,15 +37,20 @@ def remarks_on_trial(trial: dict) -> list[str]:
     if "failure" in trial:
         return [f"trial: it could not be made: {trial['failure']}"]
     difference, se, p = as_difference(trial["difference"])
-    scores = {row["name"]: float(row["score"]) for row in trial["scores"]}
-    rival = trial["best_merge"]
+    compared = compared_of(trial)
     learnt, held_back = trial["examples"]["learnt from"], trial["examples"]["held back"]
     chosen = trial["chosen"]
     start = "" if trial["start"] == "fresh" else ", from a merge on"
-    trained = f"{short(scores['trained LoRA'])} for a LoRA trained on {learnt:,} others{start}"
+    trained = f"{short(compared['trained LoRA'])} for a LoRA trained on {learnt:,} others{start}"
     how = f"learning rate {chosen['lr']:g}, {chosen['epoch']} epochs"
-    against = f"{short(scores[rival])} for the best merge ({rival})"
-    found = f"trial on {held_back:,} dev examples: {trained} ({how}), {against}"
+    against = f"{short(compared['merge'])} for the best merge ({trial['best_merge']})"
+    found = (
+        f"trial on {held_back:,} dev examples: {trained} ({how}), {against}, in the plain mean "
+        "over examples"
+    )
+    if "adapters" in compared:
+        of = f"of {compared['adapters']} adapters and {compared['merges']} merges"
+        found += f"; {of}, the best were chosen on one half and compared on the other, both ways"
     if p != p:
         return [f"{found}; the examples do not say whether that is chance"]
     by = f"by {short(abs(difference))} ± {short(se)}, {p_value(p)}"

@@ -85,15 +85,18 @@ def weight_errors(
 
 def rounding_error(
     model: torch.nn.Module, factors: Mapping[str, Factors], dtype: torch.dtype
-) -> float:
+) -> RelativeError:
     """What rounding merged weights to a dtype costs, relative to what the merge adds."""
     squares, total = 0.0, 0.0
+    by_module = {}
     for name, module in factors.items():
         delta = delta_of(model, name, module)
         exact = weight_of(model, name).detach().to("cpu", torch.float32) + delta
-        squares += float((exact.to(dtype).float() - exact).square().sum())
-        total += float(delta.square().sum())
-    return math.sqrt(squares / total) if total else math.sqrt(squares)
+        apart, norm = float((exact.to(dtype).float() - exact).norm()), float(delta.norm())
+        by_module[name] = apart / norm if norm else apart
+        squares += apart**2
+        total += norm**2
+    return RelativeError(math.sqrt(squares / total) if total else math.sqrt(squares), by_module)
 
 
 def _convert(name: str, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -180,6 +180,9 @@ def check_arguments(function: Callable, source: str, options: Mapping[str, Any])
 
     :raises ValueError: in one sentence.
     """
+    if "split" in options:
+        expected = "expected options without split, which is dev in the search and test after it"
+        raise ValueError(f"fitness {source!r}: {expected}, found {options['split']!r}")
     split = {"split": "dev"} if takes_argument(function, "split") else {}
     try:
         signature(function).bind(None, **{**split, **options})

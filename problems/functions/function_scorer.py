@@ -109,15 +109,15 @@ def call_for_all(
 def call(task: FitnessTask, merge: MergedModel | MergedPopulation) -> Any:
     """What a function returned, or why it did not, as a text.
 
-    :raises Exception: if memory ran out.
+    :raises Exception: if torch ran out of memory, of which smaller batches take less.
     """
-    from evox_evogm.problems.retries import is_out_of_memory
+    from evox_evogm.problems.retries import is_out_of_memory_by_torch
 
     try:
         with own_random_numbers(), torch.no_grad():
             value = task.function(merge, **task.arguments())
     except (Exception, SystemExit) as error:
-        if isinstance(error, Exception) and is_out_of_memory(error):
+        if isinstance(error, Exception) and is_out_of_memory_by_torch(error):
             raise
         return f"{type(error).__name__}: {' '.join(str(error).split())}{place_of(error, task)}"
     try:

@@ -11,6 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 
 LIBRARIES = ("site-packages", "dist-packages")
+OWN = __name__.partition(".")[0]  # this package, which the folder may hold
 
 
 def load_function(name: str, folder) -> tuple[Callable, str]:
@@ -156,7 +157,12 @@ def names_imported(file: Path) -> list[str]:
 
 
 def find_file(root: Path, name: str) -> Path | None:
-    """The file of a module under a folder, or None if the folder does not have it."""
+    """The file of a module under a folder, or None if the folder does not have it.
+
+    Libraries and this package do not count, even where the folder has them.
+    """
+    if name.partition(".")[0] == OWN:
+        return None
     place = root.joinpath(*name.split("."))
     for file in (place.with_suffix(".py"), place / "__init__.py"):
         inside = not any(part in LIBRARIES for part in file.relative_to(root).parts)

@@ -45,6 +45,11 @@ class CustomTask(Task):
         return None
 
     @property
+    def trainable(self) -> bool:
+        """Whether `gold_requests` gives right answers that are worth learning."""
+        return False
+
+    @property
     def packages(self) -> tuple[str, ...]:
         """The packages whose versions the scores depend on."""
         return ()

@@ -38,6 +38,7 @@ def test_every_example_is_tested_and_fits_on_a_screen():
     assert all(len(file.read_text().splitlines()) < 60 for file in files)
 
 
+@pytest.mark.slow
 def test_a_problem_of_ones_own():
     shown = run("own_problem")
     average, best = re.search(f"average {NUMBER}, best of 96 evaluations {NUMBER}", shown).groups()
@@ -59,12 +60,14 @@ def test_a_plain_python_function():
     assert float(rows[0]) <= float(rows[2]) < 0.2
 
 
+@pytest.mark.slow
 def test_tuning():
     shown = run("tune_evogm")
     first, best = re.search(f"best of 8 settings {NUMBER}, best of 80 {NUMBER}", shown).groups()
     assert float(best) < float(first)
 
 
+@pytest.mark.slow
 def test_many_seeds_at_once():
     row = re.compile(rf"^\| (\d+) \| {NUMBER} \| {NUMBER} \| {NUMBER} \|$", re.MULTILINE)
     rows = row.findall(run("many_seeds", 3))
@@ -74,12 +77,14 @@ def test_many_seeds_at_once():
     assert medians[-1] < medians[0]
 
 
+@pytest.mark.slow
 def test_other_algorithms_merge(tiny):
     row = re.compile(r"^\| (SurrogateEvoGM|PSO|CMA-ES)\b", re.MULTILINE)
     found = row.findall(run("pso_and_cma_es", *tiny))
     assert found == ["SurrogateEvoGM", "PSO", "CMA-ES"]
 
 
+@pytest.mark.slow
 def test_a_front_of_merges(tiny):
     shown = run("pareto_front", *tiny)
     found = re.findall(r"(NSGA-II|RVEA): [1-9]\d* merges on the front", shown)

@@ -39,6 +39,7 @@ HEADERS = (
 )
 
 
+@pytest.mark.slow
 def test_the_report_has_every_table_and_plot(tmp_path, run_on_peak, capsys):
     for seed in range(2):
         for method in SHOWN:

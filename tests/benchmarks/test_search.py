@@ -12,7 +12,9 @@ from benchmarks.compare.runs import read_runs
 from benchmarks.compare.search import commit
 from evox_evogm.baselines import RandomSearch
 
+SOME = ["batches of 5", "RBF kernel", "beta 0"]
 DESIGN = [name for name, method in METHODS.items() if method.group in ("design", "scores")]
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in DESIGN if name not in SOME]
 
 
 def read_rows(path):
@@ -91,7 +93,7 @@ def test_the_point_that_an_algorithm_recommends_is_scored(tmp_path, monkeypatch,
     assert result["recommended"] == pytest.approx([0.75, 0.0])
 
 
-@pytest.mark.parametrize("method", DESIGN)
+@pytest.mark.parametrize("method", SOME + OTHERS)
 def test_every_change_of_the_design_changes_the_search(tmp_path, run_on_peak, method):
     on_scores = METHODS[method].group == "scores"
     points = []

@@ -157,3 +157,14 @@ def test_the_example_of_the_readme_runs(project, monkeypatch):
     assert merge(project) == 0
     (described,) = result_of(project / "out")["tasks"].values()
     assert (described["metric"], described["dev"], described["test"]) == ("acc_norm", 4, 6)
+
+
+def test_a_trial_trains_on_answers_of_a_task_that_has_no_derivatives(harness_project):
+    write_task(harness_project / "more_tasks", "answers", "answers", count=12)
+    task = {"lm_eval": "answers", "include_path": "more_tasks", "filter": "first-letter"}
+    trial = {"epochs": 1, "rates": [0.01], "start": "merge"}
+    change_settings(harness_project, tasks=[task], trial=trial, contributions=False)
+    assert merge(harness_project) in (0, 3)
+    found = result_of(harness_project / "out")["trial"]
+    assert [row["name"] for row in found["scores"]][1:] == ["average", "trained LoRA"]
+    assert found["compared"]["adapters"] == 1 and found["compared"]["merges"] == 2

@@ -18,7 +18,8 @@ from evox_evogm.resume.journal import Journal
 KILL_SEARCHES = Path(__file__).with_name("kill_searches.py")
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.lengthy
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_searches_killed_at_random_moments_end_as_one_that_was_not(project, kills):
     command = [sys.executable, KILL_SEARCHES, project, str(kills)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -220,6 +221,7 @@ def test_a_full_disk_ends_in_one_sentence_and_the_run_goes_on_later(project, cap
     assert history(project / "out") == history(project / "whole")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_ends_in_one_sentence_and_leaves_no_scraps(project):
     def full():  # the first records fit, the state does not
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))

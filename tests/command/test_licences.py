@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from evox_evogm.command import licences
 from evox_evogm.command.licences import (
     LicenceReport,
     Part,
     check_licences,
     find_conflicts,
+    part_of,
     read_licence,
 )
 
@@ -28,6 +30,11 @@ def card(folder, metadata, name="README.md"):
         ("license: [mit, gpl-3.0]", None),
         ("license: other\nlicense_name: Some Licence", "some-licence"),
         ("license: other", None),
+        ("license: unknown", None),
+        ("license: Unlicensed", None),
+        ("license: none", None),
+        ("license: other\nlicense_name: none", None),
+        ("license: unlicense", "unlicense"),
         ("license: ''", None),
         ("license: 3", None),
         ("library_name: peft", None),
@@ -87,6 +94,7 @@ def report_of(*licences):
         (("mit", "cc-by-nc-4.0"), "cc-by-nc-4.0"),
         (("mit", "bsd"), None),  # neither asks for more than the other in all points
         (("gpl-3.0", "agpl-3.0"), None),
+        (("mit", "gpl"), "gpl"),
         (("gpl-3.0", "cc-by-sa-4.0"), None),
     ],
 )
@@ -107,6 +115,11 @@ def test_these_can_be_had_together(licences, merged):
         (("gpl-2.0", "gpl-3.0"), "each ask"),
         (("mit", "cc-by-nd-4.0"), r"cc-by-nd-4.0 \(p1\) does not allow derivatives"),
         (("mit", None), "the licence of p1 is unknown"),
+        (("mit", "epl-2.0"), r"no rule here knows the terms of epl-2.0 \(p1\)"),
+        (("proprietary", "mit"), r"no rule here knows the terms of proprietary \(p0\)"),
+        (("apache-2.0", "cc"), r"no rule here knows the terms of cc \(p1\)"),
+        (("apache-2.0", "gpl"), r"no rule here knows the terms of gpl \(p1\)"),
+        (("apache-2.0", "lgpl"), r"no rule here knows the terms of lgpl \(p1\)"),
     ],
 )
 def test_these_cannot_and_strict_refuses_them(licences, words):
@@ -121,3 +134,34 @@ def test_a_name_steers_no_terminal():
     report = report_of("mit", None)
     named = LicenceReport((*report.parts, Part("a\x1b[31m\nb", None)), ())
     assert "\x1b" not in str(named.sentence()) and "\n" not in str(named.sentence())
+
+
+@pytest.fixture
+def no_cards():
+    licences._from_hub.cache_clear()
+    yield
+    licences._from_hub.cache_clear()
+
+
+def test_the_card_of_a_base_on_the_hub_is_fetched(tmp_path, monkeypatch, no_cards):
+    import huggingface_hub
+
+    def download(repository, name, **_):
+        assert (repository, name) == ("org/base", "README.md")
+        card(tmp_path, "license: llama3.1")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert read_licence("org/base") == "llama3.1"
+
+
+def test_a_card_that_cannot_be_had_is_said_to_be_away(tmp_path, monkeypatch, no_cards):
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    parts = (part_of("base", "org/base"), part_of("a", tmp_path))
+    words = "the licence of base (its card is not on this machine), a is unknown"
+    assert LicenceReport(parts).sentence() == words

@@ -113,3 +113,27 @@ def test_no_line_of_a_table_is_broken():
                 columns = line.count("|")
                 assert lines[number - 1].replace("\\|", "").count("|") == columns
                 assert lines[number + 1].replace("\\|", "").count("|") == columns
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_the_path_of_a_base_stays_on_this_machine(kind):
+    for path in ("/home/me/secret/base", "C:\\me\\base", "models/base/"):
+        text = model_card(RESULT, path, Path("/nowhere"), export={**EXPORT, "kind": kind})
+        assert "of one base model, base." in text
+        assert ("is the base with a weighted sum" in text) == (kind == "model")
+        assert "secret" not in text and "models/" not in text and "me\\" not in text
+
+
+def test_the_adapter_of_a_run_says_that_it_is_rounded():
+    adapter = {"dtype": "bfloat16", "largest_relative_difference": 0.0031, "error": None}
+    _, text = card_of(result={**RESULT, "adapter": adapter})
+    assert "Its tensors are rounded to bfloat16, by at most 0.0031 in a module" in text
+    for same in ({**adapter, "dtype": "float32"}, None):
+        assert "rounded" not in card_of(result={**RESULT, "adapter": same})[1]
+
+
+def test_a_licence_of_no_rule_is_named():
+    licences = {"parts": {"base": "epl-2.0"}, "conflicts": [], "unknown": [], "licence": None}
+    card, text = card_of(result={**RESULT, "licences": {**licences, "unruled": ["epl-2.0 (a)"]}})
+    assert "**Not compared.** No rule here knows whether epl-2.0 (a)" in text
+    assert card.data.to_dict()["merge_licences"]["unruled"] == ["epl-2.0 (a)"]

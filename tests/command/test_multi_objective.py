@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from evox.core import Problem
+from evox.workflows import StdWorkflow
 
 from evox_evogm.command.constraint_settings import MULTI_OBJECTIVE
 from evox_evogm.command.multi_objective import (
@@ -57,10 +59,56 @@ def test_the_first_population_has_the_average_and_single_experts():
 @pytest.mark.parametrize("name", MULTI_OBJECTIVE)
 def test_evox_has_every_algorithm_and_wrong_arguments_are_refused(name):
     torch.manual_seed(0)
-    algorithm = make_multi_objective(name, 8, 2, box_of(3, regressed=False), 3, {})
-    assert algorithm.pop.shape == (8, 3) and algorithm.pop[0].tolist() == pytest.approx([1 / 3] * 3)
+    algorithm = make_multi_objective(name, 12, 2, box_of(3, regressed=False), 3, {})
+    assert algorithm.pop.shape == (12, 3) and algorithm.pop[0].tolist() == pytest.approx(
+        [1 / 3] * 3
+    )
     assert "lb" not in arguments_of(name)
     with pytest.raises(ValueError, match=f"pop_size of at least 4 with {name}, found 3"):
         make_multi_objective(name, 3, 2, box_of(3, regressed=False), 3, {})
     with pytest.raises(ValueError, match="alpha: expected a number above 0, found 'x'"):
         make_multi_objective("RVEA", 8, 2, box_of(3, regressed=False), 3, {"alpha": "x"})
+
+
+class TwoPeaks(Problem):
+    """As near as possible to two experts; merges with a large first coefficient fail."""
+
+    def __init__(self, failed):
+        super().__init__()
+        self.failed, self.seen = failed, []
+
+    def evaluate(self, pop):
+        self.seen.append(pop)
+        scores = 1 - torch.cdist(pop, torch.eye(2)[:, : pop.shape[1]]) / 10
+        scores[pop[:, 0] > 0.4] = self.failed
+        return scores
+
+
+STEPPED = [(name, -1e6) for name in MULTI_OBJECTIVE if name != "NSGA3"]
+COMPILED = pytest.param("NSGA3", -1e6, marks=pytest.mark.lengthy)
+
+
+@pytest.mark.parametrize(("name", "failed"), [*STEPPED, COMPILED, ("RVEA", -1.0), ("RVEAa", -1.0)])
+def test_every_algorithm_makes_steps_and_failed_merges_leave_it_finite(name, failed):
+    torch.manual_seed(0)
+    problem = TwoPeaks(failed)
+    lb, ub = box_of(2, regressed=False)
+    algorithm = make_multi_objective(name, 12, 2, (lb, ub), 2, {})
+    workflow = StdWorkflow(algorithm, problem, opt_direction=["max", "max"])
+    workflow.init_step()
+    for _ in range(11):  # after ten, RVEA scales its reference vectors
+        workflow.step()
+    points = torch.cat(problem.seen)
+    assert points.isfinite().all() and (points >= lb).all() and (points <= ub).all()
+    assert len(points.unique(dim=0)) > 30
+    last = algorithm.fit[algorithm.fit.isfinite().all(1)]  # RVEA marks empty places by NaN
+    assert len(last) > 2 and (last.max(1).values < 0).any()
+    assert getattr(algorithm, "reference_vector", lb).isfinite().all()
+
+
+@pytest.mark.parametrize(("pop_size", "n_tasks", "taken"), [(10, 2, 10), (14, 3, 10)])
+def test_moead_is_refused_with_fewer_points_than_it_can_cross(pop_size, n_tasks, taken):
+    """With three tasks it takes as many points as a simplex lattice has: 10, then 15."""
+    message = f"takes at least 11, found {pop_size}, of which it takes {taken} with {n_tasks} tasks"
+    with pytest.raises(ValueError, match=message):
+        make_multi_objective("MOEAD", pop_size, n_tasks, box_of(3, regressed=False), 3, {})

@@ -4,8 +4,10 @@ import json
 
 import pytest
 from builders import change_settings, merge
+from harness_tasks import write_rows, write_task
 
-from evox_evogm.command.tasks import note_too_few
+from evox_evogm.command.task_settings import parse_task
+from evox_evogm.command.tasks import note_too_few, read_tasks
 from evox_evogm.problems import LoRAMergeProblem
 from evox_evogm.problems.tasks.task import Example, Task
 
@@ -34,6 +36,17 @@ def test_as_many_examples_as_wanted_need_no_note(wanted, count):
     examples = (Example("0", "1 + 1", "2"), Example("1", "2 + 2", "4"))
     task = Task("sums", "1", "exact_match", examples)
     assert len(note_too_few(task, "dev", wanted)) == count
+
+
+@pytest.mark.lengthy  # lm-eval takes seconds to import
+def test_documents_of_dev_that_are_left_for_test_are_told(tmp_path):
+    (tmp_path / "tasks").mkdir()
+    write_rows(tmp_path / "tasks" / "validation.jsonl", 5)
+    write_rows(tmp_path / "tasks" / "test.jsonl", 2, start=3)
+    write_task(tmp_path / "tasks", "choices", "choices")
+    entry = parse_task({"lm_eval": "choices", "include_path": "tasks"})
+    expected = "found 2 documents that stand in dev and in test, used them only in test"
+    assert read_tasks([entry], tmp_path).notes == [f"task 'choices': {expected}"]
 
 
 def test_the_notes_of_a_problem_are_shown_on_one_line_without_control_characters(

@@ -43,6 +43,14 @@ def read(out):
             {"constraints": {"quiz": {"against": "best"}}},
             "base, best_expert, average, found 'best'",
         ),
+        (
+            {"constraints": {"quiz": {"against": "base", "least": 0.5}}},
+            "expected least, or against with lose, found least and against",
+        ),
+        (
+            {"constraints": {"quiz": {"least": 0.5, "lose": 0.1}}},
+            "expected least, or against with lose, found least and lose",
+        ),
         ({"constraints": {"quiz": {"lose": "1%"}}}, "expected lose to be a number, found '1%'"),
     ],
 )
@@ -86,10 +94,10 @@ def test_a_run_keeps_constraints_and_says_so(constrained, capsys):
     result = read(constrained / "out")
     rows = {row["name"]: row for row in result["scores"]}
     config = yaml.safe_load((constrained / "out" / "config.yaml").read_text())
-    least = config["constraints"]["sums"]["least"]
+    least = config["constraints"]["sums"]["least_on_dev"]
     assert least == pytest.approx(rows["base"]["dev"]["sums"] - 0.05)
     best_quiz = max(rows[name]["dev"]["quiz"] for name in ("first", "second"))
-    assert config["constraints"]["quiz"]["least"] == pytest.approx(best_quiz)
+    assert config["constraints"]["quiz"]["least_on_dev"] == pytest.approx(best_quiz)
     for record in history(constrained / "out"):
         lacking = max(0, least - record["tasks"]["sums"])
         lacking += max(0, best_quiz - record["tasks"]["quiz"])

@@ -1,10 +1,11 @@
 """What a run writes for its report, against scores and texts that plain transformers give."""
 
 import json
+import os
 
 import pytest
 import torch
-from builders import change_settings, merge
+from builders import change_settings, history, interrupt_searches, merge
 
 from evox_evogm.command.report_data import (
     best_expert,
@@ -144,3 +145,31 @@ def test_the_command_is_that_of_the_process(monkeypatch):
     assert command_line() == "evogm merge 'my run.yaml' --out x"
     monkeypatch.setattr("sys.argv", ["/usr/bin/pytest", "-q"])
     assert command_line() is None
+
+
+@pytest.mark.lengthy
+def test_contributions_can_be_added_to_a_finished_run(project):
+    change_settings(project, contributions=False)
+    assert merge(project) == 0
+    out = project / "out"
+    before = history(out)
+    assert "contributions" not in json.loads((out / "report_data.json").read_text())
+    change_settings(project, contributions=True)
+    assert merge(project) == 0
+    found = json.loads((out / "report_data.json").read_text())["contributions"]
+    assert set(found["without"]) == {"first", "second"}
+    assert history(out) == before
+
+
+@pytest.mark.lengthy
+def test_a_report_of_an_earlier_result_is_not_left_beside_another(project, monkeypatch):
+    assert merge(project, "--budget", "4") == 0
+    page = project / "out" / "report.html"
+    page.write_text("of another result")
+    os.utime(page, ns=(0, 0))
+    assert merge(project, "--budget", "4") == 0
+    assert "of another result" not in page.read_text()
+    with monkeypatch.context() as interrupting:
+        interrupt_searches(interrupting, 2)
+        assert merge(project, "--budget", "12") == 130
+    assert not page.exists() and not (project / "out" / "report.md").exists()

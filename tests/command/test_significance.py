@@ -19,6 +19,7 @@ from evox_evogm.command.significance import (
     remarks_on_chance,
     round_up,
 )
+from evox_evogm.problems.scalarization import Objective
 
 NAN = math.nan
 RIGHT, WRONG = [1.0], [0.0]
@@ -47,8 +48,14 @@ def some_rows():
 
 
 def some_history():
-    tables = torch.tensor([6 * RIGHT + 2 * WRONG, 6 * RIGHT + 2 * WRONG, 2 * WRONG + 6 * RIGHT])
-    return HistoryScores({"x": torch.cat([tables, torch.tensor([5 * RIGHT + 3 * WRONG])])})
+    tables = [6 * RIGHT + 2 * WRONG, 6 * RIGHT + 2 * WRONG, 2 * WRONG + 6 * RIGHT]
+    return history_of([*tables, 5 * RIGHT + 3 * WRONG])
+
+
+def history_of(tables):
+    """Merges with one task, whose mean was searched."""
+    table = torch.tensor(tables)
+    return HistoryScores({"x": table}, table.mean(1).tolist())
 
 
 def test_the_lead_of_the_merge_has_the_error_and_p_of_scipy():
@@ -68,7 +75,7 @@ def test_the_best_two_merges_differ_in_some_example():
     # The second is the best again; the third is as good by other answers.
     assert found["best_two"]["difference"] == 0 and found["best_two"]["examples"] == 8
     assert found["best_two"]["needed"] is None and found["merges"] == 4
-    one_merge = HistoryScores({"x": torch.tensor([[1.0, 0.0]] * 3)})
+    one_merge = history_of([[1.0, 0.0]] * 3)
     assert describe_significance(some_rows(), one_merge)["best_two"] is None
 
 
@@ -81,6 +88,56 @@ def test_a_trained_lora_which_knows_the_answers_has_no_part_in_the_line():
     assert found["se"] == pytest.approx(expected.stderr) and found["rows"] == 5
 
 
+def two_task_row(name, kind, x, y):
+    """A row with the same scores by example on dev and on test."""
+    examples = {"x": x, "y": y}
+    means = {task: sum(scores) / len(scores) for task, scores in examples.items()}
+    return ScoreRow(name, kind, means, means, None, {"dev": examples, "test": examples})
+
+
+def test_a_weighted_objective_is_compared_in_its_weighted_mean():
+    x, y = [1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0, 0.0]
+    rows = [
+        two_task_row("at x", "expert", 4 * RIGHT, 5 * WRONG),
+        two_task_row("at y", "expert", 2 * RIGHT + 2 * WRONG, 5 * RIGHT),
+        two_task_row("EvoGM", "merge", x, y),
+    ]
+    found = describe_significance(rows, HistoryScores({}, ()), Objective(weights={"x": 4.0}))
+    (gain,) = found["gains"]
+    lead = [4 * (1 - score) for score in x]  # of the expert, which is best with the weights
+    expected = stats.ttest_ind(lead, y, equal_var=False)
+    assert gain["over"] == "at x" and gain["dev"]["difference"] == pytest.approx((-1 + 0.2) / 5)
+    assert gain["dev"]["p"] == pytest.approx(expected.pvalue)
+    remarks = remarks_on_chance({"statistics": found})
+    assert remarks[0].startswith("On test, in the weighted mean of the tasks, it is .160 ± ")
+
+
+def test_the_two_best_merges_are_those_of_the_objective():
+    tables = {"x": [[1.0, 1.0], [0.0, 1.0], [0.0, 1.0]], "y": [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]}
+    history = HistoryScores(
+        {name: torch.tensor(table) for name, table in tables.items()}, [0.0, 0.5, 0.4]
+    )
+    rows = [two_task_row("EvoGM", "merge", RIGHT, RIGHT)]
+    found = describe_significance(rows, history, Objective("worst"))
+    # The second and the third merge; (0, 0) of x and (-1, 1) of y have no difference in the mean.
+    assert found["best_two"]["difference"] == 0 and found["best_two"]["se"] == 0.5
+    (remark,) = remarks_on_chance({"statistics": found, "objective": "worst"})
+    assert "on 4 dev examples, in the plain mean of the tasks: no number" in remark
+
+
+def test_a_task_with_one_score_is_left_out_and_named():
+    theirs, ours = [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0]
+    rows = [two_task_row("a", "average", theirs, [0.2]), two_task_row("m", "merge", ours, [0.9])]
+    found = describe_significance(rows, HistoryScores({}, ()))
+    p = stats.ttest_rel(ours, theirs).pvalue
+    assert found["gains"][0]["test"]["p"] == pytest.approx(p)
+    (remark,) = remarks_on_chance({"statistics": found})
+    assert remark == (
+        "On test, without y (one score), it is .500 ± .289 above the average: this may be chance "
+        f"(p = {p:.3f}).".replace("0.", ".")
+    )
+
+
 def result_of(rows, merges):
     return {
         "scores": [row.as_table() for row in rows],
@@ -90,12 +147,14 @@ def result_of(rows, merges):
 
 def test_the_sentences_say_what_is_beyond_chance():
     tables = [6 * RIGHT + 2 * WRONG, WRONG + 4 * RIGHT + 3 * WRONG, 8 * WRONG, 8 * WRONG]
-    merges = HistoryScores({"x": torch.tensor(tables)})
+    merges = history_of(tables)
     result = result_of(some_rows(), merges)
     assert remarks_on_chance(result) == [
         "On test it is .500 ± .080 above good, the expert that is best on dev: beyond chance "
-        "(p < .001).",
-        "On test it is .025 ± .025 above the average: this may be chance (p = .323).",
+        "(p < .001, by Holm over 3).",
+        # The second of three p, .323, counts twice.
+        "On test it is .025 ± .025 above the average: this may be chance (p = .647, by Holm over "
+        "3).",
         "On test it is level with LoRA on dev.",
         # The t test of two differences of 1 among eight: .25 ± .164; (2.8016 * .1637 / .25)^2 * 8.
         "The two best merges of the search are .250 ± .164 apart on 8 dev examples: it would take "
@@ -114,7 +173,7 @@ def test_one_example_failed_rows_and_no_history_are_no_error():
         row("average", "average", [], []),
         row("EvoGM", "merge", RIGHT, RIGHT),
     ]
-    result = result_of(rows, HistoryScores({}))
+    result = result_of(rows, HistoryScores({}, ()))
     assert remarks_on_chance(result) == [
         "On test it is 1.000 above one, the expert that is best on dev; the examples do not say "
         "whether that is chance."

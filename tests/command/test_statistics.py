@@ -10,8 +10,10 @@ from evox_evogm.command.statistics import (
     Difference,
     dev_test_regression,
     examples_to_tell_apart,
+    holm,
     paired_difference,
     reliability,
+    single_scores,
     standard_error,
     standard_error_of_mean,
     standard_errors,
@@ -78,6 +80,46 @@ def test_where_all_examples_change_alike_p_is_that_of_the_sign_test():
     found = paired_difference({"x": [1.0] * 4}, {"x": [0.0] * 4})
     assert found[:2] == (1, 0)
     assert found.p == pytest.approx(stats.binomtest(4, 4, 0.5).pvalue)
+
+
+def test_the_sign_test_counts_both_directions():
+    found = paired_difference({"a": 10 * [1.0], "b": 8 * [0.0]}, {"a": 10 * [0.0], "b": 8 * [1.0]})
+    assert found[:2] == (0, 0)
+    assert found.p == pytest.approx(stats.binomtest(10, 18, 0.5).pvalue)
+
+
+def test_a_spread_that_is_rounding_is_none():
+    theirs = [0.1 * number for number in range(8)]
+    ours = [score + 0.1 for score in theirs]
+    assert stats.sem([a - b for a, b in zip(ours, theirs, strict=True)]) > 0
+    found = paired_difference({"x": ours}, {"x": theirs})
+    assert found.se == 0 and found.p == pytest.approx(2 / 2**8)
+
+
+def test_a_weighted_mean_has_weighted_errors_and_welchs_freedom():
+    first, second = draw(9), 3 * draw(25, seed=1) + 1
+    ours, theirs = {"x": first.tolist(), "y": second.tolist()}, {"x": [0.0] * 9, "y": [0.0] * 25}
+    found = paired_difference(ours, theirs, weights={"x": 3.0})
+    expected = stats.ttest_ind(3 * first, -second, equal_var=False)
+    assert found.difference == pytest.approx(float(3 * first.mean() + second.mean()) / 4)
+    assert found.difference / found.se == pytest.approx(expected.statistic)
+    assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_a_task_with_one_score_can_be_left_out():
+    ours = {"x": draw(12).tolist(), "bleu": [0.7]}
+    theirs = {"x": draw(12, seed=1).tolist(), "bleu": [0.2]}
+    assert single_scores(ours) == ["bleu"] and single_scores({"bleu": [0.7]}) == []
+    assert math.isnan(paired_difference(ours, theirs).p)
+    found = paired_difference(ours, theirs, left_out=["bleu"])
+    assert found.p == pytest.approx(stats.ttest_rel(ours["x"], theirs["x"]).pvalue)
+
+
+def test_holms_correction_is_that_of_its_definition():
+    # .01 * 4, .02 * 3, .03 * 2, and .9 * 1; an unknown one is no test.
+    assert holm([0.03, 0.9, NAN, 0.01, 0.02]) == pytest.approx(
+        [0.06, 0.9, NAN, 0.04, 0.06], nan_ok=True
+    )
 
 
 @pytest.mark.parametrize(("a", "b"), [({}, {"x": [1.0]}), ({"x": [1.0]}, {"x": [0.0]})])

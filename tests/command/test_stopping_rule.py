@@ -1,8 +1,10 @@
 """A search ends before its budget where it gains too little, in any process at the same place."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from builders import change_settings, history, interrupt_searches, merge
 
 from evox_evogm.algorithms import stopping
@@ -40,12 +42,12 @@ def steps_of(out):
 
 @pytest.mark.lengthy
 def test_a_search_that_gains_too_little_ends_and_says_so(project, known_gains, capsys):
-    change_settings(project, **SMALL)
+    change_settings(project, **SMALL, stop=0.005)
     assert merge(project, "--budget", "30", out="run") == 0
     result = result_of(project / "run")
     assert len(steps_of(project / "run")) == 15
     assert result["stopped"].startswith("the search ended before its budget: its last 6 evaluat")
-    assert "gained less than 0.005" in result["stopped"]
+    assert "gained less than 0.005 (stop: 0.005)" in result["stopped"]
     assert result["stopped"] in capsys.readouterr().out
     assert "the search ended before its budget" in (project / "run" / "report.md").read_text()
 
@@ -55,6 +57,25 @@ def test_a_search_that_gains_too_little_ends_and_says_so(project, known_gains, c
     assert history(project / "run") == before
     assert merge(project, "stop=null", "--budget", "24", out="run") == 0
     assert len(steps_of(project / "run")) == 21 and result_of(project / "run")["stopped"] is None
+
+
+@pytest.mark.lengthy
+def test_auto_ends_no_search_whose_scores_are_no_shares(project, known_gains):
+    """One of the tasks is scored in nats."""
+    change_settings(project, **SMALL)
+    assert merge(project, "--budget", "22", out="run") == 0
+    assert len(steps_of(project / "run")) == 21 and result_of(project / "run")["stopped"] is None
+
+
+def test_auto_is_half_a_point_where_scores_are_shares_of_right_answers():
+    def problem(*by_sign):
+        return SimpleNamespace(outcomes=(None, torch.tensor(by_sign), None))
+
+    settings = SimpleNamespace(stop="auto")
+    assert stopping_rule.least_gain(settings, problem(True, True)) == 0.005
+    assert stopping_rule.least_gain(settings, problem(True, False)) is None
+    assert stopping_rule.least_gain(SimpleNamespace(stop=None), problem(True)) is None
+    assert stopping_rule.least_gain(SimpleNamespace(stop=0.02), problem(False)) == 0.02
 
 
 @pytest.mark.lengthy

@@ -90,16 +90,18 @@ def test_a_trial_is_made_once_and_changes_no_search(learnable, monkeypatch):
     assert "trained" not in [row["kind"] for row in result["scores"]]
 
 
-def test_a_trial_that_fails_is_noted_and_the_run_goes_on(learnable, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_trial_that_fails_is_noted_and_the_run_goes_on(learnable, monkeypatch, error):
     def failing(*_):
-        raise RuntimeError("no memory")
+        raise error("no memory")
 
     monkeypatch.setattr("evox_evogm.command.trial.train", failing)
     assert merge(learnable) in (0, 3)
     result = json.loads((learnable / "out" / "result.json").read_text())
-    note = "trial: it could not be made: RuntimeError: no memory"
-    assert result["trial"] == {"failure": "RuntimeError: no memory"} and note in result["notes"]
-    assert result["scores"][-2]["failure"] == "RuntimeError: no memory"
+    failure = f"{error.__name__}: no memory"
+    assert result["trial"] == {"failure": failure}
+    assert f"trial: it could not be made: {failure}" in result["notes"]
+    assert result["scores"][-2]["failure"] == failure
 
 
 def test_a_trial_on_too_few_examples_is_refused_before_the_base_loads(project, capsys, monkeypatch):
@@ -154,6 +156,12 @@ def trial(difference, p, **changes):
             {"name": "trained LoRA", "score": 0.5, "se": 0.08},
         ],
         "best_merge": "average",
+        "compared": {
+            "trained LoRA": 0.5,
+            "merge": 0.5 - difference,
+            "adapters": 9,
+            "merges": 4,
+        },
         "difference": {"difference": difference, "se": 0.05, "p": p},
         **changes,
     }
@@ -181,8 +189,16 @@ def test_the_sentence_says_on_which_side_the_user_is(difference, p, verdict):
         )
     )
     assert verdict in remark
+    assert "(average), in the plain mean over examples; of 9 adapters and 4 merges, the" in remark
     (remark,) = remarks_on_trial(trial(difference, p, start="merge"))
     assert "trained on 132 others, from a merge on (" in remark
+
+
+def test_an_older_trial_is_read_without_the_numbers_that_were_tried():
+    older = trial(0.25, 0.0001)
+    del older["compared"]
+    (remark,) = remarks_on_trial(older)
+    assert ", .250 for the best merge (average), in the plain mean over examples; train" in remark
 
 
 def many(count, metric="exact_match"):

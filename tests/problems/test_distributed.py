@@ -58,7 +58,7 @@ def one_thread():
 
 
 @pytest.mark.parametrize(
-    "ranks", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+    "ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
 )
 def test_every_rank_has_the_history_of_one_process(ranks, tmp_path, experts, one_thread):
     out = tmp_path / "out.json"
@@ -282,7 +282,7 @@ def test_a_population_that_failed_on_all_ranks_is_tried_again_when_the_search_go
     assert history(tmp_path / "cut") == history(tmp_path / "whole")
 
 
-@pytest.mark.lengthy
+@pytest.mark.slow
 def test_a_search_whose_rank_was_killed_goes_on_under_torchrun(tmp_path):
     script = TESTS / "resume" / "resume_on_ranks.py"
     whole, cut = tmp_path / "whole", tmp_path / "cut"

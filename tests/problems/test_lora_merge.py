@@ -325,7 +325,9 @@ def test_a_merge_whose_scores_are_not_finite_has_failed_and_the_others_have_not(
 def test_a_merge_that_computes_nan_has_failed_under_every_metric(
     model, tokenizer, folders, metric, match, mode
 ):
-    choices = (("A", "1"), ("B", "2")) if metric.startswith(("choice", "multiple")) else ()
+    choices = (
+        (("A", "1"), ("B", "2")) if metric.startswith(("choice", "multiple", "abstain")) else ()
+    )
     examples = tuple(
         Example(str(i), f"{i}+1=", "A" if choices else str(i + 1), choices) for i in range(2)
     )
@@ -351,7 +353,8 @@ def test_failures_are_the_worst_of_every_objective(model, tokenizer, folders):
     problem = LoRAMergeProblem(model, folders, [ADD, PICK], tokenizer=tokenizer, objectives="tasks")
     problem.scorer = Scorer(problem.scorer, *[RuntimeError("broken")] * 3)
     scores = problem.evaluate(torch.randn(2, 2))
-    assert (scores[0] == -torch.inf).all() and scores[1].isfinite().all()
+    # Finite, whatever a log-probability may be: algorithms scale what they get.
+    assert (scores[0] == -1e6).all() and (scores[1] > -100).all()
 
 
 def test_input_that_cannot_be_used_is_no_failure_of_a_merge(problem):

@@ -15,7 +15,9 @@ SCORES = {"add": 0.25, "pick": 0.75}
 
 
 def task(name, metric="exact_match", count=2):
-    return Task(name, "1", metric, tuple(Example(str(i), f"{i}=", "1") for i in range(count)))
+    choices = (("1", "one"), ("2", "two")) if metric == "abstain_qa" else ()
+    examples = tuple(Example(str(i), f"{i}=", "1", choices) for i in range(count))
+    return Task(name, "1", metric, examples)
 
 
 TASKS = [task("add"), task("pick", count=4)]
@@ -81,6 +83,31 @@ def test_searches_see_the_objective_and_every_task_the_penalty():
     assert task_objectives(plain, TASKS) == [0.25, 0.75]
 
 
+@pytest.mark.parametrize("right", range(1, 101))
+def test_a_constraint_is_kept_by_what_loses_exactly_as_much(right):
+    """Means of 100 examples in float32, as a search has them, against counts."""
+    base, one_less, two_less = (
+        float(torch.tensor([1.0] * count + [0.0] * (100 - count)).mean())
+        for count in (right, right - 1, max(right - 2, 0))
+    )
+    found = Constraint("add", "base", lose=0.01).resolve({"base": [{"add": base}]})
+    assert found.violation({"add": base}) == found.violation({"add": one_less}) == 0
+    if right > 1:
+        assert found.violation({"add": two_less}) == pytest.approx(0.01, abs=1e-6)
+
+
+def test_a_failed_merge_is_finite_and_below_all_that_break_constraints():
+    constraints = (Constraint("add", least=0.75), Constraint("pick", least=0.5))
+    objective = Objective(constraints=constraints).for_tasks(TASKS)
+    assert objective.score({"add": 0.0, "pick": 0.0}) == -1.25  # the worst that did not fail
+    assert objective.failed(TASKS) == -2.25
+    assert Objective().failed(TASKS) == -1
+    abstains = [task("add", "abstain_qa"), task("pick")]
+    assert Objective().for_tasks(abstains).failed(abstains) == -2
+    nats = [task("add", "gold_log_probability"), task("pick")]
+    assert Objective().failed(nats) == -1e6
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -98,6 +125,10 @@ def test_searches_see_the_objective_and_every_task_the_penalty():
         (
             lambda: Objective("harmonic").for_tasks([task("add", "gold_log_probability")]),
             "expected scores of at least 0 with harmonic",
+        ),
+        (
+            lambda: Objective("harmonic").for_tasks([task("add", "abstain_qa")]),
+            "expected scores of at least 0 with harmonic, found the metric abstain_qa",
         ),
     ],
 )

@@ -1,5 +1,8 @@
 """`evogm check run.yaml`: see whether a run can begin, and what it will take."""
 
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,7 +46,20 @@ def check(
         found, folder = read_settings(settings, words or [], **options)
         print("reading the base model, experts and tasks ...", flush=True)
         check(found, folder, prompts=prompts)
-        print(f"\nall is well; next: evogm merge {settings}")
+        print(f"\nall is well; next: {merge_command(settings, words or [], options)}")
         return 0
 
     attempt(action, debug)
+
+
+def merge_command(settings: Path, words: Sequence[str], options: Mapping[str, object]) -> str:
+    """The command that makes the run that was checked.
+
+    :param words: `key=value` words.
+    :param options: by their names; None where they were not given.
+    """
+    parts = ["evogm", "merge", str(settings), *words]
+    for name, value in options.items():
+        if value is not None:
+            parts += [f"--{name}", str(value)]
+    return shlex.join(parts)

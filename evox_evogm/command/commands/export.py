@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from evox_evogm.command.commands.attempt import attempt
-from evox_evogm.command.commands.options import Debug
+from evox_evogm.command.commands.options import Debug, Device
 
 Kind = Literal["adapter", "compressed", "model", "mergekit"]
 
@@ -67,6 +67,7 @@ def export(
     settings: Annotated[
         Path | None, typer.Option(help="Settings file, where it was moved since the run.")
     ] = None,
+    device: Device = None,
     debug: Debug = False,
 ) -> None:
     """Write the merge of a run for use elsewhere. It is loaded again, compared and scored."""
@@ -86,7 +87,9 @@ def export(
         further = {"strict_licences": strict_licences, "replace": replace, "base": base}
         if push_to_hub is not None:
             check_repo_id(push_to_hub)  # before the work, not after it
-        wanted = Wanted(chosen, out, dtype, rank, tolerance, further, front)
+        elif public:
+            raise ValueError("export: expected --public with --push-to-hub, found it alone")
+        wanted = Wanted(chosen, out, dtype, rank, tolerance, further, front, device)
         exported = export(run, wanted, settings, published)
         if push_to_hub is not None:
             folder = exported.folder

@@ -15,7 +15,11 @@ from evox_evogm.command.exports.exported import (
 from evox_evogm.command.exports.finish import write_card
 from evox_evogm.command.exports.job import Job, Options
 from evox_evogm.command.exports.staging import check_free, staged
-from evox_evogm.problems.adapters.adapter_dtype import dtype_name, resolve_adapter_dtype
+from evox_evogm.problems.adapters.adapter_dtype import (
+    ROUNDING,
+    dtype_name,
+    resolve_adapter_dtype,
+)
 from evox_evogm.problems.adapters.compression import check_rank_or_tolerance, compress
 from evox_evogm.problems.adapters.export import (
     difference_from_factors,
@@ -76,13 +80,21 @@ def export_compressed(
     :param dtype: as in `export_adapter`.
     :param options: see `Options`.
     :raises ValueError: if something cannot be exported, in one sentence.
-    :raises ExportFailed: if plain peft loads another adapter. Then nothing is left in `out`.
+    :raises ExportFailed: if it is farther off than it may be, or plain peft loads another adapter.
+        Then nothing is left in `out`.
     """
     check_free(Path(out), replace=options.get("replace", False))
     check_rank_or_tolerance(rank, tolerance)
     precision = resolve_adapter_dtype(dtype, problem.experts)
     job = Job(problem, coefficients, options)
     compressed = compress(job.factors, rank=rank, tolerance=tolerance)
+    found = relative_error(round_factors(compressed.factors, precision), job.factors).overall
+    allowed = (compressed.error.overall if tolerance is None else tolerance) + ROUNDING[precision]
+    if not found <= allowed:  # nor NaN
+        raise ExportFailed(
+            f"export: expected a compressed adapter within {allowed:.2g} of the merge, found a "
+            f"difference of {found:.2g} (relative)"
+        )
     return _write(job, "compressed", compressed.factors, precision, Path(out))
 
 
@@ -118,7 +130,7 @@ def _write(
             logits_difference=found.logits_difference,
             scores=found.scores,
             merge_scores=job.merge_scores,
-            serve=server_setting(rank),
+            serve_at=lambda _: server_setting(rank),
             licences=job.licences,
             notes=tuple(job.notes),
         )

@@ -1,6 +1,7 @@
 """What an export says of itself, and what a server needs to know to load it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -57,7 +58,7 @@ class Exported:
         them; NaN if it was not loaded.
     :param scores: of what was loaded.
     :param merge_scores: of the merge itself.
-    :param serve: how a server loads it.
+    :param serve_at: how a server loads it from a folder of that name.
     :param notes: what else a reader has to know, a sentence each.
     :param licences: of the parts of the merge.
     """
@@ -72,9 +73,14 @@ class Exported:
     logits_difference: float
     scores: Scores
     merge_scores: Scores
-    serve: str
+    serve_at: Callable[[str], str]
     licences: LicenceReport
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def serve(self) -> str:
+        """How a server loads it from where it is."""
+        return self.serve_at(str(self.folder))
 
     @property
     def checked(self) -> bool:

@@ -19,13 +19,16 @@ def write_card(job: Job, exported: Exported, folder: Path) -> None:
     :param exported: what was loaded again and compared.
     :param folder: where the files go.
     """
-    # The folder may go elsewhere, and its pages with it.
-    serve = exported.serve.replace(str(exported.folder), HERE)
-    table = {**exported.as_table(), "folder": ".", "serve": serve}
+    table = table_elsewhere(exported)
     facts = {**describe_job(job), **(job.result or {})}
     card = model_card(facts, job.base, job.settings_folder, export=table)
     atomic_write(folder / "README.md", card.encode())
     atomic_write(folder / FACTS, (json.dumps(table, indent=2) + "\n").encode())
+
+
+def table_elsewhere(exported: Exported) -> dict:
+    """An export for its own pages, which may go elsewhere with its folder."""
+    return {**exported.as_table(), "folder": ".", "serve": exported.serve_at(HERE)}
 
 
 def describe_job(job: Job) -> dict:

@@ -1,5 +1,6 @@
 """A merge as a whole model: transformers, and every server, loads it without peft."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,18 @@ from evox_evogm.command.exports.finish import write_card
 from evox_evogm.command.exports.job import Job, Options
 from evox_evogm.command.exports.staging import check_free, staged
 from evox_evogm.problems.adapters.adapter_dtype import DTYPES, dtype_name
-from evox_evogm.problems.adapters.merged_model import copy_with_merge, weight_errors
+from evox_evogm.problems.adapters.factor_norms import RelativeError
+from evox_evogm.problems.adapters.merged_model import (
+    copy_with_merge,
+    rounding_error,
+    weight_errors,
+)
 from evox_evogm.problems.inference.base_model import tokenizer_sha256, weights_sha256
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 BASE = "base"
+SAME = 1e-3  # relative difference of weights, beside rounding, that other orders of sums make
 
 
 def export_full_model(
@@ -49,6 +56,7 @@ def export_full_model(
     with staged(out, replace=job.replace) as part:
         loaded = _save_and_load(job, precision, max_shard_size, part)
         error = weight_errors(job.model, loaded.model, job.factors)
+        check_weights(error, rounding_error(job.model, job.factors, precision))
         found = job.compare(loaded, error.overall)
         exported = Exported(
             kind="model",
@@ -61,12 +69,40 @@ def export_full_model(
             logits_difference=found.logits_difference,
             scores=found.scores,
             merge_scores=job.merge_scores,
-            serve=f"vllm serve {out}",
+            serve_at=serve_model,
             licences=job.licences,
             notes=tuple(job.notes),
         )
         write_card(job, exported, part)
     return exported
+
+
+def serve_model(folder: str) -> str:
+    """The command that serves a model in a folder."""
+    return f"vllm serve {shlex.quote(folder)}"
+
+
+def check_weights(error: RelativeError, rounding: RelativeError) -> None:
+    """Refuse weights that are not those of the merge, rounded.
+
+    Each module by itself: of many, one that lacks what the merge adds is lost in the rounding of
+    all others.
+
+    :param error: of the loaded weights.
+    :param rounding: what rounding alone costs.
+    :raises ExportFailed: naming the module that is farthest off.
+    """
+    beyond = {}
+    for name, apart in error.by_module.items():
+        beyond[name] = apart - SAME - 1.1 * rounding.by_module[name]
+    wrong = [name for name, over in beyond.items() if not over <= 0]  # nor NaN
+    if wrong:
+        name = max(wrong, key=beyond.__getitem__)
+        raise ExportFailed(
+            f"export: expected the weights of the merge in {name}, of which rounding costs "
+            f"{rounding.by_module[name]:.1e}, found a difference of {error.by_module[name]:.1e} "
+            "(relative)"
+        )
 
 
 def _save_and_load(job: Job, dtype: torch.dtype, max_shard_size: str, part: Path) -> LanguageModel:

@@ -93,6 +93,8 @@ def check_card(folder: Path, *, strict_licences: bool) -> None:
     faults = [str(conflict) for conflict in licences.get("conflicts") or []]
     for name in licences.get("unknown") or []:
         faults.append(f"the licence of {sanitize(str(name))} is unknown")
+    for name in licences.get("unruled") or []:
+        faults.append(f"no rule here knows {sanitize(str(name))}")
     if faults:
         raise ValueError(
             "strict_licences: expected licences that can be had together, "
@@ -101,7 +103,7 @@ def check_card(folder: Path, *, strict_licences: bool) -> None:
 
 
 def check_base(folder: Path) -> None:
-    """Refuse an adapter whose base, or a recipe whose parts, only this machine can find.
+    """Refuse a merge whose base, or a recipe whose parts, only this machine can find.
 
     :raises ValueError: in one sentence.
     """
@@ -112,6 +114,11 @@ def check_base(folder: Path) -> None:
         )
     config = folder / CONFIG
     if not config.is_file():
+        if not (metadata_load(folder / CARD) or {}).get("base_model"):
+            raise ValueError(
+                f"base: expected the hub id of the base in {CARD}, found none; export the model "
+                "again with a base of the form owner/name"
+            )
         return
     base = str(json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
     if hub_id(base) != base:

@@ -4,6 +4,7 @@ mergekit (C. Goddard et al. 2024, arXiv 2403.13257) adapts the base with each ad
 differences with the coefficients as weights. All is computed in float32.
 """
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing_extensions import Unpack
 
 from evox_evogm.command.exports.exported import Exported, ExportFailed, Scores, bytes_in
 from evox_evogm.command.exports.finish import write_card
-from evox_evogm.command.exports.full_model import load_language_model
+from evox_evogm.command.exports.full_model import SAME, load_language_model
 from evox_evogm.command.exports.job import Comparison, Job, Options
 from evox_evogm.command.exports.staging import check_free, staged
 from evox_evogm.problems.adapters.adapter_dtype import DTYPES
@@ -28,7 +29,6 @@ from evox_evogm.resume.atomic_write import atomic_write
 
 RECIPE = "recipe.yaml"
 OPTIONS = ["--lora-merge-dtype", "float32"]  # without them adapters are rounded to the base's dtype
-SAME = 1e-3  # relative difference of weights, beside rounding, up to which mergekit's are the merge
 SPECIAL = "+@"  # what a path must not have, because mergekit splits names there
 
 
@@ -83,12 +83,17 @@ def export_mergekit_recipe(
             logits_difference=found.logits_difference,
             scores=found.scores,
             merge_scores=job.merge_scores if command is not None else Scores({}, {}),
-            serve=f"mergekit-yaml {Path(out) / RECIPE} merged {' '.join(OPTIONS)}",
+            serve_at=serve_recipe,
             licences=job.licences,
             notes=tuple(job.notes),
         )
         write_card(job, exported, part)
     return exported
+
+
+def serve_recipe(folder: str) -> str:
+    """The command that makes the model of a recipe in a folder."""
+    return shlex.join(["mergekit-yaml", str(Path(folder) / RECIPE), "merged", *OPTIONS])
 
 
 def make_recipe(job: Job, dtype: str) -> dict:
@@ -202,7 +207,7 @@ def _run_and_compare(
             raise ExportFailed(f"mergekit: expected it to run the recipe, found {last}")
         loaded = load_language_model(job, merged)
         error = weight_errors(job.model, loaded.model, job.factors)
-        allowed = SAME + 1.1 * rounding_error(job.model, job.factors, DTYPES[dtype])
+        allowed = SAME + 1.1 * rounding_error(job.model, job.factors, DTYPES[dtype]).overall
         if not error.overall <= allowed:  # nor NaN
             raise ExportFailed(
                 f"mergekit: expected the weights of the merge within {allowed:.1e}, "

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,18 +23,19 @@ def staged(out, *, replace: bool = False) -> Iterator[Path]:
     out = Path(out)
     check_free(out, replace=replace)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.part")
-    if part.exists():  # of a process that was killed
-        shutil.rmtree(part)
-    part.mkdir()
+    # Names that nobody else has: folders with the like of `out.old` may be the user's.
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    part, old = work / "new", work / "old"
     try:
+        part.mkdir()  # with the permissions of any new folder, which `mkdtemp` does not give
         yield part
         for path in part.rglob("*"):
             if path.is_file():
                 _sync_file(path)
-        _swap(part, out)
+        _swap(part, out, old)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if out.exists() or not old.exists():  # else it holds what could not be put back
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def check_free(out: Path, *, replace: bool) -> None:
@@ -47,16 +49,17 @@ def check_free(out: Path, *, replace: bool) -> None:
         raise ValueError(f"out: expected a new or empty folder, found {out} with files in it")
 
 
-def _swap(part: Path, out: Path) -> None:
-    """Give a folder its name, and remove what had it."""
-    old = out.with_name(f"{out.name}.old")
-    if out.exists():
-        if old.exists():
-            shutil.rmtree(old)
-        out.rename(old)
-    part.rename(out)
+def _swap(part: Path, out: Path, old: Path) -> None:
+    """Give a folder its name, and another one to what had it, which keeps it after an error."""
+    try:
+        if out.exists():
+            out.rename(old)
+        part.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
     sync_folder(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync_file(path: Path) -> None:

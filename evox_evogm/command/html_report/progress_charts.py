@@ -20,6 +20,7 @@ from evox_evogm.command.html_report.svg import (
     spread_labels,
     text,
 )
+from evox_evogm.resume.journaled_problem import RECOMMENDED
 
 LOW = 0.1  # the share of the lowest scores that may lie below the picture
 LETTERS = 24  # of a label
@@ -138,9 +139,11 @@ def _steps(axes: Axes, cost: torch.Tensor, best: torch.Tensor) -> list[tuple[flo
 
 
 def by_step(run: RunData) -> list[list[int]]:
-    """The numbers of the evaluations of every step."""
+    """The numbers of the evaluations of every step; those outside of steps belong to none."""
     steps: dict[int, list[int]] = {}
     for row, record in enumerate(run.records):
+        if RECOMMENDED in record:
+            continue
         steps.setdefault(int(record["step"]), []).append(row)
     return list(steps.values())
 

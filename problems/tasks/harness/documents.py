@@ -20,11 +20,13 @@ class Documents(NamedTuple):
     :param test: what is kept.
     :param is_official: whether the test documents are those that the harness evaluates, or the
         first of them.
+    :param left_out: how many documents are not in dev because they are in test.
     """
 
     dev: list[Document]
     test: list[Document]
     is_official: bool
+    left_out: int = 0
 
 
 def choose_documents(task, dev: int | None, test: int | None) -> Documents:
@@ -38,16 +40,16 @@ def choose_documents(task, dev: int | None, test: int | None) -> Documents:
     for docs in other_splits(task):
         count = len(official) if test is None else test
         chosen = [official[place] for place in range(min(count, len(official)))]
-        found = different_documents(task, docs, chosen, dev)
+        found, left_out = different_documents(task, docs, chosen, dev)
         if found:
-            return Documents(found, chosen, is_official=True)
+            return Documents(found, chosen, True, left_out)
     if dev is None:
         raise ValueError(
             "expected dev to be a number of documents, found none: the task has no training or "
             f"validation documents beside the {len(official)} that it evaluates"
         )
-    head = different_documents(task, official, [], dev)
-    rest = different_documents(task, official, head, test)
+    head, _ = different_documents(task, official, [], dev)
+    rest, _ = different_documents(task, official, head, test)
     if not rest:
         raise ValueError(
             f"expected more than {dev} documents, of which some are left for the test, "
@@ -70,22 +72,26 @@ def other_splits(task) -> list[Any]:
 
 def different_documents(
     task, docs: Iterable[Document], besides: Iterable[Document], count: int | None
-) -> list[Document]:
+) -> tuple[list[Document], int]:
     """The first documents whose questions differ, from each other and from others.
 
     :param besides: documents that are left out.
     :param count: how many, or None for all.
+    :return: the documents, and how many were left out because others have their questions.
     """
-    seen = {question_key(task, document) for document in besides}
+    others = {question_key(task, document) for document in besides}
+    seen = set(others)
+    left_out = 0
     found: list[Document] = []
     for document in docs:
         if count is not None and len(found) >= count:
             break
         key = question_key(task, document)
+        left_out += key in others
         if key not in seen:
             seen.add(key)
             found.append(document)
-    return found
+    return found, left_out
 
 
 def question_key(task, document: Document) -> str:
@@ -156,6 +162,8 @@ def with_documents(task, documents: list[Document], hidden: Iterable[Document] |
         other.sampler = copy.copy(task.sampler)
         if hidden is not None and task.config.num_fewshot:
             left_out = {content_of(document) for document in hidden}
-            pool = [(content_of(shown), shown) for shown in task.sampler.fewshot_docs()]
+            # Of a copy: it may change the sampler. The pool has only what its indices choose.
+            pool = [(content_of(shown), shown) for shown in copy.copy(task.sampler).fewshot_docs()]
             other._pool = [pair for pair in pool if pair[0] not in left_out]
+            other.sampler.fewshot_indices = None
     return other

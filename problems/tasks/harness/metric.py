@@ -57,6 +57,7 @@ class HarnessMetric:
         self.better_higher: Mapping[str, bool] = task.higher_is_better()
         names = list(task.aggregation())
         preferred = [known for known in names if self.better_higher.get(known, True)]
+        self.all_names = frozenset(names)
         self.name: str = _one_of(names, name, (preferred or names)[0], "metric")
         by_name = {found.name: found for found in task._filters}
         self.filter = by_name[_one_of(list(by_name), filter, next(iter(by_name)), "filter")]
@@ -148,7 +149,9 @@ class HarnessMetric:
         if self.task.OUTPUT_TYPE == "generate_until" and not self._gold_texts[place]:
             raise ValueError(f"document {place}: expected a right answer, found none")
         right = self.choices[place].right if self.choices else (0,)
-        return right[0] if right else 0
+        if not right:
+            raise ValueError(f"document {place}: expected a right choice, found none")
+        return right[0]
 
     def scores(self, values: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Scores of documents, better when higher.
@@ -156,17 +159,33 @@ class HarnessMetric:
         :param values: what `process_results` of the harness gave for each.
         :return: a number each. Where the metric is one of all documents together, each is that.
         """
-        of_metric = []
-        for found in values:
-            if self.name in found:
-                of_metric.append(found[self.name])
-            elif len(found) == 1:  # a function that names its result otherwise, as pass@1
-                of_metric.extend(found.values())
-        if self.kind != TOGETHER and len(of_metric) == len(values):
+        of_metric = self._of_metric(values)
+        if self.kind != TOGETHER:
+            if len(of_metric) < len(values):
+                expected = f"expected {self.name} of all {len(values)} documents"
+                raise RuntimeError(f"metric: {expected}, found that {len(of_metric)} have it")
             return self.sign * np.asarray(of_metric, dtype=np.float64)
         if not of_metric:
             return np.full(len(values), math.nan)
         return np.full(len(values), self.sign * float(self.aggregate(of_metric)))
+
+    def _of_metric(self, values: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """What `process_results` gave for this metric, of the documents that have it."""
+        of_metric = []
+        for found in values:
+            if self.name in found:
+                of_metric.append(found[self.name])
+            elif len(found) == 1 and self.all_names.isdisjoint(found):
+                of_metric.extend(found.values())  # a function names it otherwise, as pass@1
+        return of_metric
+
+    def find_missing(self, values: Sequence[Mapping[str, Any]]) -> None:
+        """A metric that only some documents have is one of all documents together.
+
+        :param values: as of `scores`, of all documents, whatever their answers.
+        """
+        if 0 < len(self._of_metric(values)) < len(values):
+            self.kind = TOGETHER
 
     def margin(
         self, place: int, score: float, log_likelihoods: Sequence[float], leads: Sequence[float]

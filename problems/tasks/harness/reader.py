@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from evox_evogm.problems.tasks.harness.code_digest import code_digest
 from evox_evogm.problems.tasks.harness.documents import (
     Documents,
     choose_documents,
@@ -72,7 +73,10 @@ def read_lm_eval(
         "fewshot_seed": fewshot_seed,
         "chat": chat,
         "system_instruction": system_instruction,
+        "version": lm_eval_version(),
+        "code": code_digest(found.values()),
     }
+    left_out = 0
     try:
         for one in found.values():
             check_answerable(one, confirm_unsafe_code)
@@ -86,8 +90,10 @@ def read_lm_eval(
                     one.config.num_fewshot or 0, fewshot_seed, chat, system_instruction
                 )
                 documents = choose_documents(one, dev_share, test_share)
+                left_out += documents.left_out
                 parts.append(_make_sources(one, documents, prompting, metric, filter))
-        _check_together([source for source, _ in parts])
+        for of_split in zip(*parts, strict=True):
+            _check_together(of_split)
     except (ValueError, AssertionError) as error:  # the harness asserts that it has examples
         raise ValueError(f"{where}: {error}") from error
     examples = [_make_examples(sources) for sources in zip(*parts, strict=True)]
@@ -105,6 +111,7 @@ def read_lm_eval(
             chat=chat,
             protocol=PROTOCOL,
             settings=tuple(settings.items()),
+            left_out=left_out,
         )
         for of_split in examples
     )
@@ -200,10 +207,17 @@ def _check_together(sources: Sequence[HarnessSource]) -> None:
             f"metric: expected one that all tasks of the group have first, found "
             f"{', '.join(sorted(labels))}; name one, or the tasks"
         )
-    if sources[0].metric.kind == TOGETHER:
+    if any(source.metric.kind == TOGETHER for source in sources):
         raise ValueError(
             f"metric: expected one that is averaged over documents for a group of tasks, found "
             f"{sources[0].metric.label}; name the tasks one by one"
+        )
+    found = {(source.metric.kind, source.metric.sign): source.name for source in sources}
+    if len(found) > 1:
+        one, other, *_ = found.values()
+        raise ValueError(
+            f"metric: expected {sources[0].metric.label} to score all tasks of the group in one "
+            f"way, found that it scores {one} and {other} differently; name the tasks one by one"
         )
 
 

@@ -18,10 +18,15 @@ from evox_evogm.problems.tasks.harness.encoder import (
     rolling_requests,
 )
 from evox_evogm.problems.tasks.harness.generation import Generation, parse_generation
-from evox_evogm.problems.tasks.harness.metric import HarnessMetric
+from evox_evogm.problems.tasks.harness.metric import NUMBER, HarnessMetric
 
 log = logging.getLogger(__name__)
 Answer = tuple[float, bool] | float | str  # of log-likelihood, rolling log-likelihood, generation
+EMPTY_ANSWERS: dict[str, Answer] = {
+    "loglikelihood": (-1.0, False),
+    "loglikelihood_rolling": -1.0,
+    "generate_until": "",
+}
 
 
 class Prompting(NamedTuple):
@@ -87,6 +92,8 @@ class HarnessSource:
         self.instances: list[list[Any]] = self._make_instances(None)
         self.generations: list[Generation | None] = self._parse_generations()
         metric.read_documents(self.documents, self.instances)
+        if metric.kind == NUMBER and not getattr(task, "UNSAFE_CODE", False):
+            self._find_missing()
         self._tokens: WeakKeyDictionary[Prompts, list[DocumentTokens]] = WeakKeyDictionary()
 
     @property
@@ -216,6 +223,23 @@ class HarnessSource:
         :return: S numbers, better when higher. Where the metric is one of all documents together,
             each is that.
         """
+        return self.metric.scores(self._process_results(places, answers))
+
+    def _find_missing(self) -> None:
+        """Have the metric find out whether all documents have it, by answers that say nothing."""
+        answers: list[list[Answer]] = []
+        for instances in self.instances:
+            answers.append([EMPTY_ANSWERS[instance.request_type] for instance in instances])
+        try:
+            values = self._process_results(range(len(answers)), answers)
+        except Exception:  # of the task's own code, which takes no such answers
+            return
+        self.metric.find_missing(values)
+
+    def _process_results(
+        self, places: Sequence[int], answers: Sequence[Sequence[Answer]]
+    ) -> list[dict]:
+        """What the harness gives for the answers to some documents, by metric; as of `score`."""
         by_document = [self.instances[place] for place in places]
         flat = []
         for instances, of_document in zip(by_document, answers, strict=True):
@@ -229,4 +253,4 @@ class HarnessSource:
         for place, instances in zip(places, by_document, strict=True):
             filtered = [instance.filtered_resps[chosen.name] for instance in instances]
             values.append(self.task.process_results(self.documents[place], filtered))
-        return self.metric.scores(values)
+        return values

@@ -1,7 +1,7 @@
 """A task of the LM Evaluation Harness as data: documents, what they ask, and a metric."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,7 +12,7 @@ from evox_evogm.problems.tasks.check_tokens import TokenCheck
 from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.harness.answers import ask
 from evox_evogm.problems.tasks.harness.example import place_of, source_of, tokens_of
-from evox_evogm.problems.tasks.harness.metric import CHOICE, GREEDY, TOGETHER
+from evox_evogm.problems.tasks.harness.metric import BY_SIGN, CHOICE, GREEDY, TOGETHER
 from evox_evogm.problems.tasks.harness.package import PACKAGE
 from evox_evogm.problems.tasks.harness.scoring import score_answers
 from evox_evogm.problems.tasks.harness.source import HarnessSource
@@ -24,10 +24,12 @@ from evox_evogm.problems.tasks.requests import Case, candidates_of, cases_or_all
 class HarnessTask(CustomTask):
     """A task of the harness, or several that are scored together.
 
-    :param settings: with which it was read, as names and values.
+    :param settings: with which it was read, as names and values, and what it was read by.
+    :param left_out: how many documents are not in dev because they are in test.
     """
 
     settings: tuple[tuple[str, object], ...] = ()
+    left_out: int = field(default=0, repr=False)
 
     def __post_init__(self):
         if not self.examples:
@@ -41,7 +43,7 @@ class HarnessTask(CustomTask):
 
     @property
     def kind(self) -> str:
-        """Of the metric, see `metric.py`."""
+        """Of the metric, see `metric.py`; that of every task of a group."""
         return source_of(self.examples[0]).metric.kind
 
     @property
@@ -55,6 +57,10 @@ class HarnessTask(CustomTask):
     @property
     def may_be_negative(self) -> bool:
         return source_of(self.examples[0]).metric.sign < 0
+
+    @property
+    def trainable(self) -> bool:
+        return self.kind in BY_SIGN
 
     @property
     def no_derivatives(self) -> str | None:
@@ -119,7 +125,8 @@ class HarnessTask(CustomTask):
         documents = tokens_of(model, cases)
         derivative_of = None
         if derivatives is not None:
-            assert self.no_derivatives is None, "derivatives of such a metric are refused"
+            if self.no_derivatives is not None:
+                raise ValueError(f"task {self.name!r}: {self.no_derivatives}")
             derivative_of = log_probabilities if self.kind == CHOICE else soft_margins
         answered = ask(
             model,

@@ -75,3 +75,32 @@ def test_a_run_without_a_result_is_refused(finished, capsys):
         assert "expected a finished run, found one without result" in capsys.readouterr().err
     assert cli.main(["report", str(finished / "base")]) == 2
     assert "found no run in" in capsys.readouterr().err
+
+
+def test_a_run_of_another_machine_is_exported_on_the_device_that_is_given(finished, capsys):
+    config = finished / "out" / "config.yaml"
+    text = config.read_text()
+    assert "device: cpu" in text
+    config.write_text(text.replace("device: cpu", "device: cuda:97"))
+    assert cli.main(["export", str(finished / "out")]) == 2
+    assert "cuda:97" in capsys.readouterr().err
+    assert cli.main(["export", str(finished / "out"), "--device", "cpu"]) == 0
+    assert (finished / "out" / "export-adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "message"),
+    [
+        ("runs/a", ["--public"], "expected --public with --push-to-hub, found it alone"),
+        ("runs/a", ["--front", "0", "--from", "x.json"], "expected --front or --from, found both"),
+        ("run.yaml", ["--front", "0"], "expected --front with the folder of a finished run"),
+        ("run.yaml", ["--settings", "b.yaml"], "expected --settings with the folder of a finished"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    tmp_path, monkeypatch, capsys, run, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("base: b\n")
+    assert cli.main(["export", run, *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

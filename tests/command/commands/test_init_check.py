@@ -1,14 +1,19 @@
 """`evogm init` writes settings that `evogm check` and `evogm merge` accept."""
 
 import json
+import shlex
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from builders import change_settings, history, merge
 
-from evox_evogm.command import cli
+from evox_evogm.command import check_run, cli
+from evox_evogm.command.commands.check import merge_command
 from evox_evogm.command.look_at_adapters import look_at, names_of
+from evox_evogm.command.settings import parse_settings
 
 CARD = "---\nlicense: mit\ndatasets: [openai/gsm8k]\n---\n# An adapter\n"
 
@@ -59,7 +64,9 @@ def test_the_settings_are_read_by_check_and_by_merge(adapters, capsys):
         "What is 2 plus 2?",
         "for 7 evaluations",
         "memory: ",
-        "all is well; next: evogm merge run.yaml",
+        "for the merge without each expert,",
+        "all is well; next: evogm merge run.yaml 'search={epochs: 2, hidden_dims: [4]}' budget=7 "
+        "--device cpu\n",
     ):
         assert part in printed, part
     assert cli.main(["merge", "run.yaml", "--device", "cpu", *words]) == 0
@@ -122,3 +129,36 @@ def test_adapters_of_different_bases_need_a_base(adapters, edit_config, capsys):
 def test_adapters_of_one_name_get_more_of_their_path(tmp_path):
     folders = [tmp_path / "a" / "final", tmp_path / "b" / "final", tmp_path / "c"]
     assert names_of(folders) == ["a-final", "b-final", "c"]
+
+
+def test_a_base_is_named_as_the_settings_file_sees_it(adapters):
+    assert init("-o", "sub/mine.yaml") == 0
+    settings = yaml.safe_load((adapters / "sub" / "mine.yaml").read_text())
+    assert settings["base"] == str(adapters.resolve() / "base")
+    assert init("-o", "mine.yaml") == 0
+    assert yaml.safe_load((adapters / "mine.yaml").read_text())["base"] == "base"
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra"),
+    [
+        ({}, {"the merge without each expert": 2}),
+        ({"contributions": False}, {}),
+        ({"contributions": False, "trial": {"epochs": 3}}, {"the trial": 41.5}),
+        # A training of 3 epochs on all dev examples more, of which a gradient counts 3.
+        ({"contributions": False, "trial": {"epochs": 3, "row": True}}, {"the trial": 50.5}),
+    ],
+)
+def test_the_prediction_has_all_that_a_run_evaluates(monkeypatch, changes, extra):
+    monkeypatch.setattr(check_run, "cost_of_trial", lambda problem, settings: 41.5)
+    table = {"base": "b", "experts": ["a"], "tasks": [{"json_lines": "d", "test_file": "t"}]}
+    settings = parse_settings({**table, **changes}, "settings")
+    merge_run = SimpleNamespace(problem=SimpleNamespace(n_experts=2), settings=settings)
+    assert check_run.extra_evaluations(merge_run) == extra
+
+
+def test_the_next_command_keeps_what_was_given():
+    options = {"budget": "20min", "seed": None, "device": "cpu", "dtype": None}
+    command = merge_command(Path("my run.yaml"), ["search={epochs: 2}", "regmean="], options)
+    expected = ["evogm", "merge", "my run.yaml", "search={epochs: 2}", "regmean="]
+    assert shlex.split(command) == [*expected, "--budget", "20min", "--device", "cpu"]

@@ -8,6 +8,8 @@ from builders import change_settings, merge
 
 from evox_evogm.command import cli
 from evox_evogm.command.compare_models import Model, compare, verdict
+from evox_evogm.command.score_models import print_rows
+from evox_evogm.command.scores import ScoreRow
 from evox_evogm.command.targets import read_targets
 
 
@@ -118,6 +120,19 @@ def test_the_verdict_says_which_is_ahead_and_whether_by_chance():
     assert " below a: beyond chance" in verdict(other, one, "test", mean)
 
 
+def test_a_task_with_one_score_does_not_hide_what_the_others_say():
+    scores = {"a": 20 * [0.5, 1.0], "b": 20 * [0.0, 0.25]}
+    models = []
+    for name, values in scores.items():
+        by_split = {"test": {"sums": values, "bleu": values[:1]}}
+        ids = {"test": {"sums": list(map(str, range(40))), "bleu": ["all"]}}
+        models.append(Model(name, by_split, ids, {}))
+    *_, mean = compare(*models, "test")
+    # As of the task alone: .625 with the error of 20 times .5 and .75.
+    expected = "On test, in the mean without bleu (one score), a is .625 ± .020 above b: beyond"
+    assert verdict(*models, "test", mean).startswith(expected)
+
+
 EXPERTS = {"one": "experts/one", "two": "experts/two"}
 
 
@@ -148,3 +163,12 @@ def test_words_for_no_model(word):
 def test_no_words_stand_for_base_experts_and_average():
     targets = read_targets([], EXPERTS)
     assert [target.name for target in targets.models] == ["base", "one", "two", "average"]
+
+
+def test_a_failure_steers_no_terminal(capsys):
+    from rich.console import Console
+
+    scores = {"sums": float("nan")}
+    row = ScoreRow("a\x1b[31m", "expert", scores, scores, "too\x1b[2J\nlong")
+    print_rows([row], Console(width=80))
+    assert "note: a [31m: could not be scored: too [2J long\n" in capsys.readouterr().out

@@ -17,8 +17,12 @@ from evox_evogm.command.exports import (
     export_compressed,
     export_full_model,
 )
-from evox_evogm.command.exports.exported import server_setting
+from evox_evogm.command.exports.exported import Exported, Scores, server_setting
+from evox_evogm.command.exports.finish import table_elsewhere
+from evox_evogm.command.exports.full_model import serve_model
+from evox_evogm.command.exports.mergekit_recipe import serve_recipe
 from evox_evogm.command.exports.staging import staged
+from evox_evogm.command.licences import LicenceReport
 from evox_evogm.problems import LoRAMergeProblem
 from evox_evogm.problems.adapters.adapter_dtype import resolve_adapter_dtype
 from evox_evogm.problems.adapters.read_adapter import read_expert
@@ -259,6 +263,62 @@ def test_a_model_whose_logits_are_others_leaves_nothing(problem, shared, tmp_pat
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.parametrize("dropped", ["all", "model.layers.1.mlp.up_proj"])
+def test_a_model_in_half_precision_that_lacks_the_merge_or_a_module_of_it_leaves_nothing(
+    problem, shared, tmp_path, monkeypatch, dropped
+):
+    from evox_evogm.command.exports import full_model
+
+    copy = full_model.copy_with_merge
+
+    def copy_less(model, factors, dtype):
+        kept = {name: part for name, part in factors.items() if name != dropped}
+        return copy(model, {} if dropped == "all" else kept, dtype)
+
+    monkeypatch.setattr(full_model, "copy_with_merge", copy_less)
+    before = files_in(tmp_path)
+    with pytest.raises(ExportFailed, match="expected the weights of the merge in model.layers"):
+        export_full_model(problem, COEFFICIENTS, tmp_path / "model", dtype="bfloat16")
+    assert files_in(tmp_path) == before
+
+
+def test_a_compressed_adapter_beyond_its_tolerance_leaves_nothing(
+    problem, shared, tmp_path, monkeypatch
+):
+    from evox_evogm.command.exports import adapters
+
+    def compress_more(factors, *, rank, tolerance):
+        return compress(factors, rank=1)
+
+    compress = adapters.compress
+    monkeypatch.setattr(adapters, "compress", compress_more)
+    with pytest.raises(ExportFailed, match="expected a compressed adapter within 0.05"):
+        export_compressed(problem, COEFFICIENTS, tmp_path / "a", tolerance=0.05)
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["m", "lora", "64"])
+def test_the_command_of_a_page_is_whole_whatever_the_folder_is_called(tmp_path, name):
+    """`vllm serve` is garbled where each m of it is taken for the folder."""
+    nothing = LicenceReport(())
+    common = {"kind": "model", "folder": Path(name), "bytes": 0, "dtype": "float32"}
+    common |= {"relative_error": 0.0, "module_errors": {}, "rank": 64, "logits_difference": 0.0}
+    scores = Scores({}, {})
+    for serve_at, expected in (
+        (serve_model, "vllm serve path/of/this/folder"),
+        (lambda _: server_setting(64), server_setting(64)),
+        (
+            serve_recipe,
+            "mergekit-yaml path/of/this/folder/recipe.yaml merged --lora-merge-dtype float32",
+        ),
+    ):
+        exported = Exported(
+            **common, scores=scores, merge_scores=scores, serve_at=serve_at, licences=nothing
+        )
+        assert table_elsewhere(exported)["serve"] == expected
+    assert serve_model("my models/m") == "vllm serve 'my models/m'"
+
+
 def test_a_full_disk_leaves_nothing_and_what_was_there_stays(
     problem, shared, tmp_path, monkeypatch
 ):
@@ -275,7 +335,7 @@ def test_a_full_disk_leaves_nothing_and_what_was_there_stays(
     with pytest.raises(OSError, match="No space left"):
         export_adapter(problem, -COEFFICIENTS, out, replace=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.old"))
+    assert files_in(tmp_path) == ["adapter"]
 
 
 def test_a_folder_with_files_is_refused_unless_it_may_be_replaced(problem, shared, tmp_path):
@@ -291,12 +351,41 @@ def test_a_folder_with_files_is_refused_unless_it_may_be_replaced(problem, share
         export_adapter(problem, COEFFICIENTS, tmp_path / "file", replace=True)
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    (tmp_path / "out.part").mkdir()
-    (tmp_path / "out.part" / "half").write_text("x")
-    with staged(tmp_path / "out") as part:
+@pytest.mark.parametrize("replace", [False, True])
+def test_no_folder_of_a_like_name_is_touched(tmp_path, replace):
+    """Such as a user's own `out.old`."""
+    for name in ("out.old", "out.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("x")
+    if replace:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "earlier").write_text("z")
+    with staged(tmp_path / "out", replace=replace) as part:
         (part / "whole").write_text("y")
-    assert files_in(tmp_path) == ["out"] and files_in(tmp_path / "out") == ["whole"]
+    assert files_in(tmp_path) == ["out", "out.old", "out.part"]
+    assert files_in(tmp_path / "out") == ["whole"]
+    assert files_in(tmp_path / "out.old") == files_in(tmp_path / "out.part") == ["mine"]
+    (tmp_path / "plain").mkdir()  # the mode is that of any folder
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_was_there_gets_its_name_back_where_the_new_folder_cannot_have_it(
+    tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "earlier").write_text("z")
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name == "new":
+            raise OSError(18, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="cross-device"), staged(out, replace=True) as part:
+        (part / "whole").write_text("y")
+    assert files_in(tmp_path) == ["out"] and files_in(out) == ["earlier"]
 
 
 @pytest.mark.parametrize(

@@ -127,3 +127,18 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("# Do not use this adapter\n\nit differs\n")
     with pytest.raises(ValueError, match="expected an export that can be used"):
         push_to_hub(tmp_path, "me/merge", api=Hub())
+
+
+def test_a_model_whose_base_only_this_machine_has_is_refused(folder):
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match="expected the hub id of the base in README.md, found no"):
+        push_to_hub(folder, "me/merge", api=Hub())
+    (folder / "README.md").write_text(CARD.replace("license: mit", "base_model: org/base"))
+    assert push_to_hub(folder, "me/merge", api=Hub()) == "https://hub/me/merge"
+
+
+def test_strict_licences_refuse_a_card_with_a_licence_of_no_rule(folder):
+    card = CARD.replace("unknown: []", "unknown: []\n  unruled: [epl-2.0 (a)]")
+    (folder / "README.md").write_text(card)
+    with pytest.raises(ValueError, match=r"found that no rule here knows epl-2.0 \(a\)"):
+        push_to_hub(folder, "me/merge", strict_licences=True, api=Hub())

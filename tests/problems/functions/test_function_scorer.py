@@ -8,7 +8,15 @@ import torch
 from builders import build_model
 from peft import PeftModel
 
-from evox_evogm.problems import Example, LoRAMergeProblem, Racing, Task, fitness_tasks
+from evox_evogm.problems import (
+    Constraint,
+    Example,
+    LoRAMergeProblem,
+    Objective,
+    Racing,
+    Task,
+    fitness_tasks,
+)
 from evox_evogm.problems import for_population as population_of
 from evox_evogm.problems.functions.function_scorer import FitnessFailed
 from evox_evogm.problems.functions.merged_model import before
@@ -240,3 +248,44 @@ def test_racing_and_gradients_are_refused_in_a_sentence(build):
         build(dev, racing=Racing())
     with pytest.raises(ValueError, match="expected a task with derivatives for gradients"):
         build(dev, objectives="gradients")
+
+
+def test_only_memory_that_torch_runs_out_of_makes_batches_smaller(build):
+    def own(model):
+        if model.coefficients[0] == 1:
+            raise MemoryError("of a list")
+        return 0.5
+
+    problem = build(fitness_tasks(own)[0], batch_tokens=64)
+    assert problem.evaluate(POINTS).tolist() == [0.5, -math.inf, 0.5]
+    assert problem.language_model.batch_tokens == 64
+
+    def of_torch(model):
+        if model.coefficients[0] == 1 and problem.language_model.batch_tokens > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 0.25
+
+    problem = build(fitness_tasks(of_torch)[0], batch_tokens=64)
+    assert problem.evaluate(POINTS).tolist() == [0.25] * 3
+    assert problem.language_model.batch_tokens == 16
+
+
+def test_split_is_no_option():
+    with pytest.raises(ValueError, match="expected options without split, .*, found 'dev'"):
+        fitness_tasks(likely, options={"split": "dev"})
+
+
+def test_a_merge_that_breaks_a_constraint_has_one_score_before_and_after_a_resume(build):
+    """What the function returns is known only then: scores of 0 or 1, so that the floor is 0."""
+
+    def score(model):
+        right = model.coefficients[0] <= 0
+        return {"scores": [float(right), 0.0], "margins": [1.0 if right else -1.0, -1.0]}
+
+    objective = Objective(constraints=(Constraint("score", least=0.25),))
+    first = build(fitness_tasks(score)[0], objective=objective)
+    sizes = {"dev": 2, "test": 2}
+    later = build(fitness_tasks(score, sizes=sizes, margins=True)[0], objective=objective)
+    for problem in (first, later):
+        assert problem.evaluate(POINTS).tolist() == [0.5, -0.25, 0.5]
+        assert problem.cache.objective == problem.objective

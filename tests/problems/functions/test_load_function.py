@@ -1,10 +1,12 @@
 """Functions by name: imported from a folder, with a digest of what they are made of."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
-from evox_evogm.problems.functions.load_function import load_function
+import evox_evogm
+from evox_evogm.problems.functions.load_function import files_imported, load_function
 
 
 @pytest.fixture
@@ -47,6 +49,19 @@ def test_a_module_of_the_same_name_in_another_folder_is_another(folder, tmp_path
     (other / "mine_a.py").write_text("def score(model):\n    return 5\n")
     assert load_function("mine_a:score", other)[0](None) == 5
     assert load_function("mine_a:score", folder)[0](None) == 1
+
+
+def test_modules_of_this_package_are_not_read_anew_where_the_folder_has_them(folder):
+    """As in its checkout."""
+    import evox_evogm.problems.checks as checks
+
+    (folder / "evox_evogm").symlink_to(Path(evox_evogm.__file__).parent)
+    (folder / "mine_a.py").write_text(
+        "from evox_evogm.problems import checks\n\n\ndef score(model):\n    return checks\n"
+    )
+    function, _ = load_function("mine_a:score", folder)
+    assert function(None) is checks is sys.modules["evox_evogm.problems.checks"]
+    assert files_imported(folder / "mine_a.py", folder) == set()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from harness_tasks import QUESTION, write_adapter, write_task
 from safetensors.torch import load_file
 
 from evox_evogm.problems import LoRAMergeProblem, read_lm_eval
+from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.trained_lora import is_trainable
 
 pytestmark = [pytest.mark.language_model, pytest.mark.lengthy]
 POINT = torch.tensor([[0.6, -0.3]], dtype=torch.float64)
@@ -92,3 +94,22 @@ def test_other_metrics_have_none(project, name, metric):
     expected = f"task '{name}': expected a task with derivatives for gradients, .* {metric} is not"
     with pytest.raises(ValueError, match=expected):
         LoRAMergeProblem("nowhere", project.folders, [dev], tokenizer=None, objectives="gradients")
+    model = LanguageModel(build_model(), build_tokenizer())
+    with pytest.raises(ValueError, match=f"task '{name}': its metric {metric} is not one of"):
+        dev.score(model, derivatives=torch.zeros(len(dev.examples), 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "trainable"),
+    [
+        ("choices", "acc", True),
+        ("choices", "acc_norm", True),
+        ("targets", "acc", True),
+        ("answers", "exact_match", True),
+        ("targets", "perplexity", False),
+        ("rolling", "word_perplexity", False),
+    ],
+)
+def test_tasks_that_are_right_or_wrong_can_be_trained_on(project, name, metric, trainable):
+    dev, _ = read_lm_eval(name, metric=metric, include_path=project.tasks)
+    assert is_trainable(dev) == trainable

@@ -95,3 +95,35 @@ def test_a_score_of_all_documents_stands_for_each(read):
     answers[1] = [(-1.0, False), (-2.0, False), (-3.0, False)]
     assert source.score([0, 1], answers).tolist() == [0.0, 0.0]
     assert not source.metric.by_sign
+
+
+@pytest.fixture
+def read_scored(tmp_path):
+    """A function that reads a task whose answers a function scores; its source."""
+
+    def read_one(body):
+        write_task(tmp_path / "tasks", "lengths", "lengths", metric_list=metrics("length", "other"))
+        (tmp_path / "tasks" / "scoring.py").write_text(f"def length(doc, results):\n    {body}\n")
+        dev, _ = read_lm_eval("lengths", metric="length", include_path=str(tmp_path / "tasks"))
+        return dev.sources[0], dev
+
+    return read_one
+
+
+def test_a_metric_that_some_documents_lack_is_one_of_all_together(read_scored):
+    """The second of two documents has another metric, of 9, which is not taken for it."""
+    source, task = read_scored("return {'other': 9.0} if doc['gold'] else {'length': 0.5}")
+    assert source.score([0, 1], [["a"], ["b"]]).tolist() == [0.5, 0.5]
+    assert not task.scores_by_example
+
+
+def test_a_metric_that_some_answers_lack_has_no_score(read_scored):
+    source, task = read_scored("return {'length': 0.5} if results[0] == 'a' else {'other': 1.0}")
+    assert task.scores_by_example and source.score([0], [["a"]]).tolist() == [0.5]
+    with pytest.raises(RuntimeError, match="expected length of all 2 documents, found that 1 have"):
+        source.score([0, 1], [["a"], ["b"]])
+
+
+def test_a_function_may_name_its_only_result_otherwise(read_scored):
+    source, _ = read_scored("return {'pass@1': 0.25}")
+    assert source.score([0, 1], [["a"], ["b"]]).tolist() == [0.25, 0.25]

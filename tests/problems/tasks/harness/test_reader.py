@@ -6,10 +6,11 @@ import sys
 from dataclasses import replace
 
 import pytest
-from harness_tasks import write_rows, write_task
+from harness_tasks import metrics, write_rows, write_task
 
 from evox_evogm.problems import read_lm_eval
 from evox_evogm.problems.tasks.harness import package
+from evox_evogm.problems.tasks.harness.documents import with_documents
 
 pytestmark = pytest.mark.lengthy  # lm-eval takes seconds to import
 
@@ -60,6 +61,7 @@ def test_a_document_of_both_splits_is_only_in_test(read, tmp_path):
     dev, test = read()
     assert [prompt.split()[-1] for prompt in questions(dev)] == ["0?", "1?", "2?"]
     assert [prompt.split()[-1] for prompt in questions(test)] == ["3?", "4?"]
+    assert dev.left_out == 2
 
 
 def test_dev_is_shown_neither_itself_nor_a_test_document(read):
@@ -99,6 +101,53 @@ def test_a_group_is_scored_as_one_task_with_documents_of_each(read, tmp_path):
     ]  # fmt: skip
     assert [source.name for source in test.sources] == ["one", "two"]
     assert len(test.examples) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("targets", {}), ("choices", {"metric_list": metrics("acc", higher=False)})],
+)
+def test_a_group_whose_tasks_have_one_metric_in_two_ways_is_refused(tmp_path, kind, changes):
+    folder = tmp_path / "tasks"
+    write_task(folder, "one", "choices")
+    write_task(folder, "two", kind, **changes)
+    (folder / "both.yaml").write_text(json.dumps({"group": "both", "task": ["one", "two"]}))
+    expected = "expected acc to score all tasks of the group in one way, found that it scores one"
+    with pytest.raises(ValueError, match=expected):
+        read_lm_eval("both", metric="acc", include_path=str(folder))
+
+
+def test_a_changed_function_or_filter_changes_the_task(tmp_path):
+    def read_content(name):
+        return repr(replace(read_lm_eval(name, include_path=str(folder))[0], version=""))
+
+    folder = tmp_path / "tasks"
+    write_task(folder, "lengths", "lengths")
+    before = read_content("lengths")
+    assert read_content("lengths") == before
+    scoring = folder / "scoring.py"
+    scoring.write_text(scoring.read_text().replace("100", "200"))
+    assert read_content("lengths") != before
+    write_task(folder, "answers", "answers")
+    before = read_content("answers")
+    path = folder / "answers.yaml"
+    path.write_text(path.read_text().replace("([a-z])", "([a-c])"))
+    assert read_content("answers") != before
+
+
+def test_indices_of_worked_examples_choose_them_once(read):
+    """From 6 documents the last two; after that, the pool has two."""
+    from lm_eval.api.samplers import ContextSampler
+
+    dev, _ = read(num_fewshot=2)
+    task = dev.sources[0].task
+    task.sampler = ContextSampler([*task.fewshot_docs()], fewshot_indices=[4, 5])
+    other = with_documents(task, dev.sources[0].documents[:2], hidden=())
+    other.set_fewshot_seed(seed=1)
+    for document in other.eval_docs:
+        context = other.fewshot_context(document, num_fewshot=1)
+        assert context.count("Question:") == 2
+        assert " 4?" in context or " 5?" in context
 
 
 def test_the_random_state_of_the_process_is_left_alone(read):
