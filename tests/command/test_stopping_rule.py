@@ -46,7 +46,7 @@ def test_a_search_that_gains_too_little_ends_and_says_so(project, known_gains, c
     assert merge(project, "--budget", "30", out="run") == 0
     result = result_of(project / "run")
     assert len(steps_of(project / "run")) == 15
-    assert result["stopped"].startswith("the search ended before its budget: its last 6 evaluat")
+    assert result["stopped"].startswith("the search ended before its budget, as its last 6 evaluat")
     assert "gained less than 0.005 (stop: 0.005)" in result["stopped"]
     assert result["stopped"] in capsys.readouterr().out
     assert "the search ended before its budget" in (project / "run" / "report.md").read_text()
