@@ -131,7 +131,7 @@ def check_same_scores(problems, pretend, pop=POP):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", ["unmerged", "merged"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_merges_score_on_the_device_as_on_the_cpu(both, pretend, architecture, mode, dtype):
     problems = both(architecture, mode=mode, dtype=dtype, objectives="outcomes")
     check_same_scores(problems, pretend)

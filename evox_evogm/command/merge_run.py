@@ -10,43 +10,22 @@ The run folder holds
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import torch
 from evox.workflows import StdWorkflow
 
-from evox_evogm.command.adapter import adapter_fault, export_merge
 from evox_evogm.command.budget import Budget
 from evox_evogm.command.chosen_settings import FOUND_OUT, chosen
 from evox_evogm.command.constraint_settings import objective_of_settings, objectives_of
 from evox_evogm.command.earlier_rows import earlier_rows
 from evox_evogm.command.experts import expert_folders, tasks_of_experts
-from evox_evogm.command.harness_check import check_by_harness, notes_of_harness
-from evox_evogm.command.html_report import write_page
-from evox_evogm.command.information import (
-    describe_flat_tasks,
-    explain_no_information,
-    flat_tasks,
-)
+from evox_evogm.command.finished_run import finish_run
 from evox_evogm.command.licences import check_licences, licences_of
-from evox_evogm.command.notes import notes_of_box, notes_of_failed_rows, notes_of_inputs
-from evox_evogm.command.objective_report import describe_front, describe_objective
+from evox_evogm.command.notes import notes_of_inputs
 from evox_evogm.command.progress import OnProgress, ProgressCounter, full_evaluations, searched
-from evox_evogm.command.report_data import (
-    add_contributions,
-    collect_report_data,
-    wants_contributions,
-    write_report_data,
-)
-from evox_evogm.command.result import (
-    describe_merge,
-    read_coefficients,
-    read_result,
-    write_examples,
-    write_result,
-)
+from evox_evogm.command.result import read_result
 from evox_evogm.command.run_folder import (
     RESULT,
     RunLock,
@@ -70,11 +49,10 @@ from evox_evogm.command.search_algorithm import (
     recommended,
 )
 from evox_evogm.command.settings import RunSettings
-from evox_evogm.command.stopping_rule import describe_stop, has_converged
-from evox_evogm.command.tasks import RunTasks, read_tasks, with_sizes
+from evox_evogm.command.stopping_rule import has_converged
+from evox_evogm.command.tasks import read_tasks, with_sizes
 from evox_evogm.command.trial import check_trial, make_trial, saved_trial, score_trained
-from evox_evogm.command.trial_remarks import note_of_many_examples, remarks_on_trial
-from evox_evogm.problems.adapters.adapter_dtype import dtype_name, resolve_adapter_dtype
+from evox_evogm.command.trial_remarks import note_of_many_examples
 from evox_evogm.problems.lora_merge import LoRAMergeProblem, box_of
 from evox_evogm.problems.racing import Racing
 from evox_evogm.problems.tasks.task import Task
@@ -357,93 +335,17 @@ class MergeRun:
         return rows
 
     def finish(self, best: torch.Tensor, rows: Sequence[ScoreRow]) -> dict:
-        """Export the best merge, check it with plain peft, and write `result.json` and `report.md`.
+        """Export the best merge, and write what the run folder holds in the end.
 
         :param best: `(n g,)` effective coefficients.
         :param rows: of the final table.
         :return: what `result.json` holds.
         """
-        result = describe_merge(self.problem, best, rows, self.tasks, self.records)
-        result["algorithm"] = self.settings.algorithm
-        result |= describe_objective(self.settings, self.problem.objective, rows)
-        if self.settings.objective == "pareto":
-            result["front"] = describe_front(self.problem, self.tasks, self.records, best)
-        result["trial"] = self.try_training()
-        result |= self._judge(rows)
-        result["adapter"] = self._export(best)
-        result["seed"] = self.settings.seed
-        result["budget"] = self.settings.budget
-        result["stopped"] = describe_stop(self.settings) if self.stopped else None
-        if self.stopped:
-            result["notes"].append(result["stopped"])
-        result["dtype"] = self.dtype
-        result["base_sha256"] = self.digests["base"]
-        result |= made_with(self.problem.language_model, self.tasks.dev)
-        checked = check_by_harness(self.problem, self.tasks, rows, result["adapter"], self.out)
-        result["lm_eval"] = checked
-        result["notes"] += notes_of_harness(checked)
-        # The tasks of the problem, in whose order the dev scores are.
-        write_examples(rows, RunTasks(self.problem.tasks, self.tasks.test), self.out)
-        contributions = wants_contributions(self.settings.contributions, self.problem.n_experts)
-        data = collect_report_data(
-            self.problem, self.tasks, best, rows, contributions=contributions, box=self.box
-        )
-        write_report_data(data, self.out)
-        write_result(result, self.out, self.folder)
-        write_page(self.out)
-        return result
-
-    def _judge(self, rows: Sequence[ScoreRow]) -> dict:
-        """What `result.json` says of how much the scores say, and what else a reader has to know.
-
-        :param rows: of the final table.
-        """
-        merges = [row for row in rows if row.kind != "trained"]
-        flat = flat_tasks(merges, self.records, self.tasks)
-        trial = self.try_training()
-        tried = [] if trial is None else remarks_on_trial(trial)
-        opened = notes_of_box(self.problem, self.box)
-        notes = [*self.notes, *tried, *opened, *notes_of_failed_rows(rows)]
-        if len(flat) < len(self.tasks.dev):
-            return {"notes": notes + describe_flat_tasks(flat), "no_information": None}
-        found = explain_no_information(flat, self.problem.language_model)
-        return {"notes": notes, "no_information": asdict(found)}
-
-    def complete_report(self) -> bool:
-        """Add what the settings now want in the report of this finished run.
-
-        :return: whether something was added.
-        """
-        if not wants_contributions(self.settings.contributions, self.problem.n_experts):
-            return False
-        best = read_coefficients(self.result(), self.problem)
-        return add_contributions(self.problem, best, self.out)
-
-    def adapter_fault(self) -> str | None:
-        """Why the adapter of this finished run has to be made again, or None."""
-        wanted = resolve_adapter_dtype(self.settings.adapter_dtype, self.problem.experts)
-        return adapter_fault(self.result(), self.out, dtype_name(wanted))
-
-    def _export(self, best: torch.Tensor) -> dict | None:
-        """Export the best merge, and say what `result.json` says of the adapter."""
-        dtype = self.settings.adapter_dtype
-        return export_merge(self.problem, best, self.out, self.folder, dtype)
+        return finish_run(self, best, rows)
 
     def result(self) -> dict:
         """What `result.json` of this finished run holds."""
         return read_result(self.out)
-
-    def export_again(self) -> dict:
-        """Make the adapter of this finished run again, from its coefficients.
-
-        :return: what `result.json` now holds.
-        """
-        result = self.result()
-        best = read_coefficients(result, self.problem)
-        result["adapter"] = self._export(best)
-        write_result(result, self.out, self.folder)
-        write_page(self.out)
-        return result
 
 
 def forget_examples(records: Sequence[dict]) -> None:

@@ -14,6 +14,7 @@ from evox_evogm.command.display.facts import RunFacts
 from evox_evogm.command.display.lines import JsonLines
 from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.experts import regressed_on
+from evox_evogm.command.finished_run import complete_report, export_again, fault_of_adapter
 from evox_evogm.command.html_report.page import REPORT, write_page
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.messages import (
@@ -135,16 +136,16 @@ def reopen(merge_run: MergeRun) -> dict:
     :return: what `result.json` holds.
     """
     result = merge_run.result()
-    if merge_run.complete_report() or not is_newer(merge_run.out / REPORT, merge_run.out / RESULT):
+    if complete_report(merge_run) or not is_newer(merge_run.out / REPORT, merge_run.out / RESULT):
         write_page(merge_run.out)  # it is of an earlier version, or its process was killed
     print(f"this run is finished: {merge_run.out / REPORT}")
     if merge_run.saved is not None and merge_run.settings.limit != merge_run.saved.limit:
         reason = f"{merge_run.settings.limit} leave no room for another step"
         print(result["stopped"] or reason)
-    fault = merge_run.adapter_fault()
+    fault = fault_of_adapter(merge_run)
     if fault is not None:
         fail(f"adapter: {fault}; making it again from the coefficients")
-        result = merge_run.export_again()
+        result = export_again(merge_run)
         print_adapter(result["adapter"], merge_run.out)
     if result["no_information"]:
         print_no_information(result["no_information"])

@@ -53,6 +53,7 @@ def test_outcomes_of_ones_own():
     assert float(with_margins[1]) > float(alone[1])  # what is recommended, on fresh examples
 
 
+@pytest.mark.slow
 def test_a_plain_python_function():
     row = re.compile(rf"^\| [\d.]+ \| [\d.]+ \| [\d.]+ \| {NUMBER} \|$", re.MULTILINE)
     rows = row.findall(run("python_function"))

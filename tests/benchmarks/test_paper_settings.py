@@ -99,6 +99,7 @@ def test_every_file_asks_its_tasks_as_published(paper):
         assert read_tasks(settings.tasks, folder).domains == {domain: tasks}
 
 
+@pytest.mark.slow
 def test_the_search_for_all_eight_tasks_says_its_protocol_and_is_not_made_again(paper):
     status, out = search(paper, "all_eight")
     assert status in (0, 3)  # tiny random models may all be wrong
