@@ -72,7 +72,7 @@ def is_trainable(task: Task) -> bool:
     """Whether the examples of a task have the text of a right answer."""
     if isinstance(task, CustomTask):
         return task.trainable
-    return getattr(task, "metric", None) in TRAINABLE
+    return task.metric in TRAINABLE
 
 
 def check_trainable(tasks: Sequence[Task]) -> None:
@@ -82,9 +82,8 @@ def check_trainable(tasks: Sequence[Task]) -> None:
     """
     for task in tasks:
         if not is_trainable(task):
-            metric = getattr(task, "metric", type(task).__name__)
             expected = f"expected tasks with right answers to learn ({', '.join(TRAINABLE)})"
-            raise ValueError(f"training: {expected}, found task {task.name!r} with {metric}")
+            raise ValueError(f"training: {expected}, found task {task.name!r} with {task.metric}")
 
 
 def hold_back(tasks: Sequence[Task], parts: int = PARTS) -> tuple[list[Task], list[Task]]:

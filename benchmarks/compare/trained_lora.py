@@ -16,7 +16,6 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,12 +29,12 @@ from evox_evogm.problems import Task
 from evox_evogm.problems.evaluation import GRADIENT_COST
 from evox_evogm.problems.inference.language_model import LanguageModel, Request
 from evox_evogm.problems.tasks.requests import requests_of
+from evox_evogm.problems.trained_lora import PARTS, hold_back
 
 RANK, ALPHA = 8, 16
 BATCH = 16  # questions a step
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 RISE = 0.1  # the part of the steps in which the learning rate rises; then it falls to 0
-PARTS = 5  # of dev, of which one is held back
 
 
 def epochs_of(budget: int) -> int:
@@ -48,26 +47,6 @@ def epochs_of(budget: int) -> int:
     if epochs < 1:
         raise ValueError(f"budget: expected at least {GRADIENT_COST + 1:g}, found {budget}")
     return epochs
-
-
-def hold_back(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
-    """Every fifth question apart; tasks that have none in a part are not in it.
-
-    :return: the tasks with the questions to train on, and with those held back.
-    """
-    kept_tasks, held_back_tasks = [], []
-    position = 0  # among the questions of all tasks: each task holds back its share
-    for task in tasks:
-        kept, held_back = [], []
-        for example in task.examples:
-            position += 1
-            part = kept if position % PARTS else held_back
-            part.append(example)
-        if kept:
-            kept_tasks.append(replace(task, examples=tuple(kept)))
-        if held_back:
-            held_back_tasks.append(replace(task, examples=tuple(held_back)))
-    return kept_tasks, held_back_tasks
 
 
 def train(

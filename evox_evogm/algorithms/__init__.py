@@ -1,4 +1,4 @@
-"""The search: `EvoGM`, the paper's method, and `SurrogateEvoGM`; imports torch and evox only."""
+"""The searches, a file each: `EvoGM`, `SurrogateEvoGM` and `GradientSearch`, on torch and evox."""
 
 # EvoX first: it registers the plugin, for which it imports this package.
 import evox  # noqa: F401  isort: skip

@@ -160,10 +160,8 @@ def show_prompts(merge_run: MergeRun) -> None:
     """Print the first prompt of every task as the base gets it, and what the task expects."""
     model = merge_run.problem.language_model
     for task in merge_run.tasks.dev:
-        if not hasattr(task, "examples") or not task.examples:
-            continue
         example = task.examples[0]
-        if not getattr(example, "prompt", None):
+        if not example.prompt:  # a function has prompts of its own
             continue
         (tokens,) = prompts_of(task, model, [Case(0, example)])
         print(f"\ntask {sanitize(task.name)}, first prompt:")
@@ -239,7 +237,7 @@ def _letters(tasks: Sequence) -> float:
     letters = 0
     for task in tasks:
         for example in task.examples:
-            letters += len(str(getattr(example, "prompt", "")) or " ")
+            letters += max(1, len(example.prompt))
     return float(max(1, letters))
 
 

@@ -18,10 +18,7 @@ from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.run_folder import damaged, read_table
 from evox_evogm.command.scores import ByExample, ScoreRow
 from evox_evogm.command.significance import as_table, mean
-from evox_evogm.command.statistics import (
-    standard_error_of_mean,
-    standard_errors,
-)
+from evox_evogm.command.statistics import standard_error_of_mean, standard_errors
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.command.trial_comparison import compare_chosen
 from evox_evogm.command.trial_merges import Parts, average_of, pool, score_merges

@@ -59,7 +59,7 @@ class FitnessTask(CustomTask):
         :param count: how many scores.
         :param by_sign: whether with margins.
         """
-        examples = placeholders(count)
+        examples = examples_without_texts(count)
         return replace(self, examples=examples, by_sign=by_sign, measured=True)
 
     @property
@@ -140,7 +140,7 @@ def fitness_tasks(
             name=name or source.replace(":", ".").rpartition(".")[2],
             version=f"{source}, sha256 {digest[:12]}",
             metric=METRIC,
-            examples=placeholders(1),
+            examples=examples_without_texts(1),
             function=function,
             source=source,
             digest=digest,
@@ -160,7 +160,7 @@ def name_of(function: Callable) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def placeholders(count: int) -> tuple[Example, ...]:
+def examples_without_texts(count: int) -> tuple[Example, ...]:
     """Examples without texts, one for each number that a function returns."""
     return tuple(Example(str(number), "", "") for number in range(count))
 

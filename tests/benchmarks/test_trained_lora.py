@@ -10,7 +10,7 @@ from benchmarks.compare import trained_lora
 from benchmarks.compare.cases import Case
 from benchmarks.compare.runs import read_runs
 from benchmarks.compare.search import run_case
-from benchmarks.compare.trained_lora import epochs_of, hold_back, trained_adapter, try_rates
+from benchmarks.compare.trained_lora import epochs_of, trained_adapter, try_rates
 from benchmarks.static_merges.dense import mean_scores
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.inference.language_model import LanguageModel
@@ -49,17 +49,6 @@ def test_an_epoch_costs_three_evaluations_and_the_score_on_dev_one(budget, epoch
 def test_a_budget_without_an_epoch_is_refused():
     with pytest.raises(ValueError, match="budget: expected at least 4, found 3"):
         epochs_of(3)
-
-
-def test_a_fifth_of_the_questions_is_held_back_and_each_is_in_one_part():
-    tasks = [make_task("x", "123"), make_task("y", "1234567"), make_task("z", "1")]
-    kept, held_back = hold_back(tasks)
-    ids = {}
-    for part, found in (("kept", kept), ("held back", held_back)):
-        ids[part] = [(task.name, example.id) for task in found for example in task.examples]
-    assert ids["held back"] == [("y", "1"), ("y", "6")]  # the fifth and the tenth of eleven
-    everything = [(task.name, example.id) for task in tasks for example in task.examples]
-    assert sorted(ids["kept"] + ids["held back"]) == everything
 
 
 def test_the_adapter_learns_its_questions_and_is_scored_as_transformers_answers(base, tokenizer):
