@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evox_evogm.problems.adapters.export import export_adapter
+from evox_evogm.problems.checkpoints.what_is_possible import check_adapters_only
 from evox_evogm.problems.evaluation import GRADIENT_COST
 from evox_evogm.problems.inference.base_model import ready_to_score
 from evox_evogm.problems.inference.derivatives import (
@@ -76,14 +77,14 @@ def is_trainable(task: Task) -> bool:
 
 
 def check_trainable(tasks: Sequence[Task]) -> None:
-    """Refuse a task whose examples have no text of a right answer.
+    """Refuse tasks none of which has the text of a right answer to learn.
 
     :raises ValueError: naming the first one.
     """
-    for task in tasks:
-        if not is_trainable(task):
-            expected = f"expected tasks with right answers to learn ({', '.join(TRAINABLE)})"
-            raise ValueError(f"training: {expected}, found task {task.name!r} with {task.metric}")
+    if not any(map(is_trainable, tasks)):
+        expected = f"expected a task with right answers to learn ({', '.join(TRAINABLE)})"
+        found = f"found task {tasks[0].name!r} with {tasks[0].metric}"
+        raise ValueError(f"training: {expected}, {found}")
 
 
 def hold_back(tasks: Sequence[Task], parts: int = PARTS) -> tuple[list[Task], list[Task]]:
@@ -142,6 +143,7 @@ def merged_adapter(problem: LoRAMergeProblem, coefficients: torch.Tensor) -> Ite
     """
     from peft import PeftModel
 
+    check_adapters_only(problem.experts, "trained LoRA: start")
     model = problem.language_model.model
     with tempfile.TemporaryDirectory() as folder, ready_to_score(model):
         export_adapter(problem.experts, coefficients, folder, base="", groups=problem.groups)
@@ -156,13 +158,13 @@ def train(model: LanguageModel, tasks: Sequence[Task], training: Training) -> It
     """Train the weights of a base that learn, those of an adapter around it.
 
     :param model: whose base is inside `fresh_adapter` or `merged_adapter`.
-    :param tasks: to train on.
+    :param tasks: to train on; those without the text of a right answer are left out.
     :return: yields the number of each epoch when it is over.
-    :raises ValueError: if a task cannot be trained on.
+    :raises ValueError: if no task can be trained on.
     """
     check_trainable(tasks)
     requests = []
-    for task in tasks:
+    for task in filter(is_trainable, tasks):
         requests += requests_of(task, model)
     weights = [weight for weight in model.model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=training.lr, weight_decay=training.weight_decay)

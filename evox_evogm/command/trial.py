@@ -31,6 +31,7 @@ from evox_evogm.problems.trained_lora import (
     cost_of_training,
     fresh_adapter,
     hold_back,
+    is_trainable,
     merged_adapter,
     scores_by_example,
     train,
@@ -88,7 +89,7 @@ def cost_of_trial(problem: LoRAMergeProblem, settings: TrialSettings) -> float:
 def run_trial(problem: LoRAMergeProblem, settings: TrialSettings, seed: int) -> dict:
     """Train, merge, and compare.
 
-    :param problem: of the search, whose tasks have right answers to learn.
+    :param problem: of the search; one of its tasks has right answers to learn.
     :param settings: of the trial.
     :param seed: of fresh adapters, the order of examples, and the short search.
     :return: what `trial.json` holds.
@@ -110,6 +111,7 @@ def run_trial(problem: LoRAMergeProblem, settings: TrialSettings, seed: int) -> 
     kept, held_back = parts.sizes
     return {
         "examples": {"learnt from": kept, "held back": held_back},
+        "not trained on": [task.name for task in problem.tasks if not is_trainable(task)],
         "start": settings.start,
         "tried": [found.as_table() for found in tried],
         "chosen": best.as_table(),

@@ -51,6 +51,9 @@ def remarks_on_trial(trial: dict) -> list[str]:
     if "adapters" in compared:
         of = f"of {compared['adapters']} adapters and {compared['merges']} merges"
         found += f"; {of}, the best were chosen on one half and compared on the other, both ways"
+    left_out = trial.get("not trained on")
+    if left_out:
+        found += f"; {', '.join(left_out)} has no right answers to learn and was not trained on"
     if p != p:
         return [f"{found}; the examples do not say whether that is chance"]
     by = f"by {short(abs(difference))} ± {short(se)}, {p_value(p)}"

@@ -194,6 +194,11 @@ def test_the_sentence_says_on_which_side_the_user_is(difference, p, verdict):
     assert "trained on 132 others, from a merge on (" in remark
 
 
+def test_tasks_that_were_not_trained_on_are_named():
+    (remark,) = remarks_on_trial(trial(0.1, 0.001, **{"not trained on": ["judged"]}))
+    assert "; judged has no right answers to learn and was not trained on; training is" in remark
+
+
 def test_an_older_trial_is_read_without_the_numbers_that_were_tried():
     older = trial(0.25, 0.0001)
     del older["compared"]

@@ -156,9 +156,20 @@ def test_an_epoch_counts_as_three_evaluations_as_gradients_of_a_search_do():
     assert cost_of_training(6, 0.8) == pytest.approx(14.4)
 
 
-def test_a_task_without_right_answers_to_learn_is_refused():
-    class Task:
-        name, metric = "judged", "function"
+class Judged:
+    name, metric, examples = "judged", "function", ()
 
+
+def test_tasks_without_right_answers_to_learn_are_left_out(base):
+    logits = []
+    for tasks in ([make_task("x", "uv")], [Judged(), make_task("x", "uv")]):
+        training = Training(0.1, 2)
+        with fresh_adapter(base, training):
+            list(train(base, tasks, training))
+            logits.append(base.model(TOKENS).logits)
+    torch.testing.assert_close(*logits, rtol=0, atol=0)
+
+
+def test_tasks_that_all_lack_right_answers_are_refused():
     with pytest.raises(ValueError, match="found task 'judged' with function"):
-        check_trainable([make_task("x", "u"), Task()])
+        check_trainable([Judged(), Judged()])
