@@ -23,6 +23,8 @@ class EvaluationCache:
     :param modules: the stacked experts, by module.
     :param dtype: of the model's weights.
     :param objective: of the evaluations that are found, whatever it was when they were made.
+    :param exact: the numbers of coefficients that are not rounded, those of whole models. With them
+        no coefficient is.
     """
 
     def __init__(
@@ -30,9 +32,12 @@ class EvaluationCache:
         modules: Mapping[str, StackedModule],
         dtype: torch.dtype,
         objective: Objective = MEAN,
+        exact: Sequence[int] = (),
     ):
         coefficients, scales = coefficients_and_scales(modules)
-        self.dtype = dtype
+        coefficients += exact
+        scales += [1.0] * len(exact)
+        self.dtype = torch.float32 if exact else dtype
         self.objective = objective
         self._coefficients = torch.tensor(coefficients, device="cpu")
         self._scales = torch.tensor(scales, device="cpu")
@@ -50,6 +55,16 @@ class EvaluationCache:
             if key not in self._evaluations:
                 rows.setdefault(key, row)
         return pop[list(rows.values())]
+
+    def first_of_each(self, pop: torch.Tensor) -> list[int]:
+        """The rows of a population whose weights no earlier row has.
+
+        :param pop: a `(P, n g)` tensor of effective coefficients.
+        """
+        rows: dict[Key, int] = {}
+        for row, key in enumerate(self._keys(pop)):
+            rows.setdefault(key, row)
+        return list(rows.values())
 
     def find(self, pop: torch.Tensor, new: Sequence[Evaluation] = ()) -> list[Evaluation]:
         """The evaluation of every merge of a population.

@@ -13,6 +13,7 @@ from evox_evogm.problems.adapters.adapter_dtype import (
 )
 from evox_evogm.problems.adapters.read_adapter import CONFIG, WEIGHTS
 from evox_evogm.problems.adapters.same_base import name_in_export
+from evox_evogm.problems.checkpoints.full_checkpoint import has_checkpoints
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 ADAPTER = "adapter"
@@ -34,10 +35,11 @@ def export_merge(
     :param settings_folder: the folder that paths in the settings are relative to.
     :param dtype: of the adapter, by its name in the settings.
     :return: what `result.json` says of the adapter, or None if all coefficients are 0, as in the
-        base: its folder and dtype, the largest relative difference of its weights from the merge,
-        digests of its files, and as `error` why it cannot be used (None if it can).
+        base, or if experts are whole models: its folder and dtype, the largest relative difference
+        of its weights from the merge, digests of its files, and as `error` why it cannot be used
+        (None if it can).
     """
-    if not bool((best != 0).any()):
+    if not bool((best != 0).any()) or has_checkpoints(problem.experts):
         return None
     folder = out / ADAPTER
     difference, error = None, None

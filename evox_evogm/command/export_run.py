@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from evox_evogm.command.result import read_coefficients
 from evox_evogm.command.score_models import problem_of
 from evox_evogm.command.settings import read_settings
 from evox_evogm.command.tasks import read_tasks
+from evox_evogm.problems.checkpoints.full_checkpoint import has_checkpoints
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 
@@ -32,7 +33,8 @@ from evox_evogm.problems.lora_merge import LoRAMergeProblem
 class Wanted:
     """What a user wants to have.
 
-    :param kind: adapter, compressed, model or mergekit.
+    :param kind: adapter, compressed, model or mergekit; None for a model where experts are whole
+        models, else for an adapter.
     :param out: the folder; by default `export-KIND` in the run folder, or beside the settings.
     :param dtype: of the weights; by default that of the kind.
     :param rank: of a compressed adapter.
@@ -42,7 +44,7 @@ class Wanted:
     :param device: to load and score on; by default that of the settings.
     """
 
-    kind: str
+    kind: str | None
     out: Path | None = None
     dtype: str | None = None
     rank: int | None = None
@@ -69,6 +71,9 @@ def export(
         merge = _of_run(source, settings_file, published, wanted)
     with merge as (problem, coefficients, options):
         print("writing, loading again and scoring ...", flush=True)
+        if wanted.kind is None:
+            whole = has_checkpoints(problem.experts)
+            wanted = replace(wanted, kind="model" if whole else "adapter")
         point = "" if wanted.front is None else f"-front-{wanted.front}"
         out = wanted.out or _default_folder(source) / f"export-{wanted.kind}{point}"
         exported = _export(problem, coefficients, out, wanted, options)

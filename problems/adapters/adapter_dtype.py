@@ -30,7 +30,8 @@ def resolve_adapter_dtype(name: str, experts: Sequence[Expert]) -> torch.dtype:
 
 def dtype_of_experts(experts: Sequence[Expert]) -> torch.dtype:
     """The dtype that all experts' files have in common; float32 where they differ."""
-    found = {dtype for expert in experts for dtype in _dtypes_in(expert)}
+    adapters = [expert for expert in experts if expert.checkpoint is None]
+    found = {dtype for expert in adapters for dtype in _dtypes_in(expert)}
     return found.pop() if len(found) == 1 else torch.float32
 
 

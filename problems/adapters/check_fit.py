@@ -15,6 +15,9 @@ from evox_evogm.problems.adapters.names_on_base import split_off_unused, with_na
 from evox_evogm.problems.adapters.read_adapter import Expert, describe
 from evox_evogm.problems.adapters.same_base import note_on_names, warning_on_names
 from evox_evogm.problems.adapters.vocabulary import VocabularyDifference, compare_vocabulary
+from evox_evogm.problems.checkpoints.base_weights import BaseWeights
+from evox_evogm.problems.checkpoints.fit_checkpoint import fit_checkpoint, note_on_memory
+from evox_evogm.problems.checkpoints.full_checkpoint import has_checkpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,11 +70,17 @@ def fit_experts(
     base = getattr(model.config, "_name_or_path", "") or ""
     named = [("the base", base)]  # who names the base, and how
     fitted, notes = [], []
+    base_weights = BaseWeights(model) if has_checkpoints(experts) else None
     for expert in experts:
         named.append((f"expert {expert.name!r}", expert.base))
-        fitting, found = _fit_expert(expert, model, tokenizer)
+        if base_weights is None or expert.checkpoint is None:
+            fitting, found = _fit_expert(expert, model, tokenizer)
+        else:
+            fitting, found = fit_checkpoint(expert, model, tokenizer, base_weights)
         fitted.append(fitting)
         notes += found
+    if base_weights is not None:
+        notes += note_on_memory(fitted)
     for note in notes:
         log.info("%s", note)
     return Fit(fitted, notes + _note_names(named, same_base))

@@ -31,6 +31,7 @@ def export_adapter(
     base: str,
     groups: Groups | None = None,
     dtype: torch.dtype = torch.float32,
+    task_type: str | None = "CAUSAL_LM",
 ) -> None:
     """Write the merge as one LoRA adapter in PEFT format, exact in float32.
 
@@ -42,9 +43,12 @@ def export_adapter(
     :param base: the name of the base model, written into the configuration.
     :param groups: of the modules; one by default.
     :param dtype: of the tensors. In a half precision they are rounded.
+    :param task_type: what peft calls the kind of the base, see `task_type_of`; None where it has no
+        name for it, as for models of images.
     :raises ValueError: if every coefficient is 0: the merge is the base itself.
     """
-    write_adapter(merge_factors(experts, coefficients, groups), folder, base=base, dtype=dtype)
+    factors = merge_factors(experts, coefficients, groups)
+    write_adapter(factors, folder, base=base, dtype=dtype, task_type=task_type)
 
 
 def merge_factors(
@@ -56,16 +60,24 @@ def merge_factors(
     :param groups: of the modules; one by default.
     :raises ValueError: if every coefficient is 0: the merge is the base itself.
     """
-    coefficients = coefficients.detach().to("cpu", torch.float32)
-    factors = {}
-    for name, module in _stack_used(experts, coefficients, groups).items():
-        scaled_b = module.b * module.channel_weights(coefficients)
-        factors[name] = Factors(module.a, scaled_b, 1.0, module.embedding, module.place)
+    factors = used_factors(experts, coefficients, groups)
     if not factors:
         raise ValueError(
             "coefficients: expected at least one other than 0, found all 0; "
             "the merge is the base model itself"
         )
+    return factors
+
+
+def used_factors(
+    experts: Sequence[Expert], coefficients: torch.Tensor, groups: Groups | None = None
+) -> dict[str, Factors]:
+    """What `merge_factors` gives; empty where no adapter takes part in the merge."""
+    coefficients = coefficients.detach().to("cpu", torch.float32)
+    factors = {}
+    for name, module in _stack_used(experts, coefficients, groups).items():
+        scaled_b = module.b * module.channel_weights(coefficients)
+        factors[name] = Factors(module.a, scaled_b, 1.0, module.embedding, module.place)
     return factors
 
 
@@ -95,6 +107,7 @@ def write_adapter(
     *,
     base: str,
     dtype: torch.dtype = torch.float32,
+    task_type: str | None = "CAUSAL_LM",
 ) -> None:
     """Write factors as a LoRA adapter in PEFT format whose alpha equals its rank in every module.
 
@@ -104,11 +117,12 @@ def write_adapter(
     :param folder: created if it is missing.
     :param base: the name of the base model, written into the configuration.
     :param dtype: of the tensors.
+    :param task_type: what peft calls the kind of the base.
     """
     from safetensors.torch import save
 
     tensors = _adapter_tensors(round_factors(factors, dtype))
-    config = json.dumps(_adapter_config(factors, base), indent=2) + "\n"
+    config = json.dumps(_adapter_config(factors, base, task_type), indent=2) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Weights and configuration of two merges must never stand together.
@@ -264,7 +278,7 @@ def _tensor_names(modules: Mapping[str, Factors]) -> dict[str, tuple[str, str]]:
     return names
 
 
-def _adapter_config(modules: Mapping[str, Factors], base: str) -> dict:
+def _adapter_config(modules: Mapping[str, Factors], base: str, task_type: str | None) -> dict:
     """The settings of an adapter whose alpha equals its rank in every module: s is 1."""
     ranks = {name: module.a.shape[-2] for name, module in modules.items()}
     largest = max(ranks.values())
@@ -272,7 +286,7 @@ def _adapter_config(modules: Mapping[str, Factors], base: str) -> dict:
     parameters = [name for name in sorted(modules) if modules[name].is_parameter]
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base,
         "r": largest,
         "lora_alpha": largest,

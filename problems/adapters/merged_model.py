@@ -6,7 +6,7 @@ base, and is made weight by weight, so that no more than the copy itself is held
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +18,14 @@ from evox_evogm.problems.adapters.read_adapter import Factors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from evox_evogm.problems.checkpoints.merged_checkpoints import MergedCheckpoints
+
 
 def copy_with_merge(
-    model: "PreTrainedModel", factors: Mapping[str, Factors], dtype: torch.dtype
+    model: "PreTrainedModel",
+    factors: Mapping[str, Factors],
+    dtype: torch.dtype,
+    checkpoints: "MergedCheckpoints | None" = None,
 ) -> "PreTrainedModel":
     """A copy of a model on the CPU, with a merge in its weights.
 
@@ -30,6 +35,7 @@ def copy_with_merge(
     :param model: the base, which stays as it is.
     :param factors: of the merge by module.
     :param dtype: of the copy's floating-point weights.
+    :param checkpoints: of the merge, if whole models take part.
     :raises ValueError: if a weight is too large for the dtype, or quantised.
     """
     memo: dict[int, torch.Tensor] = {}
@@ -40,13 +46,15 @@ def copy_with_merge(
                 f"base: expected floating-point weights to merge into, found {parameter.dtype} in "
                 f"{name}; load the base unquantised"
             )
-        memo[id(parameter)] = _frozen(_convert(name, parameter.detach(), dtype))
+        own = _without_factors(parameter, checkpoints)
+        memo[id(parameter)] = _frozen(_convert(name, own, dtype))
     # deepcopy takes what the memo has for an object in place of copying it.
     merged: Any = copy.deepcopy(model, memo)
     merged.to("cpu")  # what is no parameter
     shared = _layers_by_weight(model)
     for name, module in factors.items():
-        weight = weight_of(model, name).detach().to("cpu", torch.float32)
+        own = _without_factors(weight_of(model, name), checkpoints)
+        weight = own.to("cpu", torch.float32)
         total = _frozen(_convert(name, weight + delta_of(model, name, module), dtype))
         _set_weight(merged, name, total)
         if len(shared[id(weight_of(model, name))]) > 1:
@@ -62,40 +70,87 @@ def delta_of(model: torch.nn.Module, name: str, factors: Factors) -> torch.Tenso
 
 
 def weight_errors(
-    model: torch.nn.Module, merged: torch.nn.Module, factors: Mapping[str, Factors]
+    model: torch.nn.Module,
+    merged: torch.nn.Module,
+    factors: Mapping[str, Factors],
+    checkpoints: "MergedCheckpoints | None" = None,
 ) -> RelativeError:
     """How far the weights of a merged model are from the exact merge, relative to what it adds.
 
     :param model: the base.
     :param merged: a model of the same modules.
     :param factors: of the merge by module.
+    :param checkpoints: of the merge, if whole models take part.
     """
-    squares, total = 0.0, 0.0
-    by_module = {}
-    for name, module in factors.items():
-        delta = delta_of(model, name, module)
-        exact = weight_of(model, name).detach().to("cpu", torch.float32) + delta
+    apart = {}
+    norms = {}
+    for name, exact, delta in exact_weights(model, factors, checkpoints):
         found = weight_of(merged, name).detach().to("cpu", torch.float32)
-        apart, norm = float((found - exact).norm()), float(delta.norm())
-        by_module[name] = apart / norm if norm else apart
-        squares += apart**2
-        total += norm**2
-    return RelativeError(math.sqrt(squares / total) if total else math.sqrt(squares), by_module)
+        apart[name], norms[name] = float((found - exact).norm()), float(delta.norm())
+    return _relative(apart, norms)
 
 
 def rounding_error(
-    model: torch.nn.Module, factors: Mapping[str, Factors], dtype: torch.dtype
+    model: torch.nn.Module,
+    factors: Mapping[str, Factors],
+    dtype: torch.dtype,
+    checkpoints: "MergedCheckpoints | None" = None,
 ) -> RelativeError:
     """What rounding merged weights to a dtype costs, relative to what the merge adds."""
-    squares, total = 0.0, 0.0
-    by_module = {}
+    apart = {}
+    norms = {}
+    for name, exact, delta in exact_weights(model, factors, checkpoints):
+        apart[name] = float((exact.to(dtype).float() - exact).norm())
+        norms[name] = float(delta.norm())
+    return _relative(apart, norms)
+
+
+def exact_weights(
+    model: torch.nn.Module,
+    factors: Mapping[str, Factors],
+    checkpoints: "MergedCheckpoints | None" = None,
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """The weights that a merge changes.
+
+    :param model: the base.
+    :param factors: of the merge by module.
+    :param checkpoints: of the merge, if whole models take part.
+    :return: the name of a module or parameter, its weight, and what the merge adds to the base's;
+        in float32 on the CPU.
+    """
     for name, module in factors.items():
+        weight = weight_of(model, name)
         delta = delta_of(model, name, module)
-        exact = weight_of(model, name).detach().to("cpu", torch.float32) + delta
-        apart, norm = float((exact.to(dtype).float() - exact).norm()), float(delta.norm())
-        by_module[name] = apart / norm if norm else apart
-        squares += apart**2
-        total += norm**2
+        original = weight.detach().to("cpu", torch.float32)
+        own = _without_factors(weight, checkpoints).to("cpu", torch.float32)
+        exact = own + delta
+        yield name, exact, delta if checkpoints is None else exact - original
+    if checkpoints is not None:
+        for name in checkpoints.besides(list(factors)):
+            whole = checkpoints.weight(weight_of(model, name))
+            assert whole is not None, f"{name} does not change"
+            yield name, whole, whole - checkpoints.original(name)
+
+
+def _without_factors(
+    parameter: torch.Tensor, checkpoints: "MergedCheckpoints | None"
+) -> torch.Tensor:
+    """A weight of a merge without what adapters add: the base's, if no whole model changes it."""
+    whole = None if checkpoints is None else checkpoints.weight(parameter)
+    return parameter.detach() if whole is None else whole
+
+
+def _relative(apart: Mapping[str, float], norms: Mapping[str, float]) -> RelativeError:
+    """Differences relative to what a merge adds.
+
+    :param apart: the norm of the difference by module.
+    :param norms: the norm of what the merge adds by module.
+    """
+    by_module = {}
+    for name, difference in apart.items():
+        by_module[name] = difference / norms[name] if norms[name] else difference
+    squares = sum(difference**2 for difference in apart.values())
+    total = sum(norm**2 for norm in norms.values())
     return RelativeError(math.sqrt(squares / total) if total else math.sqrt(squares), by_module)
 
 

@@ -79,7 +79,7 @@ def export(
 
         silence_transformers()
         compressed = rank is not None or tolerance is not None
-        chosen = kind or ("compressed" if compressed else "adapter")
+        chosen = kind or ("compressed" if compressed else None)
         if compressed and chosen != "compressed":
             raise ValueError(
                 f"export: expected --rank and --tolerance with compressed, not {chosen}"

@@ -10,7 +10,8 @@ from evox_evogm.command.exports.exported import (
     ExportFailed,
     Kind,
     bytes_in,
-    server_setting,
+    load_adapter,
+    server_setting_of,
 )
 from evox_evogm.command.exports.finish import write_card
 from evox_evogm.command.exports.job import Job, Options
@@ -29,7 +30,9 @@ from evox_evogm.problems.adapters.export import (
 )
 from evox_evogm.problems.adapters.factor_norms import relative_error
 from evox_evogm.problems.adapters.read_adapter import Factors
+from evox_evogm.problems.checkpoints.what_is_possible import check_adapters_only
 from evox_evogm.problems.inference.base_model import ready_to_score
+from evox_evogm.problems.inference.kinds_of_base import is_encoder_decoder, task_type_of
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 READ = 1e-5  # relative difference of weights up to which peft read what was written
@@ -55,6 +58,7 @@ def export_adapter(
     :raises ExportFailed: if plain peft loads another merge. Then nothing is left in `out`.
     """
     check_free(Path(out), replace=options.get("replace", False))
+    check_adapters_only(problem.experts, "export")
     precision = resolve_adapter_dtype(dtype, problem.experts)
     job = Job(problem, coefficients, options)
     return _write(job, "adapter", job.factors, precision, Path(out))
@@ -85,6 +89,7 @@ def export_compressed(
     """
     check_free(Path(out), replace=options.get("replace", False))
     check_rank_or_tolerance(rank, tolerance)
+    check_adapters_only(problem.experts, "export")
     precision = resolve_adapter_dtype(dtype, problem.experts)
     job = Job(problem, coefficients, options)
     compressed = compress(job.factors, rank=rank, tolerance=tolerance)
@@ -110,7 +115,8 @@ def _write(
     error = relative_error(written, job.factors)
     rank = max(module.a.shape[-2] for module in written.values())
     with staged(out, replace=job.replace) as part:
-        write_adapter(factors, part, base=job.base, dtype=dtype)
+        task_type = task_type_of(job.model)
+        write_adapter(factors, part, base=job.base, dtype=dtype, task_type=task_type)
         with ready_to_score(job.model), loaded_by_peft(job.model, part):
             apart = difference_from_factors(job.model, written)
             if not apart <= READ:  # nor NaN
@@ -130,7 +136,7 @@ def _write(
             logits_difference=found.logits_difference,
             scores=found.scores,
             merge_scores=job.merge_scores,
-            serve_at=lambda _: server_setting(rank),
+            serve_at=load_adapter if is_encoder_decoder(job.model) else server_setting_of(rank),
             licences=job.licences,
             notes=tuple(job.notes),
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from evox_evogm.command.licences import LicenceReport
+from evox_evogm.command.statistics import standard_error_of_mean
 from evox_evogm.resume.journal import to_json
 
 Kind = Literal["adapter", "compressed", "model", "mergekit"]
@@ -40,6 +41,15 @@ class Scores:
         """The mean over tasks; NaN without tasks."""
         values = list(self.means.get(split, {}).values())
         return sum(values) / len(values) if values else math.nan
+
+    def shown_mean(self, split: str) -> str:
+        """The mean over tasks and its standard error, where that is known."""
+        errors = {}
+        for name, error in self.errors.get(split, {}).items():
+            errors[name] = math.nan if error is None else float(error)
+        error = standard_error_of_mean(errors)
+        spread = f" ± {error:.3f}" if math.isfinite(error) else ""
+        return f"{self.mean(split):.3f}{spread}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ class Exported:
             "scores": self.scores.means,
             "errors": self.scores.errors,
             "merge_scores": self.merge_scores.means,
+            "merge_errors": self.merge_scores.errors,
             "serve": self.serve,
             "licences": self.licences.as_table(),
             "notes": list(self.notes),
@@ -120,8 +131,8 @@ class Exported:
         for split in self.scores.means:
             if not self.scores.means[split]:
                 continue
-            own, merge = self.scores.mean(split), self.merge_scores.mean(split)
-            lines.append(f"mean {split} score {own:.3f}, of the merge {merge:.3f}")
+            own, merge = self.scores.shown_mean(split), self.merge_scores.shown_mean(split)
+            lines.append(f"mean {split} score {own}, of the merge {merge}")
         lines.append(self.serve)
         fault = self.licences.sentence()
         if fault is not None:
@@ -138,6 +149,16 @@ def server_setting(rank: int) -> str:
         f"rank {rank}: more than vLLM takes ({VLLM_RANKS[-1]}); "
         "compress the adapter, or export the merged model"
     )
+
+
+def server_setting_of(rank: int) -> Callable[[str], str]:
+    """`server_setting` in the form of `Exported.serve_at`: it is the same in every folder."""
+    return lambda _: server_setting(rank)
+
+
+def load_adapter(folder: str) -> str:
+    """How peft loads an adapter of an encoder-decoder, which vLLM may not serve."""
+    return f"AutoPeftModelForSeq2SeqLM.from_pretrained({folder!r})"
 
 
 def shown_bytes(count: int) -> str:

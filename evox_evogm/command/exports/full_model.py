@@ -19,6 +19,11 @@ from evox_evogm.problems.adapters.merged_model import (
     weight_errors,
 )
 from evox_evogm.problems.inference.base_model import tokenizer_sha256, weights_sha256
+from evox_evogm.problems.inference.kinds_of_base import (
+    auto_class,
+    is_encoder_decoder,
+    make_language_model,
+)
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
@@ -55,8 +60,9 @@ def export_full_model(
     job.prepare()
     with staged(out, replace=job.replace) as part:
         loaded = _save_and_load(job, precision, max_shard_size, part)
-        error = weight_errors(job.model, loaded.model, job.factors)
-        check_weights(error, rounding_error(job.model, job.factors, precision))
+        parts = job.factors, job.checkpoints
+        error = weight_errors(job.model, loaded.model, *parts)
+        check_weights(error, rounding_error(job.model, job.factors, precision, job.checkpoints))
         found = job.compare(loaded, error.overall)
         exported = Exported(
             kind="model",
@@ -69,7 +75,7 @@ def export_full_model(
             logits_difference=found.logits_difference,
             scores=found.scores,
             merge_scores=job.merge_scores,
-            serve_at=serve_model,
+            serve_at=load_model if is_encoder_decoder(job.model) else serve_model,
             licences=job.licences,
             notes=tuple(job.notes),
         )
@@ -80,6 +86,11 @@ def export_full_model(
 def serve_model(folder: str) -> str:
     """The command that serves a model in a folder."""
     return f"vllm serve {shlex.quote(folder)}"
+
+
+def load_model(folder: str) -> str:
+    """How transformers loads an encoder-decoder, which vLLM may not serve."""
+    return f"AutoModelForSeq2SeqLM.from_pretrained({folder!r})"
 
 
 def check_weights(error: RelativeError, rounding: RelativeError) -> None:
@@ -110,7 +121,7 @@ def _save_and_load(job: Job, dtype: torch.dtype, max_shard_size: str, part: Path
 
     :raises ExportFailed: if other weights or another tokenizer are read than were written.
     """
-    merged = copy_with_merge(job.model, job.factors, dtype)
+    merged = copy_with_merge(job.model, job.factors, dtype, job.checkpoints)
     written = weights_sha256(merged)
     merged.save_pretrained(part, max_shard_size=max_shard_size)
     del merged  # so that only the base and one more model are held at a time
@@ -130,18 +141,18 @@ def load_language_model(job: Job, folder: Path) -> LanguageModel:
 
     It scores in the same batches as the base does.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     own = job.problem.language_model
     # The base brought code of its own, and its user has said that it may run.
     trusted = type(own.model).__module__.startswith("transformers_modules")
     options = {"dtype": "auto", "use_safetensors": True, "trust_remote_code": trusted}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    loaded: Any = auto_class(own.model.config).from_pretrained(folder, **options)
     loaded.to(own.device)
-    return LanguageModel(
+    return make_language_model(
         loaded.requires_grad_(False).eval(),
         AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted),
-        batch_tokens=own.batch_tokens,
+        batch_tokens=own.batch_sizes,
         max_memory=own.max_memory,
         capabilities=own.capabilities,
         chat_template=own.prompts.chat_template.arguments,

@@ -18,10 +18,12 @@ from evox_evogm.command.licences import (
 )
 from evox_evogm.command.statistics import standard_error
 from evox_evogm.command.tasks import RunTasks
-from evox_evogm.problems.adapters.export import merge_factors
+from evox_evogm.problems.adapters.export import used_factors
 from evox_evogm.problems.adapters.read_adapter import Factors
 from evox_evogm.problems.adapters.same_base import name_in_export
+from evox_evogm.problems.checkpoints.merged_checkpoints import MergedCheckpoints
 from evox_evogm.problems.inference.base_model import ready_to_score
+from evox_evogm.problems.inference.kinds_of_base import plain_logits
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.logit_differences import rounded_differently
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
@@ -117,7 +119,15 @@ class Job:
     @cached_property
     def factors(self) -> dict[str, Factors]:
         """Of the merge by module, in float32 on the CPU, with scale 1."""
-        return merge_factors(self.problem.experts, self.coefficients, self.problem.groups)
+        return used_factors(self.problem.experts, self.coefficients, self.problem.groups)
+
+    @cached_property
+    def checkpoints(self) -> MergedCheckpoints | None:
+        """What whole models make of the base's weights; None where there are none."""
+        differences = self.problem.scorer.differences
+        if differences is None:
+            return None
+        return MergedCheckpoints(differences, self.coefficients)
 
     @cached_property
     def splits(self) -> dict[str, Sequence[Task]]:
@@ -193,8 +203,7 @@ class Job:
     def _logits(self, model) -> list[torch.Tensor]:
         found = []
         for row in self.rows:
-            logits = model(input_ids=row.to(model.device)).logits[0]
-            found.append(logits.to("cpu", torch.float32))
+            found.append(plain_logits(model, row).to("cpu", torch.float32))
         return found
 
     def compare(self, loaded: LanguageModel, error: float) -> Comparison:

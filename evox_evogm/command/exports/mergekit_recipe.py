@@ -23,7 +23,9 @@ from evox_evogm.problems.adapters.adapter_dtype import DTYPES
 from evox_evogm.problems.adapters.factor_norms import RelativeError
 from evox_evogm.problems.adapters.layers import weight_of
 from evox_evogm.problems.adapters.merged_model import rounding_error, weight_errors
+from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.adapters.same_base import hub_id
+from evox_evogm.problems.checkpoints.full_checkpoint import module_of
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.resume.atomic_write import atomic_write
 
@@ -108,9 +110,10 @@ def make_recipe(job: Job, dtype: str) -> dict:
     models = []
     for expert, row, used in zip(problem.experts, table.tolist(), job.used, strict=True):
         if used:
-            folder = expert.folder.resolve()
-            weight = _weights(job, set(expert.modules), row)
-            models.append({"model": f"{base}+{folder}", "parameters": {"weight": weight}})
+            folder = str(expert.folder.resolve())
+            model = f"{base}+{folder}" if expert.checkpoint is None else folder
+            weight = _weights(job, expert, row)
+            models.append({"model": model, "parameters": {"weight": weight}})
     recipe: dict = {"merge_method": "task_arithmetic", "base_model": base, "models": models}
     recipe["parameters"] = {"normalize": False}
     recipe["dtype"] = "float32"
@@ -175,19 +178,21 @@ def _base_of(job: Job) -> str:
     )
 
 
-def _weights(job: Job, modules: set[str], row: list[float]):
-    """The weight of an adapter: a number, or with several groups a number for each module.
+def _weights(job: Job, expert: Expert, row: list[float]):
+    """The weight of an expert: a number, or with several groups a number for each tensor.
 
-    :param modules: that the adapter changes.
     :param row: its coefficient in each group.
     """
     groups = job.problem.groups
     if groups.count == 1:
         return row[0]
+    by_tensor = {f"{name}.weight": name for name in expert.modules}
+    if expert.checkpoint is not None:
+        by_tensor = {name: module_of(name) for name in expert.checkpoint.tensors}
     weights: list[dict] = []
-    for name in sorted(modules):
-        weights.append({"filter": f"{name}.weight", "value": row[groups.of_module[name]]})
-    return [*weights, {"value": 0.0}]  # of all other tensors, which the adapter does not change
+    for tensor, module in sorted(by_tensor.items()):
+        weights.append({"filter": tensor, "value": row[groups.of_module[module]]})
+    return [*weights, {"value": 0.0}]  # of all other tensors, which the expert does not change
 
 
 def _run_and_compare(
@@ -206,8 +211,9 @@ def _run_and_compare(
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ExportFailed(f"mergekit: expected it to run the recipe, found {last}")
         loaded = load_language_model(job, merged)
-        error = weight_errors(job.model, loaded.model, job.factors)
-        allowed = SAME + 1.1 * rounding_error(job.model, job.factors, DTYPES[dtype]).overall
+        error = weight_errors(job.model, loaded.model, job.factors, job.checkpoints)
+        rounding = rounding_error(job.model, job.factors, DTYPES[dtype], job.checkpoints)
+        allowed = SAME + 1.1 * rounding.overall
         if not error.overall <= allowed:  # nor NaN
             raise ExportFailed(
                 f"mergekit: expected the weights of the merge within {allowed:.1e}, "

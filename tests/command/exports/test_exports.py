@@ -251,7 +251,7 @@ def test_a_model_whose_logits_are_others_leaves_nothing(problem, shared, tmp_pat
 
     copy = full_model.copy_with_merge
 
-    def copy_other(model, factors, dtype):
+    def copy_other(model, factors, dtype, checkpoints):
         merged = copy(model, factors, dtype)
         merged.model.norm.weight.data.mul_(1.5)  # no weight that the merge changes
         return merged
@@ -271,7 +271,7 @@ def test_a_model_in_half_precision_that_lacks_the_merge_or_a_module_of_it_leaves
 
     copy = full_model.copy_with_merge
 
-    def copy_less(model, factors, dtype):
+    def copy_less(model, factors, dtype, checkpoints):
         kept = {name: part for name, part in factors.items() if name != dropped}
         return copy(model, {} if dropped == "all" else kept, dtype)
 

@@ -1,0 +1,246 @@
+"""Compare a whole model with the base, weight by weight, and keep those that differ."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from evox_evogm.problems.adapters.read_adapter import Expert, describe
+from evox_evogm.problems.adapters.vocabulary import compare_vocabulary
+from evox_evogm.problems.checkpoints.base_weights import BaseWeights, without_prefix
+from evox_evogm.problems.checkpoints.checkpoint_files import holds_same, is_finite
+from evox_evogm.problems.checkpoints.compare_config import compare_config, is_tied
+from evox_evogm.problems.checkpoints.full_checkpoint import checkpoint_of, megabytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+OTHER_BASE = "it belongs to another base model"
+# Tensors that older versions of transformers saved, and that are no weights.
+COMPUTED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias")
+
+
+def fit_checkpoint(
+    expert: Expert, model: "PreTrainedModel", tokenizer, base: BaseWeights
+) -> tuple[Expert, list[str]]:
+    """Keep the weights of an expert that differ from the base's.
+
+    :param tokenizer: of the base, to compare with one in the expert's folder; or None.
+    :param base: the weights of the base, of which those that experts change are kept.
+    :return: the expert, and what was found that a user should know.
+    :raises ValueError: one sentence saying which expert, what was found and what to do.
+    """
+    where = describe(expert.name, expert.folder)
+    checkpoint = checkpoint_of(expert)
+    different = compare_config(checkpoint.config, model, expert.folder, where)
+    if tokenizer is not None:
+        differing = compare_vocabulary(expert.folder, tokenizer, where).tokens
+        if differing:
+            raise ValueError(
+                f"{where}: expected the vocabulary of the base, found a tokenizer that differs in "
+                f"{differing} tokens; use the base that this model was trained from"
+            )
+    mapped = not is_renamed(model)
+    tensors = _mapped_tensors(expert, model, where) if mapped else _loaded(expert, model, where)
+    changed = _changed(tensors, base, where)
+    if not changed:
+        raise ValueError(
+            f"{where}: expected a model that differs from the base, found the base's weights in "
+            f"all {len(tensors)} tensors; leave it out"
+        )
+    check_memory(base.bytes_to_copy(changed), f"{where}: a copy of the base's weights", "")
+    for name in changed:
+        base.keep(name)
+    checkpoint = replace(
+        checkpoint, tensors=changed, base=base, compared=len(tensors), mapped=mapped
+    )
+    log.info("%s: %s", where, checkpoint.words())
+    notes = []
+    if different:
+        notes.append(
+            f"{where}: was trained with {', '.join(different)}; merges compute as the base does"
+        )
+    return replace(expert, checkpoint=checkpoint), notes
+
+
+def note_on_memory(experts: Sequence[Expert]) -> list[str]:
+    """What to tell where mapped weights are more than the memory of the machine, or nothing."""
+    size = 0
+    kept: dict[str, torch.Tensor] = {}
+    for expert in experts:
+        if expert.checkpoint is not None and expert.checkpoint.mapped:
+            size += expert.checkpoint.bytes
+            kept = expert.checkpoint.base.kept if expert.checkpoint.base else kept
+    size += sum(tensor.nbytes for tensor in kept.values())
+    available = psutil.virtual_memory().available
+    if size <= available:
+        return []
+    return [
+        f"experts: full checkpoints and the weights that they change take {megabytes(size)}, and "
+        f"{megabytes(available)} of memory is free: every merge reads from the disk"
+    ]
+
+
+def check_memory(needed: int, what: str, advice: str) -> None:
+    """Refuse what the memory of the machine has no room for.
+
+    :param needed: in bytes.
+    :param what: takes it.
+    :raises ValueError: with both numbers.
+    """
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise ValueError(
+            f"{what} takes {megabytes(needed)}, expected as much free memory, found "
+            f"{megabytes(available)}{advice}"
+        )
+
+
+def is_renamed(model: "PreTrainedModel") -> bool:
+    """Whether transformers renames or fuses the tensors of a file when it loads this model."""
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    except ImportError:  # of transformers 4
+        return False
+    return get_checkpoint_conversion_mapping(model.config.model_type) is not None
+
+
+def _mapped_tensors(
+    expert: Expert, model: "PreTrainedModel", where: str
+) -> dict[str, torch.Tensor]:
+    """The tensors of an expert's files by the names that the base has for them.
+
+    :raises ValueError: if one is missing, has no place, or has another shape.
+    """
+    checkpoint = checkpoint_of(expert)
+    stored = checkpoint.files.stored
+    used: set[str] = set()
+    found: dict[str, str] = {}
+    missing = []
+    for names in names_of_parameters(model).values():
+        keys = []
+        for name in names:
+            keys += [key for key in (name, without_prefix(name, model)) if key in stored]
+        keys = list(dict.fromkeys(keys))
+        used.update(keys)
+        if not keys:
+            missing.append(names[0])
+            continue
+        found[names[0]] = keys[0]
+        _check_alike(keys, expert, where)
+    missing = _without_tied(missing, found, expert, model)
+    more = [name for name in stored if name not in used and not _is_ignored(name, model)]
+    _check_names(missing, more, where)
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    for name, key in found.items():
+        if stored[key].shape != shapes[name]:
+            raise ValueError(
+                f"{where}: expected the shape {shapes[name]} in {name}, found "
+                f"{stored[key].shape}; {OTHER_BASE}"
+            )
+    return {name: checkpoint.files.tensor(key) for name, key in found.items()}
+
+
+def names_of_parameters(model: torch.nn.Module) -> dict[int, list[str]]:
+    """All names of each weight, by its id: an output layer may share that of the embedding."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def _check_alike(keys: Sequence[str], expert: Expert, where: str) -> None:
+    """Refuse different tensors in a file for what is one weight in the base."""
+    files = checkpoint_of(expert).files
+    for other in keys[1:]:
+        if not torch.equal(files.tensor(keys[0]), files.tensor(other)):
+            raise ValueError(
+                f"{where}: expected an output layer that shares its weight with the embedding, as "
+                f"in the base, found different weights in {keys[0]} and {other}; load the base "
+                "with tie_word_embeddings false"
+            )
+
+
+def _without_tied(
+    missing: list[str], found: dict[str, str], expert: Expert, model: "PreTrainedModel"
+) -> list[str]:
+    """What is missing, without an output layer that the expert's embedding stands for."""
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    output = names.get(id(getattr(model.get_output_embeddings(), "weight", None)))
+    embedding = names.get(id(getattr(model.get_input_embeddings(), "weight", None)))
+    if output in missing and embedding in found and is_tied(checkpoint_of(expert).config):
+        assert output is not None and embedding is not None
+        found[output] = found[embedding]
+        return [name for name in missing if name != output]
+    return missing
+
+
+def _is_ignored(name: str, model: "PreTrainedModel") -> bool:
+    """Whether a tensor in a file is none of the model's weights, and does no harm."""
+    buffers = {buffer for buffer, _ in model.named_buffers()}
+    return name in buffers or name.endswith(COMPUTED)
+
+
+def _check_names(missing: Sequence[str], more: Sequence[str], where: str) -> None:
+    """Refuse a model that lacks weights of the base, or has others.
+
+    :raises ValueError: naming the first of each.
+    """
+    faults = []
+    if missing:
+        faults.append(f"{len(missing)} missing, as {missing[0]}")
+    if more:
+        faults.append(f"{len(more)} that the base does not have, as {more[0]}")
+    if faults:
+        raise ValueError(
+            f"{where}: expected the tensors of the base, found {' and '.join(faults)}; {OTHER_BASE}"
+        )
+
+
+def _loaded(expert: Expert, model: "PreTrainedModel", where: str) -> dict[str, torch.Tensor]:
+    """The weights of an expert as transformers loads them, in memory.
+
+    :raises ValueError: if they do not fit into memory, or are not those of the base's class.
+    """
+    files = checkpoint_of(expert).files
+    advice = "; merge fewer models at a time"
+    check_memory(files.bytes, f"{where}: reading a model whose tensors are renamed", advice)
+    kind: Any = type(model)
+    options = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
+    loaded, info = kind.from_pretrained(expert.folder, **options)
+    missing, more = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    _check_names(missing, more, where)
+    expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    tensors = {}
+    for name, weight in loaded.named_parameters():
+        if expected.get(name) != tuple(weight.shape):
+            raise ValueError(
+                f"{where}: expected the shape {expected.get(name)} in {name}, found "
+                f"{tuple(weight.shape)}; {OTHER_BASE}"
+            )
+        tensors[name] = weight.detach()
+    return tensors
+
+
+def _changed(
+    tensors: Mapping[str, torch.Tensor], base: BaseWeights, where: str
+) -> dict[str, torch.Tensor]:
+    """The tensors that differ from the base's, which is compared in the dtype of the expert.
+
+    :raises ValueError: if one of them is not finite.
+    """
+    changed = {}
+    for name, tensor in tensors.items():
+        if holds_same(tensor, base.current(name)):
+            continue
+        if not is_finite(tensor):
+            raise ValueError(
+                f"{where}: expected finite weights, found NaN or infinity in {name}; "
+                "use an earlier checkpoint"
+            )
+        changed[name] = tensor
+    return changed
