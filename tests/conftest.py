@@ -132,6 +132,18 @@ def project(tmp_path, model, tokenizer, make_adapter):
 
 
 @pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty folder that is the cache of the hub, which cannot be reached."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+@pytest.fixture
 def data():
     """Fifteen points in three dimensions, and three outcomes of theirs."""
     generator = torch.Generator().manual_seed(0)

@@ -1,61 +1,58 @@
 """The experts that the settings of a run name: their folders, and the tasks they were made for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from evox_evogm.problems.adapters.read_adapter import CONFIG
+from evox_evogm.problems.adapters.find_adapters import (
+    find_adapter,
+    find_adapters,
+    name_of_source,
+)
+from evox_evogm.problems.adapters.read_adapter import describe
+from evox_evogm.problems.checkpoints.find_checkpoints import checkpoints_in
 from evox_evogm.problems.tasks.task import Task
 
 
-def expert_folders(experts, folder: Path) -> dict[str, Path]:
-    """The folder of every expert, by its name.
+def expert_folders(
+    experts, folder: Path, commits: Mapping[str, str] | None = None
+) -> dict[str, Path]:
+    """The folder of every expert, by its name. Those of hub ids are downloaded.
 
-    :param experts: the setting: a folder of adapter folders, a list of adapter folders, or a table
-        of names and adapter folders.
+    :param experts: the setting: a folder of adapter folders or a repository of adapters, a list of
+        adapters, or a table of names and adapters. An adapter is a folder or a hub id.
     :param folder: the folder that paths are relative to.
-    :raises ValueError: if there is no expert, or two have one name.
+    :param commits: those that an earlier process found, see `find_adapter`.
+    :raises ValueError: if there is no expert, two have one name, or the hub does not have one.
     """
     if isinstance(experts, str):
-        return _folders_in(folder / experts)
+        return checkpoints_in(folder / experts) or find_adapters(experts, folder, commits)
     if not isinstance(experts, (list, dict)):
         raise ValueError(f"experts: expected a folder, a list or a table, found {experts!r}")
     if not experts:
         raise ValueError("experts: expected at least one adapter folder, found none")
+    named = _named(experts, folder)
+    found = {}
+    for name, source in named.items():
+        found[name] = find_adapter(source, describe(name, source), folder, commits)
+    return found
+
+
+def _named(experts: list | dict, folder: Path) -> dict[str, str]:
+    """What the settings give for every expert, by its name."""
     if isinstance(experts, dict):
-        return _folders_in_table(experts, folder)
-    return _folders_in_list(experts, folder)
-
-
-def _folders_in_table(experts: dict, folder: Path) -> dict[str, Path]:
-    named = {str(name): folder / str(path) for name, path in experts.items()}
-    if len(named) < len(experts):
-        found = f"found some that read the same in {list(experts)}"
-        raise ValueError(f"experts: expected different names, {found}")
-    return named
-
-
-def _folders_in_list(experts: list, folder: Path) -> dict[str, Path]:
-    paths = [folder / str(path) for path in experts]
-    named = {path.name: path for path in paths}
-    if len(named) < len(experts):
+        named = {str(name): str(source) for name, source in experts.items()}
+        advice = f"found some that read the same in {list(experts)}"
+        expected = "expected different names"
+    else:
+        named = {}
+        for source in map(str, experts):
+            named[name_of_source(source, folder)] = source
         advice = "found some twice; give a table of names and folders"
-        raise ValueError(f"experts: expected folders with different names, {advice}")
+        expected = "expected folders with different names"
+    if len(named) < len(experts):
+        raise ValueError(f"experts: {expected}, {advice}")
     return named
-
-
-def _folders_in(parent: Path) -> dict[str, Path]:
-    if (parent / CONFIG).is_file():  # its checkpoints would be taken for experts
-        expected = f"expected a folder of adapter folders in {parent}"
-        raise ValueError(
-            f"experts: {expected}, found an adapter itself; give a list of adapter folders"
-        )
-    configurations = sorted(parent.glob(f"*/{CONFIG}"))
-    if not configurations:
-        expected = f"expected adapter folders with {CONFIG} in {parent}"
-        found = "none" if parent.is_dir() else "no such folder"
-        raise ValueError(f"experts: {expected}, found {found}")
-    return {path.parent.name: path.parent for path in configurations}
 
 
 def tasks_of_experts(

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from evox_evogm.command.escaping import sanitize
+from evox_evogm.problems.adapters.hub_source import parse_hub_source, snapshot_of
 from evox_evogm.problems.adapters.same_base import hub_id
 from evox_evogm.problems.inference.base_model import SMOLLM2
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
@@ -186,7 +187,8 @@ def part_of(name: str, source) -> Part:
     :param source: as `read_licence` takes it.
     """
     licence = read_licence(source)
-    away = licence is None and hub_id(str(source)) is not None and _find(source, CARD) is None
+    on_hub = hub_id(str(snapshot_of(source) or source)) is not None
+    away = licence is None and on_hub and _find(source, CARD) is None
     return Part(name, licence, away)
 
 
@@ -220,15 +222,15 @@ def read_licence(source) -> str | None:
     for name in PACKAGED:
         if source and Path(str(source)).name == name:
             return PACKAGED[name]
-    card = _find(source, CARD)
-    if card is not None:
-        named = _licence_of_card(card)
+    for place in (source, snapshot_of(source)):  # what a repository says holds for its folders
+        card = _find(place, CARD)
+        named = None if card is None else _licence_of_card(card)
         if named is not None:
             return named
-    for name in LICENCE_FILES:
-        file = _find(source, name)
-        if file is not None:
-            return licence_of_text(_read(file))
+        for name in LICENCE_FILES:
+            file = _find(place, name)
+            if file is not None:
+                return licence_of_text(_read(file))
     return None
 
 
@@ -322,7 +324,8 @@ def _find(source, name: str) -> Path | None:
     if file.is_file():
         return file
     # A snapshot in the cache has only the files that were asked for.
-    repository = hub_id(str(source))
+    named = parse_hub_source(str(source))  # may be a folder of a repository
+    repository = hub_id(str(source)) if named is None else named.repository
     return None if repository is None else _from_hub(repository, name)
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.licences import read_licence
-from evox_evogm.problems.adapters.read_adapter import CONFIG, Expert, read_expert
+from evox_evogm.command.named_adapters import NamedAdapter, named_adapters
+from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.adapters.same_base import first_contradiction, hub_id, last_part
+from evox_evogm.problems.checkpoints.full_checkpoint import megabytes
+from evox_evogm.problems.checkpoints.read_experts import read_any_expert
 from evox_evogm.problems.inference.base_model import SMOLLM2
 
 CARD = "README.md"
@@ -26,6 +29,8 @@ class LookedAt:
     :param kinds: their different last names, such as `q_proj`.
     :param licence: as the hub has it; None if it is not said.
     :param data: data sets that its card names.
+    :param checkpoint: the size of the whole model that it is; None of an adapter.
+    :param hub: its hub id; None of a folder.
     """
 
     name: str
@@ -36,10 +41,15 @@ class LookedAt:
     kinds: tuple[str, ...]
     licence: str | None
     data: tuple[str, ...]
+    checkpoint: int | None = None
+    hub: str | None = None
 
     @property
     def words(self) -> str:
         """All of it but the name, on one line."""
+        if self.checkpoint is not None:
+            size = f"{self.modules} tensors, {megabytes(self.checkpoint)}"
+            return sanitize(f"full checkpoint, {size}, licence {self.licence or 'not said'}")
         low, high = self.ranks
         rank = f"rank {low}" if low == high else f"ranks {low} to {high}"
         modules = f"{self.modules} modules ({', '.join(self.kinds)})"
@@ -51,24 +61,12 @@ class LookedAt:
 def look_at(words: Sequence[str]) -> list[LookedAt]:
     """The adapters in folders.
 
-    :param words: adapter folders, and folders of adapter folders.
+    :param words: see `named_adapters`.
     :raises ValueError: if one is no adapter that can be merged, or there is none.
     """
-    folders: dict[Path, None] = {}
-    for word in words:
-        folder = Path(word)
-        if (folder / CONFIG).is_file() or not folder.is_dir():
-            folders[folder] = None
-            continue
-        for configuration in sorted(folder.glob(f"*/{CONFIG}")):
-            folders[configuration.parent] = None
-    # Other files beside them, as `experts/*` names them too, are passed over.
-    found = [folder for folder in folders if not folder.is_file()]
-    if not found:
-        expected = f"expected adapter folders with {CONFIG}"
-        raise ValueError(f"adapters: {expected}, found none in {', '.join(map(str, words))}")
-    names = names_of(found)
-    return [_look_at(folder, name) for folder, name in zip(found, names, strict=True)]
+    named = named_adapters(words)
+    names = names_of([adapter.path for adapter in named])
+    return [_look_at(adapter, name) for adapter, name in zip(named, names, strict=True)]
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -83,8 +81,14 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _look_at(folder: Path, name: str) -> LookedAt:
-    expert = read_expert(folder, name=name)
+def _look_at(named: NamedAdapter, name: str) -> LookedAt:
+    folder = named.folder
+    expert = read_any_expert(folder, name=name)
+    if expert.checkpoint is not None:
+        files = expert.checkpoint.files
+        base, licence = base_in_card(folder), read_licence(folder)
+        count, data = len(files.stored), data_of(folder)
+        return LookedAt(name, folder, base, (0, 0), count, (), licence, data, files.bytes)
     ranks = [factors.a.shape[-2] for factors in expert.modules.values()]
     return LookedAt(
         name=name,
@@ -95,6 +99,7 @@ def _look_at(folder: Path, name: str) -> LookedAt:
         kinds=kinds_of(expert),
         licence=read_licence(folder),
         data=data_of(folder),
+        hub=None if named.hub is None else str(named.hub),
     )
 
 
@@ -118,22 +123,40 @@ def data_of(folder: Path) -> tuple[str, ...]:
     return tuple(sanitize(str(name)) for name in named)
 
 
-def base_of(adapters: Sequence[LookedAt], given: str | None) -> tuple[str, str]:
+def base_in_card(folder: Path) -> str:
+    """The base that the card of a whole model names; empty if it names none, or several."""
+    from huggingface_hub import metadata_load
+
+    try:
+        named = (metadata_load(folder / CARD) or {}).get("base_model")
+    except Exception:  # there is no card, or a damaged one
+        return ""
+    if isinstance(named, list) and len(named) == 1:
+        named = named[0]
+    return named if isinstance(named, str) else ""
+
+
+def base_of(
+    adapters: Sequence[LookedAt], given: str | None, beside: str | None = None
+) -> tuple[str, str]:
     """The base of adapters, and why it is taken.
 
-    :param given: by the user; None to take what the adapters name.
+    :param given: by the user; None to take what lies beside the adapters, or what they name.
+    :param beside: the base in a folder beside them; None if there is none.
     :raises ValueError: if they name none, or bases that contradict each other.
     """
     if given is not None:
         return given, "as you gave it"
     named = [adapter for adapter in adapters if adapter.base]
-    if not named:
+    if not named and beside is None:
         raise ValueError("base: expected adapters that name their base, found none; give --base")
     pair = first_contradiction([adapter.base for adapter in named])
     if pair is not None:
         one, other = (named[place] for place in pair)
         found = f"found {one.base} ({one.name}) and {other.base} ({other.name})"
         raise ValueError(f"base: expected adapters of one base model, {found}; give --base")
+    if beside is not None:
+        return beside, "as it lies beside the adapters"
     for adapter in named:  # a local copy needs no download
         if Path(adapter.base).is_dir():
             return str(Path(adapter.base).resolve()), "as the adapters name it"

@@ -9,12 +9,13 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 # Settings of peft.LoraConfig under which a module is not W + s B A, with their names in messages.
 UNSUPPORTED = {
     "use_dora": "DoRA",
@@ -70,16 +71,17 @@ class LoraSettings:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def read_config(folder: Path, where: str) -> LoraSettings:
+def read_config(folder: Path, where: str, *, heads: Collection[str] = ()) -> LoraSettings:
     """Read and check the configuration of an adapter.
 
     :param folder: the adapter's folder.
     :param where: the adapter as error messages name it.
+    :param heads: the modules that it may hold whole.
     :return: its settings, with empty tables for patterns that are missing.
     :raises ValueError: one sentence saying what was expected, what was found and what to do.
     """
     config = _load_json(folder / CONFIG, where)
-    _check_kind(config, where)
+    _check_kind(config, where, heads)
     _check_initialisation(config, where)
     _check_types(config, where)
     _check_ranks(config, where)
@@ -181,7 +183,7 @@ def _adapters_inside(folder: Path) -> str:
     return "none; give the folder that peft's save_pretrained wrote"
 
 
-def _check_kind(config: Mapping[str, Any], where: str) -> None:
+def _check_kind(config: Mapping[str, Any], where: str, heads: Collection[str]) -> None:
     """Refuse adapters of other kinds, and LoRA with anything beside A and B."""
     if "peft_type" not in config and "fine_tune_type" in config:
         raise ValueError(
@@ -199,11 +201,18 @@ def _check_kind(config: Mapping[str, Any], where: str) -> None:
             "train the adapter without biases"
         )
     for setting, title in UNSUPPORTED.items():
+        if setting == "modules_to_save" and _are_heads(config.get(setting), heads):
+            continue
         if config.get(setting):
             raise ValueError(
                 f"{where}: expected plain LoRA, found {title} ({setting} is set); "
                 "leave this adapter out or retrain it"
             )
+
+
+def _are_heads(names: object, heads: Collection[str]) -> bool:
+    """Whether the modules that an adapter holds whole are heads, which are not merged."""
+    return isinstance(names, list) and all(name in heads for name in names)
 
 
 def _check_initialisation(config: Mapping[str, Any], where: str) -> None:

@@ -4,29 +4,37 @@
 of such a product is refused with one sentence, because the merge would silently leave it out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from evox_evogm.problems.adapters.adapter_config import (
     CONFIG,
+    WEIGHTS,
     LoraSettings,
     check_pattern_count,
     rank_and_alpha,
     read_config,
 )
+from evox_evogm.problems.adapters.find_adapters import find_adapter, name_of_source
+from evox_evogm.problems.adapters.hub_source import shown_source, source_of_folder
 from evox_evogm.problems.adapters.same_base import hub_id
 from evox_evogm.problems.adapters.tensor_names import (
     COPY_NAME,
     FACTOR_NAME,
+    PREFIX,
     SHARDED,
     check_one_adapter,
     explain_key,
 )
 
-WEIGHTS = "adapter_model.safetensors"
+if TYPE_CHECKING:
+    from evox_evogm.problems.checkpoints.full_checkpoint import FullCheckpoint
+
+STATE_OF_TRAINERS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Expert:
     :param base_copies: layers of the base of whose weight the adapter's file holds a copy, each
         with the name of that tensor. Those of whose bias it holds one end in ".bias".
     :param settings: what the configuration says.
+    :param checkpoint: the weights, of an expert that is a whole model; it has no modules then.
     """
 
     name: str
@@ -75,26 +84,31 @@ class Expert:
     modules: dict[str, Factors]
     base_copies: Mapping[str, str] = field(default_factory=dict)
     settings: LoraSettings | None = None
+    checkpoint: "FullCheckpoint | None" = None
 
 
-def read_expert(folder, *, name: str | None = None) -> Expert:
-    """Read a PEFT adapter folder (`adapter_config.json` and `adapter_model.safetensors`).
+def read_expert(folder, *, name: str | None = None, heads: Collection[str] = ()) -> Expert:
+    """Read a PEFT adapter (`adapter_config.json` and `adapter_model.safetensors`).
 
-    :param folder: the adapter's folder.
-    :param name: of the expert. Defaults to the folder's name.
+    :param folder: the adapter's folder, the output folder of a trainer, or a hub id, see
+        `find_adapter`.
+    :param name: of the expert. Defaults to the last part of the folder or hub id.
+    :param heads: the modules that the adapter may hold whole (`modules_to_save`) and that are left
+        out, because every task has its own. None for language models.
     :return: the expert, its tensors in float32 on the CPU.
     :raises ValueError: one sentence saying which adapter, what was found and what to do.
     """
-    folder = Path(folder)
-    name = name or folder.name
+    name = name or name_of_source(folder)
     where = describe(name, folder)
+    folder = find_adapter(folder, where)
     if not folder.is_dir():
-        advice = "" if hub_id(str(folder)) is None else "; download it first, if it is a hub id"
+        advice = "" if hub_id(str(folder)) is None else "; give a hub id as a str, not as a Path"
         raise ValueError(
             f"{where}: expected a folder with {CONFIG} and {WEIGHTS}, found no such folder{advice}"
         )
-    settings = read_config(folder, where)
-    pairs, base_copies = _sort_tensors(read_tensors(folder, where), where)
+    settings = read_config(folder, where, heads=heads)
+    tensors = without_heads(read_tensors(folder, where), heads)
+    pairs, base_copies = _sort_tensors(tensors, where)
     check_pattern_count(settings, len(pairs), where)
     modules = {}
     for module in sorted(pairs):
@@ -102,9 +116,10 @@ def read_expert(folder, *, name: str | None = None) -> Expert:
     return Expert(name, folder, settings.base, modules, base_copies, settings)
 
 
-def describe(name: str, folder: Path) -> str:
+def describe(name: str, folder: Path | str) -> str:
     """An adapter as error messages name it."""
-    return f"expert {name!r} ({folder})"
+    source = source_of_folder(folder)
+    return f"expert {name!r} ({folder if source is None else shown_source(source)})"
 
 
 def read_tensors(folder: Path, where: str) -> dict[str, torch.Tensor]:
@@ -138,6 +153,20 @@ def read_tensors(folder: Path, where: str) -> dict[str, torch.Tensor]:
             f"found {', '.join(sorted(dtypes))}"
         )
     return converted
+
+
+def without_heads(
+    tensors: Mapping[str, torch.Tensor], heads: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter that do not belong to heads that it holds whole.
+
+    :param tensors: by name.
+    :param heads: names of modules.
+    """
+    of_heads = set()
+    for head in heads:
+        of_heads |= {f"{PREFIX}{head}.weight", f"{PREFIX}{head}.bias"}
+    return {name: tensor for name, tensor in tensors.items() if name not in of_heads}
 
 
 Pair = dict[str, torch.Tensor]  # by "A", "B", "embedding_A" and "embedding_B"
@@ -221,7 +250,10 @@ def check_rank(module: str, a: torch.Tensor, b: torch.Tensor, rank: int, where: 
 
 def _other_weights(folder: Path) -> str:
     """What a folder holds in place of a weight file in safetensors format."""
-    pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
+    pickles = []
+    for path in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt")):
+        if path.name not in STATE_OF_TRAINERS:
+            pickles.append(path)
     if not pickles:
         return "none"
     return f"only {pickles[0].name}, a pickle that is not read because it can run code"

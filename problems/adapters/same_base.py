@@ -10,7 +10,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-SNAPSHOT = re.compile(r"(?:^|[/\\])models--(?P<id>[^/\\]+)[/\\]snapshots[/\\]")
+# A folder of the hub's cache: the repository, the commit, and the folder in it.
+SNAPSHOT = re.compile(
+    r"(?:^|[/\\])models--(?P<repository>[^/\\]+)[/\\]snapshots[/\\](?P<commit>[^/\\]+)"
+    r"[/\\]?(?P<folder>.*)"
+)
 # What a copy of a base adds to its name: how it is stored, and who made the copy.
 COPY_WORD = re.compile(
     r"bnb|gptq|awq|gguf|exl2|hqq|aqlm|eetq|marlin|nf4|fp(4|8|16|32)|bf16|int[248]|[2-8]bits?|"
@@ -29,8 +33,8 @@ def hub_id(base: str) -> str | None:
     :param base: a hub id, a path, or the path of a snapshot in the hub's cache.
     """
     snapshot = SNAPSHOT.search(base)
-    if snapshot:
-        return snapshot["id"].replace("--", "/", 1)
+    if snapshot:  # a folder in it is another thing than its repository
+        return None if snapshot["folder"] else snapshot["repository"].replace("--", "/", 1)
     looks_like_id = re.fullmatch(r"(?P<owner>[\w.-]+)/[\w.-]+", base)
     if looks_like_id is None or LOCAL_PARENT.fullmatch(looks_like_id["owner"].lower()):
         return None
@@ -136,5 +140,8 @@ def name_in_export(base: str, adapters: Iterable[str], folder: Path = Path()) ->
 
 
 def _printable(name: str) -> str:
-    """A name from a file without characters that steer a terminal."""
+    """A name from a file without characters that steer a terminal; of the hub as it is there."""
+    snapshot = SNAPSHOT.search(name)
+    if snapshot:
+        name = f"{snapshot['repository'].replace('--', '/', 1)}/{snapshot['folder']}".rstrip("/")
     return "".join(char if char.isprintable() else " " for char in name)

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,10 +183,10 @@ def test_a_model_beside_the_adapter_is_left_unread_and_noted(make_adapter, model
     assert fit.notes[0].endswith("took only the adapter of a folder that also holds a model")
 
 
-def test_a_hub_id_in_place_of_a_folder_is_refused_with_what_to_do():
-    message = "found no such folder; download it first, if it is a hub id"
+def test_a_hub_id_as_a_path_is_refused_with_what_to_do():
+    message = "found no such folder; give a hub id as a str, not as a Path"
     with pytest.raises(ValueError, match=message):
-        read_expert("someone/an-adapter-7b")
+        read_expert(Path("someone/an-adapter-7b"))
 
 
 def test_thousands_of_patterns_are_tried_in_seconds(make_adapter, edit_config):
@@ -378,8 +379,8 @@ def with_config(content):
     return with_files(lambda folder: (folder / CONFIG).write_bytes(data))
 
 
-def into_checkpoints(folder):
-    for name in ("checkpoint-5", "checkpoint-10"):
+def into_folders(folder):
+    for name in ("second", "first"):
         shutil.copytree(folder, folder.parent / "copy")
         (folder.parent / "copy").rename(folder / name)
     (folder / CONFIG).unlink()
@@ -398,9 +399,9 @@ SICK_CONFIGS = {
         with_config(b'{"peft_type": "\xff"}'),
         f"expected JSON in {CONFIG}, found .*decode",
     ),
-    "checkpoints": (
-        with_files(into_checkpoints),
-        f"expected {CONFIG}, found adapters in its folders checkpoint-10, checkpoint-5; "
+    "adapters in folders": (
+        with_files(into_folders),
+        f"expected {CONFIG}, found adapters in its folders first, second; "
         "give one of these",
     ),
     "MLX": (

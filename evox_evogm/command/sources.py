@@ -1,0 +1,101 @@
+"""Where base and experts of a run come from: commits of the hub, by which a run is repeatable."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from evox_evogm.command.run_folder import INPUTS, has_begun, read_table
+from evox_evogm.command.settings import RunSettings
+from evox_evogm.problems.adapters.hub_source import (
+    HubSource,
+    parse_hub_source,
+    shown_source,
+    source_of_folder,
+)
+from evox_evogm.problems.lora_merge import LoRAMergeProblem
+
+HUB = "hub"  # in `inputs.json`: commits by repository and revision
+
+
+def base_of_settings(
+    settings: RunSettings, folder: Path, commits: Mapping[str, str] | None = None
+) -> str:
+    """The base of a run as `LoRAMergeProblem` takes it.
+
+    :param folder: the folder that paths in the settings are relative to.
+    :param commits: those that an earlier process found, see `saved_commits`.
+    """
+    local = folder / settings.base
+    if local.is_dir():
+        return str(local)
+    source = parse_hub_source(settings.base, folder)
+    return settings.base if source is None else str(source.pinned(commits or {}))
+
+
+def saved_commits(out: Path) -> dict[str, str]:
+    """The commits that a run in a folder was begun with; none where there is no run."""
+    if not has_begun(out):
+        return {}
+    commits = read_table(out / INPUTS, json.loads).get(HUB)
+    if not isinstance(commits, dict):
+        return {}
+    return {str(name): str(commit) for name, commit in commits.items()}
+
+
+def commits_of(
+    settings: RunSettings, folder: Path, experts: Mapping[str, Path], problem: LoRAMergeProblem
+) -> dict[str, str]:
+    """The commit of every repository and revision that the settings name.
+
+    :param folder: the folder that paths in the settings are relative to.
+    :param experts: the adapter folder of every expert.
+    """
+    given = settings.experts
+    named = list(given.values()) if isinstance(given, dict) else given
+    words = [named] * len(experts) if isinstance(named, str) else [str(word) for word in named]
+    commits = {}
+    for word, path in zip(words, experts.values(), strict=True):
+        source, found = parse_hub_source(word, folder), source_of_folder(path)
+        if source is not None and found is not None and found.revision is not None:
+            commits[source.at_revision] = found.revision
+    source, found = parse_hub_source(settings.base, folder), source_of_base(problem)
+    if source is not None and found is not None and found.revision is not None:
+        commits[source.at_revision] = found.revision
+    return commits
+
+
+def sources_of(problem: LoRAMergeProblem) -> dict[str, str]:
+    """What of a merge came from the hub: repository, commit and folder, by `base` and expert."""
+    sources = {}
+    base = source_of_base(problem)
+    if base is not None:
+        sources["base"] = str(base)
+    for expert in problem.experts:
+        source = source_of_folder(expert.folder)
+        if source is not None:
+            sources[f"expert {expert.name}"] = str(source)
+    return sources
+
+
+def source_of_base(problem: LoRAMergeProblem) -> HubSource | None:
+    """What the base is on the hub, at its commit, or None if it is a folder of this machine."""
+    config = problem.language_model.model.config
+    name = str(getattr(config, "_name_or_path", "") or "")
+    commit = getattr(config, "_commit_hash", None)
+    if commit is None:
+        return source_of_folder(name)
+    source = parse_hub_source(name)
+    return source_of_folder(name) if source is None else HubSource(source.repository, "", commit)
+
+
+def note_of_sources(problem: LoRAMergeProblem) -> list[str]:
+    """A note that says what was taken from the hub, or none."""
+    shown = []
+    base = source_of_base(problem)
+    if base is not None:
+        shown.append(f"base {shown_source(base)}")
+    for expert in problem.experts:
+        source = source_of_folder(expert.folder)
+        if source is not None:
+            shown.append(f"expert {expert.name} {shown_source(source)}")
+    return [f"from the hub: {', '.join(shown)}"] if shown else []

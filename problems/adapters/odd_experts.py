@@ -1,0 +1,254 @@
+"""Find experts whose changes are far from the others': damaged or hostile adapters, wrong scales.
+
+Of a module, tau = s B A has a Frobenius norm and singular values. Both come from the r x r matrices
+A A^T and B^T B. Three numbers are compared:
+
+- **Size** of an expert: the median over its modules of log(norm / sqrt(D_in D_out)), less what is
+  usual for modules of the same last name, such as `q_proj`.
+- **A single module**: the same, less the size of its expert.
+- **Spectrum** of an expert: the median over its modules of the log-odds of H / log r, where H is
+  the entropy of the shares of squared singular values and exp(H) the effective rank (Roy and
+  Vetterli 2007). It is high where an adapter is noise, low where one direction is all.
+
+Each is compared with the other experts by a robust z: the distance to their median in units of
+1.4826 times their median absolute deviation, which has a floor, as few experts say little.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from evox_evogm.problems.adapters.read_adapter import Expert, Factors
+
+log = logging.getLogger(__name__)
+
+LIMIT = 5.0  # robust z from which a size or a spectrum is odd
+LIMIT_OF_EXTREMES = 8.0  # of a single module, the largest of hundreds, and of small sizes
+FLOOR_OF_SIZE = 0.35  # at these limits norms are 6 and 16 times as large as usual
+FLOOR_OF_SPECTRUM = 0.4
+NORMAL = 1.4826  # the standard deviation of a normal distribution, in absolute deviations
+EDGE = 1e-6  # log-odds are those of numbers between this and 1 less this
+
+
+class Spectrum(NamedTuple):
+    """The size of a change of a module's weights, and how it is spread.
+
+    :param norm: the Frobenius norm of s B A.
+    :param share: that the largest singular value has of all squared; NaN where there is no change.
+    :param log_size: log of the root mean square of its entries; -inf where there is no change.
+    :param log_odds: of the entropy, see above; None of rank 1.
+    """
+
+    norm: float
+    share: float
+    log_size: float
+    log_odds: float | None
+
+
+@dataclass(frozen=True)
+class ExpertSpectrum:
+    """What is known of the changes of an expert.
+
+    :param name: of the expert.
+    :param modules: by name, those that change.
+    """
+
+    name: str
+    modules: dict[str, Spectrum]
+
+    @property
+    def norm(self) -> float:
+        """The Frobenius norm over all modules together."""
+        return math.sqrt(sum(found.norm**2 for found in self.modules.values()))
+
+    @property
+    def share(self) -> float:
+        """The median over modules of the share of the largest singular value."""
+        return median(found.share for found in self.modules.values())
+
+    @property
+    def log_odds(self) -> float | None:
+        """The median over modules of the log-odds; None where all are of rank 1."""
+        odds = [found.log_odds for found in self.modules.values() if found.log_odds is not None]
+        return median(odds) if odds else None
+
+    def by_kind(self) -> dict[str, float]:
+        """The median of log sizes by the last name of modules."""
+        sizes: dict[str, list[float]] = {}
+        for name, found in self.modules.items():
+            sizes.setdefault(_kind(name), []).append(found.log_size)
+        return {kind: median(values) for kind, values in sizes.items()}
+
+
+def spectrum_of(factors: Factors) -> Spectrum:
+    """The norm and the spectrum of s B A, without the product.
+
+    The E products of a parameter count as one matrix with the singular values of all.
+    """
+    a, b = factors.a.double(), factors.b.double()
+    values, vectors = torch.linalg.eigh(b.mT @ b)
+    root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)  # root root^T = B^T B
+    squares = torch.linalg.eigvalsh(root.mT @ (a @ a.mT) @ root).clamp(min=0)  # (..., r)
+    total = float(squares.sum())
+    matrices = squares.numel() // squares.shape[-1]
+    rank = min(a.shape[-2], a.shape[-1], b.shape[-2]) * matrices
+    norm = math.sqrt(total) * abs(factors.scale)
+    if norm == 0 or not math.isfinite(norm):
+        return Spectrum(norm, math.nan, -math.inf, None)
+    entries = a.shape[-1] * b.shape[-2] * matrices
+    share = float(squares.max()) / total
+    log_odds = None
+    if rank > 1:
+        shares = squares.flatten() / total
+        spread = float(torch.special.entr(shares).sum()) / math.log(rank)
+        spread = min(max(spread, EDGE), 1 - EDGE)
+        log_odds = math.log(spread / (1 - spread))
+    return Spectrum(norm, share, math.log(norm) - math.log(entries) / 2, log_odds)
+
+
+def spectra_of(experts: Sequence[Expert]) -> list[ExpertSpectrum]:
+    """The spectra of the adapters among experts. Modules without a change are left out."""
+    spectra = []
+    for expert in experts:
+        changed = {}
+        for name, factors in expert.modules.items():
+            found = spectrum_of(factors)
+            if math.isfinite(found.log_size):
+                changed[name] = found
+        if expert.modules:
+            spectra.append(ExpertSpectrum(expert.name, changed))
+    return spectra
+
+
+def warnings_of_odd_experts(experts: Sequence[Expert]) -> list[str]:
+    """A sentence for every way in which an expert is far from the others. They are logged too.
+
+    :param experts: of one base, with the names that the base has for their modules.
+    """
+    spectra = spectra_of(experts)
+    warnings = []
+    for found in spectra:
+        if not found.modules:
+            warnings.append(f"expert {found.name!r}: changes nothing, as all of its weights are 0")
+    changed = [found for found in spectra if found.modules]
+    for own in changed:
+        others = [found for found in changed if found is not own]
+        if others:
+            warnings += _warnings_of(own, others)
+    for warning in warnings:
+        log.warning("%s", warning)
+    return warnings
+
+
+def _warnings_of(own: ExpertSpectrum, others: Sequence[ExpertSpectrum]) -> list[str]:
+    usual = _usual_sizes(others)
+    size, sizes = _size(own, usual), [_size(other, usual) for other in others]
+    reasons = []
+    z = _robust_z(size, sizes, FLOOR_OF_SIZE)
+    if z > LIMIT or z < -LIMIT_OF_EXTREMES:
+        times = _times(math.exp(size - median(sizes)))
+        reasons.append(f"its changes are {times} those of the others: norm {_norms(own, others)}")
+    z_of_spectrum = _z_of_spectrum(own, others)
+    if abs(z_of_spectrum) > LIMIT:
+        shares = [100 * other.share for other in others]
+        reasons.append(
+            f"its spectrum is {_spread(z_of_spectrum)} the others': {100 * own.share:.3g} % of a "
+            f"module's change is in one direction, {min(shares):.3g} to {max(shares):.3g} % with "
+            "them"
+        )
+        z = z if abs(z) > abs(z_of_spectrum) else z_of_spectrum
+    single = _odd_module(own, others, usual)
+    if single is not None:
+        reasons.append(single[0])
+        z = max(z, single[1], key=abs)
+    if not reasons:
+        return []
+    advice = "it may be damaged or hostile, or have another scale"
+    return [f"expert {own.name!r}: {'; '.join(reasons)} (robust z {z:.1f}); {advice}"]
+
+
+def _odd_module(
+    own: ExpertSpectrum, others: Sequence[ExpertSpectrum], usual: dict[str, float]
+) -> tuple[str, float] | None:
+    """The module that is furthest from what is usual, in words with its z, or None."""
+    residuals: list[float] = []
+    for other in others:
+        residuals += _residuals(other, usual).values()
+    found = _residuals(own, usual)
+    name = max(found, key=lambda name: found[name])  # what adds little does no harm
+    z = _robust_z(found[name], residuals, FLOOR_OF_SIZE)
+    if z <= LIMIT_OF_EXTREMES:
+        return None
+    module, times = own.modules[name], _times(math.exp(found[name]))
+    words = f"{name} changes {times} as much as its other modules suggest: norm {module.norm:.3g}"
+    return f"{words}, {100 * module.share:.3g} % of it in one direction", z
+
+
+def _usual_sizes(spectra: Sequence[ExpertSpectrum]) -> dict[str, float]:
+    """The median log size of modules by their last name; under "" that of all."""
+    sizes: dict[str, list[float]] = {}
+    for found in spectra:
+        for kind, size in found.by_kind().items():
+            sizes.setdefault(kind, []).append(size)
+    usual = {kind: median(values) for kind, values in sizes.items()}
+    return {"": median(usual.values()), **usual}
+
+
+def _size(found: ExpertSpectrum, usual: dict[str, float]) -> float:
+    """The size of an expert."""
+    return median(_relative(found, usual).values())
+
+
+def _residuals(found: ExpertSpectrum, usual: dict[str, float]) -> dict[str, float]:
+    """The log size of each module, less what is usual and less the size of the expert."""
+    relative = _relative(found, usual)
+    size = median(relative.values())
+    return {name: value - size for name, value in relative.items()}
+
+
+def _relative(found: ExpertSpectrum, usual: dict[str, float]) -> dict[str, float]:
+    """The log size of each module, less what is usual for its last name."""
+    relative = {}
+    for name, module in found.modules.items():
+        relative[name] = module.log_size - usual.get(_kind(name), usual[""])
+    return relative
+
+
+def _z_of_spectrum(own: ExpertSpectrum, others: Sequence[ExpertSpectrum]) -> float:
+    odds = [other.log_odds for other in others]
+    known = [value for value in odds if value is not None]
+    if own.log_odds is None or not known:
+        return 0.0
+    return _robust_z(own.log_odds, known, FLOOR_OF_SPECTRUM)
+
+
+def _robust_z(value: float, others: Sequence[float], floor: float) -> float:
+    """How far a value is from others, in their robust standard deviations.
+
+    :param floor: of the standard deviation.
+    """
+    center = median(others)
+    deviation = median(abs(other - center) for other in others)
+    return (value - center) / max(floor, NORMAL * deviation)
+
+
+def _kind(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _spread(z: float) -> str:
+    return "flatter, more like noise, than" if z > 0 else "steeper than"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.3g} times"
+
+
+def _norms(own: ExpertSpectrum, others: Sequence[ExpertSpectrum]) -> str:
+    norms = [other.norm for other in others]
+    return f"{own.norm:.3g}, {min(norms):.3g} to {max(norms):.3g} with them"
