@@ -8,11 +8,13 @@ if TYPE_CHECKING:
     from evox_evogm.algorithms.gradient_search import GradientSearch
     from evox_evogm.algorithms.surrogate import Outcomes, SurrogateSettings
     from evox_evogm.algorithms.surrogate_evogm import SurrogateEvoGM
+    from evox_evogm.monitoring.monitor import MergeMonitor
     from evox_evogm.resume.resumable_search import ResumableSearch
 
 __all__ = [
     "EvoGM",
     "GradientSearch",
+    "MergeMonitor",
     "Outcomes",
     "ResumableSearch",
     "SurrogateEvoGM",
@@ -22,6 +24,7 @@ __all__ = [
 MODULES = {
     "EvoGM": "algorithms.evogm",
     "GradientSearch": "algorithms.gradient_search",
+    "MergeMonitor": "monitoring.monitor",
     "Outcomes": "algorithms.surrogate",
     "ResumableSearch": "resume.resumable_search",
     "SurrogateEvoGM": "algorithms.surrogate_evogm",

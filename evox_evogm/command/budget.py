@@ -9,7 +9,7 @@ EXPECTED = "a whole number of evaluations, or a time such as 20min"
 
 @dataclass(frozen=True)
 class Budget:
-    """One of two limits; the other is None.
+    """One of two limits; the other is None. Both are None where a search has no limit.
 
     :param evaluations: of merged models.
     :param seconds: of the search, over all of its processes. The step in progress is finished.

@@ -15,7 +15,14 @@ from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.result import EXAMPLES
 from evox_evogm.command.run_folder import has_begun, read_table, saved_digests
 from evox_evogm.command.significance import p_value, short, signed
-from evox_evogm.command.statistics import LEVEL, Difference, paired_difference, single_scores
+from evox_evogm.command.statistics import (
+    LEVEL,
+    Difference,
+    paired_difference,
+    single_scores,
+    standard_error_of_mean,
+    standard_errors,
+)
 from evox_evogm.problems.adapters.read_adapter import CONFIG
 from evox_evogm.resume.journal import from_json
 
@@ -45,6 +52,7 @@ class Compared:
     :param first: the mean score of the first model.
     :param second: that of the second.
     :param lead: of the first over the second.
+    :param errors: the standard error of each mean score; NaN if unknown.
     """
 
     task: str
@@ -52,6 +60,7 @@ class Compared:
     first: float
     second: float
     lead: Difference
+    errors: tuple[float, float] = (math.nan, math.nan)
 
 
 def needs_scoring(word: str) -> bool:
@@ -140,7 +149,12 @@ def _compare(first: Model, second: Model, split: str, tasks: Sequence[str], name
     theirs = {task: second.scores[split][task] for task in tasks}
     examples = sum(len(values) for values in ours.values())
     lead = paired_difference(ours, theirs)
-    return Compared(name, examples, _mean_over_tasks(ours), _mean_over_tasks(theirs), lead)
+    errors = _error_over_tasks(ours), _error_over_tasks(theirs)
+    return Compared(name, examples, _mean_over_tasks(ours), _mean_over_tasks(theirs), lead, errors)
+
+
+def _error_over_tasks(scores: Mapping[str, Sequence[float]]) -> float:
+    return standard_error_of_mean(standard_errors(scores))
 
 
 def _mean_over_tasks(scores: Mapping[str, Sequence[float]]) -> float:
@@ -178,17 +192,23 @@ def verdict(first: Model, second: Model, split: str, mean: Compared) -> str:
 
 
 def print_comparison(lines: Sequence[Compared], console: Console) -> None:
-    """Print a line per task: both scores, and the paired difference with its standard error."""
+    """Print a line per task: both scores and the paired difference, with their standard errors."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
     number: Callable = table.add_column
-    for name in ("examples", "first", "second", "difference ± se", "p"):
+    for name in ("examples", "first ± se", "second ± se", "difference ± se", "p"):
         number(name, justify="right")
     for line in lines:
         lead = line.lead
-        se = f" ± {short(lead.se)}" if math.isfinite(lead.se) else ""
         p = p_value(lead.p).removeprefix("p = ").removeprefix("p ") if lead.p == lead.p else ""
-        numbers = [str(line.examples), short(line.first), short(line.second)]
-        cells = [sanitize(line.task), *numbers, f"{signed(lead.difference)}{se}", p]
+        first, second = line.errors
+        numbers = [short(line.first) + _spread(first), short(line.second) + _spread(second)]
+        difference = signed(lead.difference) + _spread(lead.se)
+        cells = [sanitize(line.task), str(line.examples), *numbers, difference, p]
         table.add_row(*[Text(cell) for cell in cells])
     console.print(table)
+
+
+def _spread(se: float) -> str:
+    """A standard error as it stands after its number; nothing where it is unknown."""
+    return f" ± {short(se)}" if math.isfinite(se) else ""

@@ -7,6 +7,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from evox_evogm.command.objective_errors import harmonic_error
+from evox_evogm.command.score_table import errors_of
 from evox_evogm.command.scores import ScoreRow, label
 from evox_evogm.command.significance import short
 from evox_evogm.command.task_settings import SPLITS
@@ -40,8 +42,13 @@ def describe_domains(
         scores = []
         for row in rows:
             table: dict = {"name": row.name, "kind": row.kind}
-            for split, by_task in (("dev", row.dev), ("test", row.test)):
-                table[split] = harmonic_mean([by_task[task] for task in tasks])
+            found = row.as_table()
+            errors = {}
+            for split in SPLITS:
+                table[split] = harmonic_mean([found[split][task] for task in tasks])
+                errors[split] = _error(found, split, tasks)
+            if any(map(math.isfinite, errors.values())):
+                table["errors"] = errors
             scores.append(table)
         described[domain] = {"tasks": list(tasks), "scores": scores}
     return described
@@ -59,7 +66,19 @@ def domain_cells(rows: Sequence[Mapping], domains: Mapping[str, Mapping]) -> lis
         for domain in domains.values():
             means = []
             for split in SPLITS:
-                means.append(harmonic_mean([row[split][task] for task in domain["tasks"]]))
-            line.append(" / ".join(short(mean) for mean in means))
+                mean = harmonic_mean([row[split][task] for task in domain["tasks"]])
+                error = _error(row, split, domain["tasks"])
+                means.append(short(mean) + (f" ± {short(error)}" if math.isfinite(error) else ""))
+            line.append(" / ".join(means))
         cells.append(line)
     return cells
+
+
+def _error(row: Mapping, split: str, tasks: Sequence[str]) -> float:
+    """The standard error of a harmonic mean over tasks; NaN if it is unknown.
+
+    :param row: as in `result["scores"]`.
+    """
+    errors = errors_of(dict(row), split)
+    scores = [row[split][task] for task in tasks]
+    return harmonic_error(scores, [errors.get(task, math.nan) for task in tasks])

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from evox_evogm.command.objective_errors import objective_error
+from evox_evogm.command.score_table import errors_of
 from evox_evogm.command.scores import label
 from evox_evogm.command.task_settings import SPLITS
 from evox_evogm.problems.scalarization import Objective
@@ -48,7 +50,9 @@ def sentence_of(task: str, found: dict) -> str:
             parts.append(f"not known on {split}")
         else:
             verdict = "kept" if kept else "broken"
-            parts.append(f"{verdict} on {split} ({float(score):.3f}, least {least:.3f})")
+            error = found[split].get("error")
+            spread = "" if error is None else f" ± {float(error):.3f}"
+            parts.append(f"{verdict} on {split} ({float(score):.3f}{spread}, least {least:.3f})")
     return f"{asked}: {' and '.join(parts)}."
 
 
@@ -70,13 +74,22 @@ def objective_cells(result: dict) -> list[list[str]]:
         for split in SPLITS:
             scores = {task: float(score) for task, score in row[split].items()}
             known = all(math.isfinite(score) for score in scores.values())
-            values.append(objective.value(scores) if known else math.nan)
-        cells.append([label(row["kind"], row["name"]), f"{values[0]:.3f} / {values[1]:.3f}"])
+            value = objective.value(scores) if known else math.nan
+            error = objective_error(objective, scores, errors_of(row, split))
+            values.append(_three_decimals(value, error))
+        cells.append([label(row["kind"], row["name"]), " / ".join(values)])
     return cells
+
+
+def _three_decimals(value: float, error: float) -> str:
+    """A number with its standard error, where that is known."""
+    return f"{value:.3f} ± {error:.3f}" if math.isfinite(error) else f"{value:.3f}"
 
 
 def front_cells(front: Sequence[dict]) -> list[list[str]]:
     """A header and a line for each merge of the front: `dev / test` by task, and coefficients.
+
+    Scores have their standard errors where these are known.
 
     :param front: as in `result["front"]`.
     """
@@ -85,8 +98,12 @@ def front_cells(front: Sequence[dict]) -> list[list[str]]:
     cells = [["", *front[0]["dev"], *front[0]["coefficients"], ""]]
     for number, entry in enumerate(front):
         line = [str(number)]
-        for task, score in entry["dev"].items():
-            line.append(f"{float(score):.3f} / {float(entry['test'][task]):.3f}")
+        for task in entry["dev"]:
+            scores = []
+            for split in SPLITS:
+                error = errors_of(entry, split).get(task, math.nan)
+                scores.append(_three_decimals(float(entry[split][task]), error))
+            line.append(" / ".join(scores))
         line += [f"{value:+.2f}" for value in entry["coefficients"].values()]
         cells.append([*line, "exported" if entry["exported"] else ""])
     return cells

@@ -3,7 +3,7 @@
 objective    mean, worst, harmonic or pareto
 weights      of the tasks, by name; empty if all are equal
 constraints  by task: against, lose, and for dev and test the least score, the score of the
-             exported merge, and whether it is kept (None where that is not known)
+             exported merge, its standard error, and whether it is kept (None where not known)
 front        with pareto, best weighted mean on dev first: coefficients and coefficients_by_group
              as of a result, scores on dev and test by task, their errors, and whether the
              merge is the exported one
@@ -19,6 +19,7 @@ import torch
 from evox_evogm.command.multi_objective import front_of
 from evox_evogm.command.result import describe_coefficients
 from evox_evogm.command.scores import Candidate, ScoreRow, score_candidates
+from evox_evogm.command.statistics import standard_errors
 from evox_evogm.command.task_settings import SPLITS
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
@@ -63,6 +64,9 @@ def describe_constraint(constraint: Constraint, rows: Sequence[ScoreRow]) -> dic
         if least is not None and math.isfinite(score):
             kept = replace(constraint, least=least).violation({constraint.task: score}) == 0
         described[split] = {"least": least, "score": score, "kept": kept}
+        error = standard_errors(rows[-1].examples.get(split, {})).get(constraint.task, math.nan)
+        if math.isfinite(error):
+            described[split]["error"] = error
     return described
 
 

@@ -24,6 +24,7 @@ class Progress:
     :param scores: of all evaluations so far, in their order.
     :param is_new: whether this process made the evaluation, rather than an earlier one.
     :param speed: full evaluations per minute in this process; 0 if none was made yet.
+    :param minimised: whether scores are the negated numbers of a problem that is minimised.
     """
 
     done: float
@@ -37,17 +38,31 @@ class Progress:
     scores: Sequence[float] = ()
     is_new: bool = True
     speed: float = 0.0
+    minimised: bool = False
+
+    def shown(self, score: float) -> float:
+        """A score as the problem gives it."""
+        return -score if self.minimised else score
+
+    @property
+    def best_error(self) -> str:
+        """The standard error of the best score, as it stands after the score; or nothing."""
+        error = (self.best_record or {}).get("error")
+        return "" if error is None else f" ± {error:.3f}"
 
     @property
     def share(self) -> float:
         """The share of the budget that is used, from 0 to 1."""
         if self.limit.evaluations is not None:
             return min(1.0, self.done / self.limit.evaluations)
+        if self.limit.seconds is None:
+            return 0.0
         spent = self.seconds + self.seconds_left
         return min(1.0, self.seconds / spent) if spent else 1.0
 
     def __str__(self) -> str:
-        return f"{self.evaluations}, best score {self.best:.4f}, {self.time_left}"
+        best = f"{self.shown(self.best):.4f}{self.best_error}"
+        return f"{self.evaluations}, best score {best}, {self.time_left}"
 
     @property
     def evaluations(self) -> str:
@@ -58,11 +73,14 @@ class Progress:
 
     @property
     def time_left(self) -> str:
-        """The time that is left, in words."""
-        minutes, seconds = divmod(round(self.seconds_left), 60)
+        """The time that is left, or without a limit the time that was used, in words."""
+        time_, what = self.seconds_left, "left"
+        if self.limit == Budget():
+            time_, what = self.seconds, "so far"
+        minutes, seconds = divmod(round(time_), 60)
         if minutes >= 60:
-            return f"{minutes // 60} h {minutes % 60:02d} min left"
-        return f"{minutes} min {seconds:02d} s left"
+            return f"{minutes // 60} h {minutes % 60:02d} min {what}"
+        return f"{minutes} min {seconds:02d} s {what}"
 
 
 OnProgress = Callable[[Progress], None]
@@ -86,6 +104,7 @@ class ProgressCounter:
     :param position: how many of the records were made in steps that are over.
     :param on_progress: called after every evaluation.
     :param seconds: that the search took in earlier processes.
+    :param minimised: see `Progress`.
     """
 
     def __init__(
@@ -95,8 +114,11 @@ class ProgressCounter:
         position: int,
         on_progress: OnProgress,
         seconds: float = 0.0,
+        *,
+        minimised: bool = False,
     ):
         self.limit = limit
+        self.minimised = minimised
         self.on_progress = on_progress
         self.known = len(records)  # made by an earlier process
         self.seconds_before = seconds
@@ -152,6 +174,7 @@ class ProgressCounter:
             scores=self.scores,
             is_new=is_new,
             speed=60 * self.made / seconds if seconds else 0.0,
+            minimised=self.minimised,
         )
 
 

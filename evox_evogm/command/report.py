@@ -1,5 +1,6 @@
 """The report that a finished run leaves: `report.md`."""
 
+from evox_evogm.command.confirm import confirm_cells, remarks_on_confirm
 from evox_evogm.command.domains import domain_cells
 from evox_evogm.command.objective_remarks import (
     front_cells,
@@ -7,7 +8,11 @@ from evox_evogm.command.objective_remarks import (
     remarks_on_objective,
 )
 from evox_evogm.command.score_table import has_errors, remarks_on_merge, table_cells
-from evox_evogm.command.significance import further_remarks, remarks_on_chance
+from evox_evogm.command.significance import (
+    further_remarks,
+    not_beyond_chance,
+    remarks_on_chance,
+)
 from evox_evogm.command.templates import render
 
 
@@ -16,7 +21,8 @@ def report_markdown(result: dict) -> str:
 
     :param result: what `result.json` holds.
     """
-    remarks = remarks_on_merge(result["scores"])
+    remarks = remarks_on_merge(result["scores"], result.get("confirm"))
+    remarks += remarks_on_confirm(result.get("confirm"))
     domains = result.get("domains", {})
     return render(
         "report.md.j2",
@@ -25,10 +31,11 @@ def report_markdown(result: dict) -> str:
         remarks=remarks,
         objective_remarks=remarks_on_objective(result),
         objective_table=objective_cells(result),
+        confirm_table=confirm_cells(result.get("confirm")),
         front_table=front_cells(result.get("front", [])),
         domain_table=domain_cells(result["scores"], domains),
         protocols=protocols(result["tasks"]),
-        chance=remarks_on_chance(result) + further_remarks(result),
+        chance=remarks_on_chance(result) + further_remarks(result) + not_beyond_chance(result),
         **{**result, "domains": domains},
     )
 

@@ -20,38 +20,50 @@ UNLIMITED = 10_000  # columns of a console that is no terminal
 
 
 def table_cells(
-    rows: Sequence[dict], tasks: Sequence[str], *, task_errors: bool = True
+    rows: Sequence[dict],
+    tasks: Sequence[str],
+    *,
+    task_errors: bool = True,
+    dev_errors: bool = True,
 ) -> list[list[str]]:
     """A header and a line a model: its name, and `dev / test` for every task and for the mean.
 
-    A test score has its standard error where that is known.
+    A score has its standard error where that is known.
 
     :param rows: as in `result["scores"]`: name, kind, dev and test scores by task, and in newer
         results their errors.
     :param tasks: the names of those that get a column. The mean is over all.
     :param task_errors: whether the scores of single tasks have their errors too.
+    :param dev_errors: whether dev scores have theirs.
     """
     cells = [["model", *tasks, "mean"]]
     for row in rows:
+        by_split = {split: errors_of(row, split) for split in SPLITS}
+        if not dev_errors:
+            by_split["dev"] = {}
         line = [label(row["kind"], row["name"])]
-        errors = errors_on_test(row)
         for task in tasks:
-            error = errors.get(task, math.nan) if task_errors else math.nan
-            line.append(_pair(row["dev"][task], row["test"][task], error))
-        mean_error = standard_error_of_mean(errors)
-        line.append(_pair(_mean(row["dev"]), _mean(row["test"]), mean_error))
+            scores = []
+            for split in SPLITS:
+                error = by_split[split].get(task, math.nan) if task_errors else math.nan
+                scores.append(with_error(row[split][task], error))
+            line.append(" / ".join(scores))
+        means = []
+        for split in SPLITS:
+            means.append(with_error(_mean(row[split]), standard_error_of_mean(by_split[split])))
+        line.append(" / ".join(means))
         cells.append(line)
     return cells
 
 
-def errors_on_test(row: dict) -> dict[str, float]:
-    """The standard errors of a row's test scores, by task; empty in an older result.
+def errors_of(row: dict, split: str) -> dict[str, float]:
+    """The standard errors of a row's scores, by task; empty in an older result.
 
     :param row: of `result["scores"]`.
     """
     errors = {}
-    for name, error in row.get("errors", {}).get("test", {}).items():
-        errors[name] = math.nan if error is None else error
+    for name, error in row.get("errors", {}).get(split, {}).items():
+        errors[name] = math.nan if error is None else float(error)
     return errors
 
 
@@ -60,7 +72,7 @@ def has_errors(rows: Sequence[dict]) -> bool:
 
     :param rows: as in `result["scores"]`.
     """
-    found = [error for row in rows for error in errors_on_test(row).values()]
+    found = [error for row in rows for error in errors_of(row, "test").values()]
     return any(map(math.isfinite, found))
 
 
@@ -68,9 +80,9 @@ def _mean(scores: dict[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def _pair(dev: float, test: float, error: float) -> str:
-    pair = f"{_short(dev)} / {_short(test)}"
-    return pair if math.isnan(error) else f"{pair} ± {_short(error)}"
+def with_error(score: float, error: float) -> str:
+    """A score and its standard error, where that is known."""
+    return _short(score) if math.isnan(error) else f"{_short(score)} ± {_short(error)}"
 
 
 def _short(score: float) -> str:
@@ -78,10 +90,11 @@ def _short(score: float) -> str:
     return text.replace("0.", ".", 1) if 0 <= score < 1 else text
 
 
-def remarks_on_merge(rows: Sequence[dict]) -> list[str]:
+def remarks_on_merge(rows: Sequence[dict], confirm: dict | None = None) -> list[str]:
     """What a reader of the table has to know about its last row, the merge: a line each.
 
     :param rows: as in `result["scores"]`.
+    :param confirm: as `result["confirm"]`, if the merge was chosen on further dev examples.
     """
     merge = rows[-1]
     if merge["kind"] != "merge":
@@ -91,6 +104,8 @@ def remarks_on_merge(rows: Sequence[dict]) -> list[str]:
         chosen = "the merge of the front with the best mean dev score"
     elif merge["name"] != "EvoGM":
         chosen = "the recommended merge, which need not have the best observed dev score"
+    if confirm and len(confirm["candidates"]) > 1:
+        chosen = "the merge that scored best over the dev examples and further ones"
     remarks = [f"{merge['name']} is {chosen}."]
     better = []
     for split in SPLITS:
@@ -112,14 +127,21 @@ def _best_expert(rows: Sequence[dict], split: str) -> tuple[float, str]:
     return best
 
 
-def score_table(rows: Sequence[dict], tasks: Sequence[str], *, task_errors: bool = True) -> Table:
+def score_table(
+    rows: Sequence[dict],
+    tasks: Sequence[str],
+    *,
+    task_errors: bool = True,
+    dev_errors: bool = True,
+) -> Table:
     """The cells as a table for a terminal, in which long task names take several lines.
 
     :param rows: as in `result["scores"]`.
     :param tasks: the names of those that get a column.
     :param task_errors: whether the scores of single tasks have their standard errors.
+    :param dev_errors: whether dev scores have theirs.
     """
-    header, *lines = table_cells(rows, tasks, task_errors=task_errors)
+    header, *lines = table_cells(rows, tasks, task_errors=task_errors, dev_errors=dev_errors)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column, name in enumerate(header):
         width = max(len(line[column]) for line in lines)
@@ -143,8 +165,9 @@ def _fold(name: str, width: int) -> str:
 def print_scores(rows: Sequence[dict], console: Console) -> None:
     """Print the table of scores.
 
-    A terminal that is too narrow shows the standard errors of the means only, and if that is not
-    enough the means alone. In a log the table is as wide as it needs to be.
+    A terminal that is too narrow shows the standard errors of test scores only, then those of the
+    means only, and if that is not enough the means alone. In a log the table is as wide as it needs
+    to be.
 
     :param rows: as in `result["scores"]`.
     :param console: where the table goes.
@@ -154,9 +177,11 @@ def print_scores(rows: Sequence[dict], console: Console) -> None:
     if not console.is_terminal:
         console = Console(file=console.file, width=_width(table, console).maximum)
     elif _width(table, console).maximum > console.width:
-        table = score_table(rows, tasks, task_errors=False)
+        table = score_table(rows, tasks, dev_errors=False)
+        if _width(table, console).maximum > console.width:
+            table = score_table(rows, tasks, task_errors=False, dev_errors=False)
         if _width(table, console).minimum > console.width:
-            table = score_table(rows, [])
+            table = score_table(rows, [], dev_errors=False)
     console.print(table)
 
 

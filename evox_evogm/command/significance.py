@@ -220,6 +220,31 @@ def remarks_on_chance(result: dict) -> list[str]:
     return remarks
 
 
+def not_beyond_chance(result: dict) -> list[str]:
+    """One sentence if the merge is not better than the best expert or the average beyond chance.
+
+    :param result: what `result.json` holds; older ones have no statistics.
+    """
+    found = result.get("statistics") or {"gains": []}
+    rivals = []
+    for gain in found["gains"]:
+        test = as_difference(gain["test"])
+        p = gain["test"].get("corrected_p")
+        p = test.p if p is None else p
+        is_better = test.difference > 0 and p < LEVEL  # neither where they are not known
+        if gain["kind"] == "expert" and not is_better:
+            rivals.append(f"{sanitize(gain['over'])}, the best expert on dev,")
+        elif gain["kind"] == "average" and not is_better:
+            rivals.append("the average of the experts")
+    if not rivals:
+        return []
+    than = " or than ".join(rivals).rstrip(",")
+    return [
+        f"The merge is not better beyond chance than {than}, by these test examples; more of them "
+        "would tell more."
+    ]
+
+
 def _basis(result: dict, compared: Mapping) -> str:
     """By what two models are compared, where that is not simply the mean over all tasks.
 

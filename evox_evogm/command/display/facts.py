@@ -8,7 +8,7 @@ class RunFacts(NamedTuple):
     """The names of what a search works on."""
 
     experts: Sequence[str]
-    """In the order of coefficients."""
+    """In the order of coefficients; none where these are coordinates of a function."""
     groups: int
     """g: an expert has so many coefficients, one after another."""
     findings: Sequence[str]
@@ -17,8 +17,12 @@ class RunFacts(NamedTuple):
     def by_expert(self, coefficients: Sequence[float]) -> dict[str, float]:
         """The coefficient of every expert, its mean over groups.
 
+        Without experts every coordinate, as x1, x2 and so on.
+
         :param coefficients: the n g of a record.
         """
+        if not self.experts:
+            return {f"x{number}": value for number, value in enumerate(coefficients, 1)}
         means = {}
         for number, name in enumerate(self.experts):
             row = coefficients[number * self.groups : (number + 1) * self.groups]

@@ -55,7 +55,7 @@ class JsonLines:
     def __call__(self, progress: Progress) -> None:
         if not progress.is_new:
             return
-        counted = {"best": progress.best, "done": progress.done}
+        counted = {"best": progress.shown(progress.best), "done": progress.done}
         self.stream.write(f"{json.dumps(to_json({**progress.record, **counted}))}\n")
         self.stream.flush()
 

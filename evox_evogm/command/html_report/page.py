@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from evox_evogm.command.confirm import confirm_cells, remarks_on_confirm
 from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.experts import regressed_on
 from evox_evogm.command.html_report.examples_shown import shown_examples
@@ -99,6 +100,7 @@ def render_page(run: RunData, figures: Mapping[str, Figure], figures_note: str =
         "remarks": _remarks(run),
         "tables": main_tables(run),
         "every_row": every_row_table(run),
+        "confirm": confirm_cells(run.result.get("confirm")),
         "front": front_cells(run.result.get("front") or []),
         "coefficients": coefficient_table(run),
         "worth": worth_of(run),
@@ -116,7 +118,8 @@ def render_page(run: RunData, figures: Mapping[str, Figure], figures_note: str =
 def _remarks(run: RunData) -> list[str]:
     """What else a reader has to know about the scores."""
     result = run.result
-    remarks = remarks_on_merge(result["scores"]) + remarks_on_objective(result)
+    remarks = remarks_on_merge(result["scores"], result.get("confirm"))
+    remarks += remarks_on_confirm(result.get("confirm")) + remarks_on_objective(result)
     if result.get("statistics"):  # the first paragraph has the gains
         others = {**result["statistics"], "gains": []}
         remarks += remarks_on_chance({**result, "statistics": others})

@@ -8,7 +8,7 @@ from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.experts import regressed_on
 from evox_evogm.command.html_report.formats import short, with_error
 from evox_evogm.command.html_report.run_data import Row, RunData
-from evox_evogm.command.significance import p_value, remarks_on_chance
+from evox_evogm.command.significance import not_beyond_chance, p_value, remarks_on_chance
 from evox_evogm.command.statistics import LEVEL, Difference
 
 
@@ -20,8 +20,9 @@ def what_was_merged(run: RunData) -> str:
     regressed = ""
     if result["regmean"]:
         regressed = f", regressed on {regressed_on(result['regmean'])},"
+    kind = "expert" if result.get("checkpoints") else "LoRA expert"
     return (
-        f"{result['algorithm']} searched merges of {counted(len(run.experts), 'LoRA expert')}"
+        f"{result['algorithm']} searched merges of {counted(len(run.experts), kind)}"
         f"{regressed} of {base} in {counted(result['evaluations'], 'evaluation')}, on "
         f"{counted(dev, 'dev example')} of {counted(len(run.tasks), 'task')}."
     )
@@ -70,7 +71,8 @@ def is_it_chance(run: RunData) -> list[str]:
     """
     statistics = run.result.get("statistics")
     if statistics:
-        return remarks_on_chance({**run.result, "statistics": {**statistics, "best_two": None}})
+        gains = {**run.result, "statistics": {**statistics, "best_two": None}}
+        return remarks_on_chance(gains) + not_beyond_chance(run.result)
     sentences = []
     for kind, words in (("expert", "the best expert"), ("average", "the average")):
         row = run.best_expert if kind == "expert" else run.row_of(kind)

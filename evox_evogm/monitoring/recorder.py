@@ -1,0 +1,148 @@
+"""What a monitor keeps outside of a workflow's tensors: histories, a journal, and callbacks."""
+
+import time
+from collections.abc import Mapping, Sequence
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evox_evogm.command.budget import Budget
+from evox_evogm.command.progress import ProgressCounter
+from evox_evogm.monitoring.callbacks import Callback, Callbacks
+from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.resume.journal import Journal, to_json
+from evox_evogm.resume.ranks import is_rank_0
+from evox_evogm.resume.resumable_search import JOURNAL
+
+BY_EXAMPLE = ("examples", "margins", "gradient")  # entries that the journal alone keeps
+
+
+class Recorder:
+    """Writes evaluations down, and tells callbacks of them.
+
+    :param callbacks: called with a `Progress` after every evaluation, on rank 0.
+    :param folder: where `history.jsonl` is written, or None.
+    :param limit: of the search, for the time that is left.
+    :param by_candidates: whether a problem reports its evaluations itself.
+    :param several_objectives: whether an evaluation has no one fitness.
+    :raises ValueError: if the folder holds a history, or another process has it.
+    """
+
+    def __init__(
+        self,
+        callbacks: Sequence[Callback],
+        folder: Path | None,
+        limit: Budget,
+        *,
+        by_candidates: bool,
+        several_objectives: bool = False,
+    ):
+        self.callbacks = Callbacks(callbacks if is_rank_0() else [])
+        self.limit = limit
+        self.by_candidates = by_candidates
+        self.several_objectives = several_objectives
+        self.minimised = True  # the fitness of a problem that reports nothing itself
+        self.journal = _new_journal(folder) if folder is not None and is_rank_0() else None
+        self.outcomes: list[torch.Tensor] = []
+        self.tasks: dict[str, list[torch.Tensor]] = {}  # (P,) of each population
+        self.pending: list[Evaluation] = []  # of the present population
+        self.counter: ProgressCounter | None = None
+        self.count = 0  # evaluations
+        self.step = 0
+        self.began = time.perf_counter()
+
+    @property
+    def listens(self) -> bool:
+        """Whether somebody is told of evaluations."""
+        return self.journal is not None or bool(self.callbacks.running)
+
+    def note_candidates(self, evaluations: Sequence[Evaluation]) -> None:
+        """Write down evaluations that the problem reports.
+
+        :param evaluations: of merges that were evaluated together.
+        """
+        self.pending += evaluations
+        if self.listens:
+            self._add([evaluation.as_record() for evaluation in evaluations])
+
+    def end_population(self, size: int) -> None:
+        """Keep the scores by task of the population that was evaluated last.
+
+        :param size: P.
+        """
+        evaluations, self.pending = self.pending[-size:], []
+        names: dict[str, None] = {}
+        for evaluation in evaluations:
+            names |= dict.fromkeys(evaluation.by_task)
+        for name in names:
+            scores = [evaluation.by_task.get(name, nan) for evaluation in evaluations]
+            self.tasks.setdefault(name, []).append(torch.tensor(scores, device="cpu"))
+
+    def begin_evaluation(self) -> None:
+        """Note when a population begins to be evaluated."""
+        self.began = time.perf_counter()
+
+    def note_population(self, points: torch.Tensor, fitness: torch.Tensor) -> None:
+        """Write down a population whose problem reports nothing itself.
+
+        :param points: a `(P, n)` tensor.
+        :param fitness: a `(P,)` or `(P, M)` tensor, as the problem gives it.
+        """
+        seconds = (time.perf_counter() - self.began) / len(points)
+        rows = []
+        for point, value in zip(points.tolist(), fitness.tolist(), strict=True):
+            rows.append({"coefficients": point, "fitness": value, "seconds": seconds})
+        self._add(rows)
+
+    def _add(self, rows: Sequence[dict]) -> None:
+        records: list[dict] = []
+        for number, row in enumerate(rows, self.count):
+            records.append({"evaluation": number, "step": self.step, **to_json(row)})
+        if self.journal is not None:
+            self.journal.append(records)
+            self.journal.records.clear()  # they are on disk, and nobody reads them here
+        if self.callbacks.running:
+            self._tell([self._without_examples(record) for record in records])
+        self.count += len(records)
+
+    def _tell(self, records: list[dict]) -> None:
+        if self.counter is None:
+            minimised = self.minimised and not self.by_candidates
+            self.counter = ProgressCounter(self.limit, [], 0, self.callbacks, minimised=minimised)
+        self.counter.report(records, self.count)
+
+    def _without_examples(self, record: Mapping[str, Any]) -> dict:
+        """A record as displays and trackers get it, with a score that is better when higher."""
+        kept = {name: value for name, value in record.items() if name not in BY_EXAMPLE}
+        if "score" not in kept:
+            fitness = kept["fitness"]
+            if isinstance(fitness, list):
+                fitness = nan if self.several_objectives else fitness[0]
+            score = float(fitness)  # it may be the name of what is not finite
+            kept["score"] = (-score if self.minimised else score) if isfinite(score) else None
+        return kept
+
+    def close(self) -> None:
+        """End displays and trackers, and let another process have the journal."""
+        self.callbacks.__exit__(None, None, None)
+        if self.journal is not None:
+            self.journal.close()
+
+
+def _new_journal(folder: Path) -> Journal:
+    """A journal in a folder that has none yet.
+
+    :raises ValueError: if the folder holds a history.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / JOURNAL
+    journal = Journal(path)
+    if journal.records:
+        journal.close()
+        advice = "take another folder, or ResumableSearch, which goes on"
+        raise ValueError(
+            f"journal: expected a folder without a history, found one in {path}; {advice}"
+        )
+    return journal
