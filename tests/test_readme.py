@@ -26,6 +26,8 @@ EVERY = [
     *(ROOT / "benchmarks/results").glob("*.md"),
 ]
 EVERY += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+for folder_readme in (ALGORITHMS, COMMAND, PROBLEMS):  # the guides beside them
+    EVERY += sorted(set(folder_readme.parent.glob("[A-Z]*.md")) - {folder_readme})
 
 
 def blocks(readme, language):

@@ -16,7 +16,11 @@ from evox_evogm.command.init_tasks import (
 )
 from evox_evogm.command.licences import LicenceReport, Part, find_conflicts, part_of
 from evox_evogm.command.look_at_adapters import LookedAt, base_of, look_at
+from evox_evogm.command.named_adapters import base_of_words
 from evox_evogm.command.settings import parse_settings, read_table
+from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
+from evox_evogm.problems.checkpoints.find_checkpoints import compare_files
+from evox_evogm.problems.inference.base_model import SMOLLM2, cache_folder
 from evox_evogm.resume.atomic_write import atomic_write
 
 BUDGET = 60
@@ -27,7 +31,7 @@ def init(
 ) -> None:
     """Look at adapters, write a settings file, and say what comes next.
 
-    :param words: adapter folders, and folders of adapter folders.
+    :param words: adapters, see `named_adapters`.
     :param out: the settings file.
     :param base: the base model; by default what the adapters name.
     :param tasks: as `given_task` takes them; by default what the adapters suggest, or examples.
@@ -39,8 +43,11 @@ def init(
     adapters = look_at(words)
     for adapter in adapters:
         print(f"{sanitize(adapter.name)}: {adapter.words}")
-    found_base, why = base_of(adapters, base)
+    beside = base_of_words(words) if base is None else None
+    found_base, why = base_of(adapters, base, beside)
     print(f"base: {sanitize(found_base)} ({sanitize(why)})")
+    for line in compare_checkpoints(adapters, found_base):
+        print(line)
     fault = licence_fault(adapters, found_base)
     if fault is not None:
         print(f"note: licences: {fault}")
@@ -62,7 +69,8 @@ def init(
         "suggested": bool(suggested),
         "unused_data": _unused_data(adapters),
         "budget": BUDGET,
-        "regmean": len(suggested) == len(adapters),
+        "regmean": _each_has_a_task(adapters, entries or suggested)
+        and all(adapter.checkpoint is None for adapter in adapters),
         "file": sanitize(out.name),
     }
     atomic_write(out, _render(values).encode())
@@ -75,6 +83,19 @@ def init(
     print(f"next: evogm check {out}")
 
 
+def compare_checkpoints(adapters: Sequence[LookedAt], base: str) -> list[str]:
+    """How each whole model differs from the base, in a line, where the base is on this machine."""
+    folder = cache_folder() / SMOLLM2 if base == SMOLLM2 else Path(base)
+    if not is_checkpoint(folder):
+        return []
+    lines = []
+    for adapter in adapters:
+        if adapter.checkpoint is not None:
+            words = compare_files(adapter.folder, folder).words()
+            lines.append(f"{sanitize(adapter.name)}: {words}")
+    return lines
+
+
 def licence_fault(adapters: Sequence[LookedAt], base: str) -> str | None:
     """What stands against giving a merge of these on, or None."""
     parts = [part_of("the base", base)]
@@ -83,8 +104,14 @@ def licence_fault(adapters: Sequence[LookedAt], base: str) -> str | None:
 
 
 def _as_template(adapter: LookedAt, folder: Path) -> dict[str, str]:
-    path = path_from(adapter.folder, folder)
+    path = adapter.hub or path_from(adapter.folder, folder)
     return {"name": adapter.name, "path": path, "words": adapter.words}
+
+
+def _each_has_a_task(adapters: Sequence[LookedAt], tasks: Sequence[dict]) -> bool:
+    """Whether every adapter has the name of a task: it was probably made for it."""
+    names = {task.get("name", task.get("reasoning_gym")) for task in tasks}
+    return all(adapter.name in names for adapter in adapters)
 
 
 def _unused_data(adapters: Sequence[LookedAt]) -> list[tuple[str, str]]:

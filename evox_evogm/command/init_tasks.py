@@ -1,6 +1,7 @@
 """The tasks of a new settings file: as the user gives them, or as the adapters suggest them."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,10 +37,17 @@ def given_task(word: str, folder: Path) -> dict:
     if len(files) == 2:
         dev, test = files
         task = {"json_lines": path_from(dev, folder), "test_file": path_from(test, folder)}
+        if name_without_split(dev) != dev.stem:
+            task["name"] = name_without_split(dev)
         return {**task, **({"metric": "choice_likelihood"} if has_choices(dev) else {})}
     if len(files) == 1 and files[0].suffix == ".json":
         return {"swarm_eval": path_from(files[0], folder), "metric": "choice_likelihood"}
     raise ValueError(f"task: expected DEV.jsonl,TEST.jsonl or one JSON file, found {word!r}")
+
+
+def name_without_split(dev: Path) -> str:
+    """The name of a task whose dev examples are in a file: `sums` for `sums_dev.jsonl`."""
+    return re.sub(r"(?<=.)[_-]dev$", "", dev.stem)
 
 
 def has_choices(file: Path) -> bool:

@@ -9,6 +9,7 @@ from evox_evogm.command.adapter import ADAPTER
 from evox_evogm.command.run_folder import has_begun
 from evox_evogm.command.scores import Kind
 from evox_evogm.problems.adapters.read_adapter import CONFIG
+from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
 
 BASE, AVERAGE = "base", "average"
 
@@ -42,8 +43,8 @@ class Targets:
 def read_targets(words: Sequence[str], experts: Mapping[str, Path]) -> Targets:
     """The models that words name.
 
-    A word is `base`, `average`, the name of an expert, an adapter folder, the folder of a finished
-    run, or coefficients: one for each expert, or some as name=value.
+    A word is `base`, `average`, the name of an expert, the folder of an adapter or a whole model,
+    that of a finished run, or coefficients: one for each expert, or some as name=value.
 
     :param words: nothing stands for base, all experts and their average.
     :param experts: of the settings, by name.
@@ -57,12 +58,14 @@ def read_targets(words: Sequence[str], experts: Mapping[str, Path]) -> Targets:
 
 def _read(word: str, experts: Mapping[str, Path], adapters: dict[str, Path]) -> Target:
     path = Path(word)
-    if (path / CONFIG).is_file():
+    # A base often stands in a folder `base`: this word is its row, and ./base the folder.
+    if (path / CONFIG).is_file() or (word not in (BASE, AVERAGE) and is_checkpoint(path)):
         return _adapter(word, path, experts, adapters)
     if path.is_dir() and has_begun(path):
         if not (path / ADAPTER / CONFIG).is_file():
             expected = f"expected an adapter in the run folder {word}"
-            raise ValueError(f"score: {expected}, found none; is the run finished?")
+            advice = "is the run finished? Of full checkpoints name an exported model"
+            raise ValueError(f"score: {expected}, found none; {advice}")
         return _adapter(word, path / ADAPTER, experts, adapters)
     if word in experts:
         return Target(word, "expert", {word: 1.0})
