@@ -102,9 +102,16 @@ def gold_tokens(tokenizer, task: Task, example: Example) -> list[int]:
 def pad_left(tokenizer, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and attention mask of rows of one length, two `(N, C)` tensors."""
     width = max(map(len, rows))
-    tokens = torch.tensor([[tokenizer.eos_token_id] * (width - len(row)) + row for row in rows])
+    filler = padding_token(tokenizer)
+    tokens = torch.tensor([[filler] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     return tokens, mask
+
+
+def padding_token(tokenizer) -> int:
+    """A token that fills rows up: the tokenizer's own, or the end of text."""
+    own = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if own is None else own
 
 
 def gold_scores(
@@ -115,7 +122,7 @@ def gold_scores(
     rows = []
     for example, gold in zip(examples, golds, strict=True):
         rows.append(prompt_tokens(tokenizer, example) + gold)
-    tokens, mask = pad_left(tokenizer, rows)
+    tokens, mask = [part.to(model.device) for part in pad_left(tokenizer, rows)]
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     output = model(input_ids=tokens, attention_mask=mask, position_ids=positions)
     log_probabilities = output.logits.float().log_softmax(-1)
@@ -128,13 +135,13 @@ def generated_scores(
 ) -> list[float]:
     """Whether generated answers agree with the right ones."""
     rows = [prompt_tokens(tokenizer, example) for example in examples]
-    tokens, mask = pad_left(tokenizer, rows)
+    tokens, mask = [part.to(model.device) for part in pad_left(tokenizer, rows)]
     replies = model.generate(
         input_ids=tokens,
         attention_mask=mask,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        max_new_tokens=NEW_TOKENS,
+        pad_token_id=padding_token(tokenizer),
+        max_new_tokens=task.max_new_tokens,
         do_sample=False,
     )
     texts = tokenizer.batch_decode(replies[:, tokens.shape[1] :], skip_special_tokens=True)

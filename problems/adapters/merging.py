@@ -175,10 +175,11 @@ class Population:
         self.own_rows = own_rows
         self.row_coefficients = coefficients[:0]  # (N, n g)
         used = (coefficients != 0).any(0) | own_rows  # (n g,)
+        all_used = bool(used.all())  # waits for the device, once
         self.modules: dict[str, StackedModule] = {}
         self.weights: dict[str, torch.Tensor] = {}  # per module (P, R)
         for name, module in modules.items():
-            if not used.all():
+            if not all_used:
                 module = module.only(used.to(module.coefficient.device))
             if module.rank:
                 self.modules[name] = module

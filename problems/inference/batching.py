@@ -5,20 +5,17 @@ Rows are padded on the left, so that the scored tokens stand at the end of every
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
+from evox_evogm.problems.inference.batch_sizes import PASS_TOKENS
 from evox_evogm.problems.inference.capabilities import count_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# What a pass costs beside its tokens, in tokens: small products run at a lower rate, and operations
-# have to be called. Measured for SmolLM2-135M in bfloat16 on two cores: 88 + 40.
-PASS_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,10 @@ class Batching:
     :param pad_id: the token that fills rows up.
     :param pad_rows: whether rows of different length may share a batch.
     :param batch_rows: whether rows may share a batch at all.
+    :param decode_rows: the most rows that decode together, whose prompts run in several passes if
+        they have more tokens; None if all prompts of a batch run in one pass.
+    :param pass_tokens: what a pass costs beside its tokens, in tokens.
+    :param step_tokens: what a step of decoding costs beside its rows, in tokens.
     """
 
     batch_tokens: int
@@ -53,6 +54,9 @@ class Batching:
     pad_id: int
     pad_rows: bool = True
     batch_rows: bool = True
+    decode_rows: int | None = None
+    pass_tokens: int = PASS_TOKENS
+    step_tokens: int = 0
 
     def split(
         self,
@@ -60,6 +64,7 @@ class Batching:
         scored: Sequence[int],
         cached: int | None = None,
         added: int = 0,
+        steps: int = 0,
     ) -> Iterator[list[int]]:
         """Split rows into batches of similar length within the limits.
 
@@ -68,16 +73,18 @@ class Batching:
         :param cached: how many other tokens of each row the cache holds in the end; None without
             a cache.
         :param added: how many tokens each row gets before its last pass.
+        :param steps: how many steps of decoding with a cache follow.
         :return: the numbers of the rows of each batch.
         """
-        for run in self._runs(rows):
+        for run in self._runs(rows, steps):
             width = len(rows[run[0]]) + added
             in_cache = 0 if cached is None else width + cached
             batch: list[int] = []
             logits = 0
             for row in run:
                 size = len(batch) + 1
-                if batch and not self._may_grow(size, width, in_cache, logits + scored[row]):
+                together = logits + scored[row]
+                if batch and not self._may_grow(size, width, in_cache, together, steps):
                     yield batch
                     batch = []
                     logits = 0
@@ -85,24 +92,37 @@ class Batching:
                 logits += scored[row]
             yield batch
 
-    def _runs(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    def _runs(self, rows: Sequence[Sequence[int]], steps: int) -> list[list[int]]:
         """Row numbers, longest first, in runs of rows that may share batches."""
-        if self.pad_rows:
-            return runs_of_similar_lengths(rows, self.batch_tokens)
-        return runs_of_equal_lengths(rows)
+        if not self.pad_rows:
+            return runs_of_equal_lengths(rows)
+        cost = RunCost(self.batch_tokens, self.pass_tokens)
+        if steps and self.decode_rows is not None:
+            cost = replace(cost, step_tokens=steps * self.step_tokens, decode_rows=self.decode_rows)
+        return runs_of_similar_lengths(rows, cost)
 
-    def _may_grow(self, size: int, width: int, in_cache: int, logits: int) -> bool:
+    def _may_grow(self, size: int, width: int, in_cache: int, logits: int, steps: int) -> bool:
         """Whether a batch may have `size` rows, more than one.
 
         :param width: C, the tokens of each row.
         :param in_cache: the cached tokens of each row.
         :param logits: the scored positions of all rows.
+        :param steps: how many steps of decoding follow.
         """
         if not self.batch_rows:
             return False
-        memory = size * (width * self.memory.token + in_cache * self.memory.cached)
+        in_pass = size
+        fits = size * width <= self.batch_tokens
+        if steps and self.decode_rows is not None:
+            in_pass = min(size, self.rows_of_pass(width))
+            fits = size <= self.decode_rows
+        memory = in_pass * width * self.memory.token + size * in_cache * self.memory.cached
         memory += logits * self.memory.logits
-        return size * width <= self.batch_tokens and memory <= self.max_memory
+        return fits and memory <= self.max_memory
+
+    def rows_of_pass(self, width: int) -> int:
+        """How many prompts of so many tokens one pass runs."""
+        return max(1, self.batch_tokens // width)
 
     def pad_left(
         self, rows: Sequence[Sequence[int]], device: torch.device
@@ -118,11 +138,35 @@ class Batching:
         return torch.tensor(tokens).to(device), torch.tensor(mask).to(device)
 
 
-def runs_of_similar_lengths(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[list[int]]:
+@dataclass(frozen=True)
+class RunCost:
+    """What a run of rows costs, in tokens.
+
+    :param batch_tokens: the most tokens of a pass.
+    :param pass_tokens: what each pass costs beside its tokens.
+    :param step_tokens: what all steps of a batch that decodes cost beside their rows.
+    :param decode_rows: the most rows of such a batch; None where nothing is decoded.
+    """
+
+    batch_tokens: int
+    pass_tokens: int = PASS_TOKENS
+    step_tokens: int = 0
+    decode_rows: int | None = None
+
+    def __call__(self, rows: int, width: int) -> float:
+        """The cost of so many rows that are padded to `width` tokens."""
+        tokens = rows * width
+        cost = tokens + self.pass_tokens * -(-tokens // self.batch_tokens)
+        if self.decode_rows is not None:
+            cost += self.step_tokens * -(-rows // self.decode_rows)
+        return cost
+
+
+def runs_of_similar_lengths(rows: Sequence[Sequence[int]], cost_of: RunCost) -> list[list[int]]:
     """Row numbers, longest first, in runs for which padding and the cost of passes are least.
 
-    A run is padded to its first length, and later split into passes of `batch_tokens`. Rows of the
-    same tokens stand together: several candidates may have them.
+    A run is padded to its first length, and later split into passes. Rows of the same tokens stand
+    together: several candidates may have them.
     """
     order = sorted(range(len(rows)), key=lambda row: (-len(rows[row]), rows[row]))
     lengths = [len(rows[row]) for row in order]
@@ -134,9 +178,8 @@ def runs_of_similar_lengths(rows: Sequence[Sequence[int]], batch_tokens: int) ->
         best_cost = math.inf
         best_start = 0
         for start in range(end):
-            tokens = (borders[end] - borders[start]) * lengths[borders[start]]
-            passes = -(-tokens // batch_tokens)
-            cost = costs[start] + tokens + PASS_TOKENS * passes
+            count = borders[end] - borders[start]
+            cost = costs[start] + cost_of(count, lengths[borders[start]])
             if cost < best_cost:
                 best_cost = cost
                 best_start = start

@@ -63,10 +63,8 @@ def score_continuations(
     margins = gold - torch.where(choices == targets, second, largest)
 
     # One column a continuation, (W, N), padded at the end.
-    scores = by_continuation(scores, lengths)
-    choices = by_continuation(choices, lengths)
-    targets = by_continuation(targets, lengths)
-    margins = by_continuation(margins, lengths)
+    scores, margins = by_continuation(scores, margins, lengths=lengths)
+    choices, targets = by_continuation(choices, targets, lengths=lengths)
     ends = torch.tensor(lengths)  # (N,)
     place = torch.arange(len(scores))[:, None]  # (W, 1)
     inside = place < ends  # (W, N)
@@ -81,6 +79,10 @@ def score_continuations(
     )
 
 
-def by_continuation(values: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """Values `(Q,)` of the tokens of N continuations as a `(W, N)` tensor on the CPU."""
-    return pad_sequence(values.cpu().split(list(lengths)))
+def by_continuation(*values: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
+    """Values `(Q,)` of the tokens of N continuations as `(W, N)` tensors on the CPU.
+
+    They are copied together, because a copy waits for the device.
+    """
+    on_cpu = torch.stack(values).cpu()
+    return [pad_sequence(row.split(list(lengths))) for row in on_cpu]

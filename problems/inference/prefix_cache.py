@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -63,6 +63,7 @@ class PreparedBatch:
     :param scored: for each row at how many positions logits are needed.
     :param cache: of the tokens that have run; None if none have.
     :param cached_decoding: whether more tokens may follow with a cache.
+    :param rows_of_pass: how many rows one pass may run; None for all.
     """
 
     rows: list[int]
@@ -72,6 +73,7 @@ class PreparedBatch:
     scored: list[int]
     cache: "Cache | None"
     cached_decoding: bool = True
+    rows_of_pass: int | None = None
 
     def run(self, forward: Forward, target_offset: int = 0) -> torch.Tensor:
         """The logits `(Q, V)` of the scored positions, see `Forward.__call__`."""
@@ -147,6 +149,8 @@ def _prepare_rows(
     if max_new_tokens and capabilities.cache:
         pads = pads and capabilities.pad_cached_rows
     batching = replace(batching, pad_rows=pads, batch_rows=capabilities.batch_rows)
+    if not (capabilities.cache and capabilities.drop_rows and may_join_caches(forward)):
+        batching = replace(batching, decode_rows=None)
     lengths = lengths_to_share(rows, forward.model, max_new_tokens, capabilities)
     prefixes = group_by_prefix(rows, lengths)
     make = _BatchMaker(rows, forward, batching, max_new_tokens, capabilities)
@@ -227,7 +231,7 @@ class _BatchMaker:
             other_tokens = cached.width + self.max_new_tokens
         elif self.max_new_tokens:
             other_tokens = self.max_new_tokens
-        return batching.split(rests, scored, other_tokens)
+        return batching.split(rests, scored, other_tokens, steps=self.max_new_tokens)
 
     def _prepare(
         self,
@@ -257,7 +261,14 @@ class _BatchMaker:
             scored=[self.rows[number].scored for number in numbers],
             cache=cache,
             cached_decoding=self.capabilities.cache,
+            rows_of_pass=self._rows_of_pass(tokens.shape[1]),
         )
+
+    def _rows_of_pass(self, width: int) -> int | None:
+        """How many rows of a batch that decodes one pass may run; None for all."""
+        if not self.max_new_tokens or self.batching.decode_rows is None:
+            return None
+        return self.batching.rows_of_pass(width)
 
 
 def run_prefixes(
@@ -276,10 +287,38 @@ def rows_of_cache(cache: "Cache", rows: torch.Tensor) -> "Cache":
 
     All states of each layer are selected: keys and values, and those of recurrent layers.
     """
-    part = copy.copy(cache)
-    part.layers = [copy_layer(layer) for layer in cache.layers]
+    part = copy_cache(cache)
     part.reorder_cache(cast(torch.LongTensor, rows))  # replaces the tensors of the copied layers
     return part
+
+
+def copy_cache(cache: "Cache") -> "Cache":
+    """A cache with the same tensors, to which later positions may be added in either."""
+    copied = copy.copy(cache)
+    copied.layers = [copy_layer(layer) for layer in cache.layers]
+    return copied
+
+
+def may_join_caches(forward: Forward) -> bool:
+    """Whether the rows of several caches may come into one: all layers hold keys and values."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if forward.cache_argument is None:
+        return False
+    layers = forward.new_cache().layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def join_caches(caches: Sequence["Cache"]) -> "Cache":
+    """One cache with the rows of several, which hold as many positions each."""
+    joined = copy_cache(caches[0])
+    layers: list[Any] = list(joined.layers)
+    for place, layer in enumerate(layers):
+        parts: list[Any] = [cache.layers[place] for cache in caches]
+        if layer.is_initialized:
+            layer.keys = torch.cat([part.keys for part in parts])
+            layer.values = torch.cat([part.values for part in parts])
+    return joined
 
 
 def copy_layer(layer):

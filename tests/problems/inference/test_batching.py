@@ -6,10 +6,11 @@ import pytest
 import torch
 from builders import build_model
 
+from evox_evogm.problems.inference.batch_sizes import PASS_TOKENS
 from evox_evogm.problems.inference.batching import (
-    PASS_TOKENS,
     Batching,
     MemoryEstimate,
+    RunCost,
     estimate_memory,
     runs_of_similar_lengths,
 )
@@ -88,7 +89,7 @@ def test_runs_cost_as_little_as_the_best_of_all_cuts(batch_tokens):
     for _ in range(30):
         lengths = [numbers.randrange(1, 400) for _ in range(numbers.randrange(8))]
         rows = rows_of_lengths(*lengths, *lengths[:2])
-        runs = runs_of_similar_lengths(rows, batch_tokens)
+        runs = runs_of_similar_lengths(rows, RunCost(batch_tokens))
         order = sum(runs, [])
         assert sorted(order) == list(range(len(rows)))
         ordered_lengths = [len(rows[row]) for row in order]
@@ -99,4 +100,4 @@ def test_runs_cost_as_little_as_the_best_of_all_cuts(batch_tokens):
 
 def test_rows_of_the_same_tokens_stand_together():
     rows = [(1, 2), (3, 4), (1, 2), (5,), (3, 4)]
-    assert runs_of_similar_lengths(rows, 2048) == [[0, 2, 1, 4, 3]]
+    assert runs_of_similar_lengths(rows, RunCost(2048)) == [[0, 2, 1, 4, 3]]

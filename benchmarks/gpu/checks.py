@@ -1,0 +1,178 @@
+"""Is what a device computes right? Scores against the CPU and plain peft, and EvoX's contract."""
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from evox import compile, use_state, vmap
+from evox.core import Algorithm
+from evox.problems.numerical import Sphere
+from evox.workflows import StdWorkflow
+
+from benchmarks.gpu.random_bases import (
+    SHAPES,
+    Regime,
+    build_config,
+    build_model,
+    build_tokenizer,
+    random_population,
+    write_adapters,
+)
+from benchmarks.gpu.record import Record
+from benchmarks.speed.plain_procedures import Peft
+from evox_evogm import EvoGM, GradientSearch, SurrogateEvoGM
+from evox_evogm.problems import LoRAMergeProblem, Task
+
+CPU = torch.device("cpu")
+SAME = 1e-3  # the largest difference of scores in float32 that count as equal
+P, N = 5, 3
+ALGORITHMS = ("EvoGM", "SurrogateEvoGM", "GradientSearch")
+
+
+def check_scores(record: Record, device: torch.device) -> None:
+    """Score small bases in float32 on the device in both modes, on the CPU, and by plain peft."""
+    torch.set_float32_matmul_precision("highest")
+    for name in SHAPES:
+        if name == "Qwen2.5-0.5B":  # of the architecture of 1.5B
+            continue
+        config = build_config(name, tiny=True)
+        tokenizer = build_tokenizer(config.vocab_size)
+        tasks = [
+            Regime(6, 12).task("likelihood", config.vocab_size),
+            Regime(6, 9, 5).task("generated", config.vocab_size),
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            _check_base(record, config, tokenizer, tasks, device, Path(folder))
+
+
+def _check_base(record: Record, config, tokenizer, tasks: list[Task], device, folder: Path) -> None:
+    model = build_model(config, torch.float32, CPU, std=0.2)
+    folders = write_adapters(model, folder, count=N, rank=4)
+    pop = random_population(P, N)
+    reference: dict[str, torch.Tensor] = {}
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for where, mode in ((CPU, "unmerged"), (device, "unmerged"), (device, "merged")):
+        problem = LoRAMergeProblem(
+            model.to(where), folders, tasks, tokenizer=tokenizer, mode=mode, device=where
+        )
+        scores = problem.score_together(pop.to(where))
+        if where is CPU and not reference:
+            reference = scores
+        else:
+            found[mode] = scores
+    # peft changes the model, so it comes last.
+    by_peft = Peft(model, tokenizer, folders)(pop, tasks)  # (P, S)
+    parts = by_peft.split([len(task.examples) for task in tasks], 1)
+    found["plain peft"] = {task.name: part for task, part in zip(tasks, parts, strict=True)}
+    for name, scores in found.items():
+        difference = 0.0
+        for task in tasks:
+            apart = (scores[task.name] - reference[task.name]).abs().max()
+            difference = max(difference, float(apart))
+        record.add(
+            "scores",
+            base=type(model).__name__,
+            compared=f"{name} on {device.type} with the CPU",
+            difference=difference,
+            ok=difference < SAME,
+        )
+
+
+def make_algorithm(name: str, device: torch.device, n: int = N, **settings) -> Algorithm:
+    """A search of n coefficients in [-1, 1]."""
+    ones = torch.ones(n, device=device)
+    if name == "EvoGM":
+        return EvoGM(2 * n, -ones, ones, device=device, **settings)
+    if name == "SurrogateEvoGM":
+        return SurrogateEvoGM(3, -ones, ones, device=device, **settings)
+    return GradientSearch(ones / n, device=device, **settings)
+
+
+class WithGradient(Sphere):
+    """A sphere with its gradient behind the fitness, as `GradientSearch` wants it."""
+
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        return torch.cat([pop.square().sum(1, keepdim=True), 2 * pop], 1)
+
+
+def make_workflow(name: str, device: torch.device, n: int = N, **settings) -> StdWorkflow:
+    """A search on a sphere, all of it on a device."""
+    problem = WithGradient() if name == "GradientSearch" else Sphere()
+    return StdWorkflow(make_algorithm(name, device, n, **settings), problem, device=device)
+
+
+def check_contract(record: Record, device: torch.device, *, compiled: bool) -> None:
+    """Run every algorithm eager, under vmap, and compiled, on the device."""
+    small = {"epochs": 3, "hidden_dims": (8,)}
+    for name in ALGORITHMS:
+        settings = {} if name == "GradientSearch" else small
+        kinds: dict[str, Callable[[], dict]] = {
+            "eager": lambda name=name, settings=settings: _run(name, device, settings),
+            "vmap": lambda name=name, settings=settings: _run_vmap(name, device, settings),
+        }
+        if compiled:
+            kinds["compiled"] = lambda name=name, settings=settings: _run(
+                name, device, settings, compiled=True
+            )
+        for kind, run in kinds.items():
+            _note_contract(record, name, kind, run, device)
+
+
+def _note_contract(
+    record: Record, name: str, kind: str, run: Callable[[], dict], device: torch.device
+) -> None:
+    """Add a row: whether the last population is on the device and finite."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = run()
+    except Exception as error:  # the other algorithms are still to be tried
+        message = " ".join(str(error).split())
+        record.add(
+            "contract",
+            algorithm=name,
+            run=kind,
+            ok=False,
+            error=f"{type(error).__name__}: {message}",
+        )
+        return
+    devices, finite = set(), True
+    for value in state.values():
+        devices.add(value.device.type)
+        finite = finite and bool(value.isfinite().all())
+    record.add(
+        "contract",
+        algorithm=name,
+        run=kind,
+        ok=finite and devices == {device.type},
+        devices=", ".join(sorted(devices)),
+    )
+
+
+def _run(name: str, device: torch.device, settings: dict, *, compiled: bool = False) -> dict:
+    """Three steps; the last population and its fitness."""
+    torch.manual_seed(3)
+    workflow = make_workflow(name, device, **settings)
+    workflow.init_step()
+    step = compile(workflow.step) if compiled else workflow.step
+    for _ in range(2):
+        step()
+    return workflow.algorithm.record_step()
+
+
+def _run_vmap(name: str, device: torch.device, settings: dict) -> dict:
+    """Three steps of three runs side by side; the generators or the iterate of each."""
+    torch.manual_seed(3)
+    workflow = make_workflow(name, device, **settings)
+    parameters, buffers = torch.func.stack_module_state([workflow] * 3)
+    state = vmap(use_state(workflow.init_step), randomness="different")({**parameters, **buffers})
+    step = vmap(use_state(workflow.step), randomness="different")
+    for _ in range(2):
+        state = step(state)
+    kept = {}
+    for key, value in state.items():
+        if key.endswith(("generators", "iterate")):
+            kept[key] = value
+    return kept

@@ -1,0 +1,133 @@
+"""Does everything work on a GPU, and how fast? One command of at most 8 minutes.
+
+It needs no network and no model files: bases have random weights in the shapes of Qwen2.5-0.5B,
+Qwen2.5-1.5B and Llama 3.1 8B, with ten random adapters of rank 16 on every linear layer.
+
+    python -m benchmarks.gpu_check                          # on the GPU
+    python -m benchmarks.gpu_check --tiny --device cpu      # every part with tiny shapes
+
+| part | what it does |
+| --- | --- |
+| scores | both modes on small bases in float32, against the CPU and plain peft |
+| contract | every search on the device: eager, under vmap, compiled |
+| speed | P = 20 merges in bfloat16, against the published procedure and peft; memory |
+| step | a step of the searches without its evaluations |
+
+Every number is in `gpu_check.json` as soon as it is known. A part that fails or takes longer than
+its share of the time is noted, and the next goes on. The table is in `gpu_check.md`.
+"""
+
+import argparse
+import platform
+import subprocess
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.checks import check_contract, check_scores
+from benchmarks.gpu.random_bases import REGIMES, TINY_REGIMES
+from benchmarks.gpu.rates import DeviceRates, measure_device
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.speed import SpeedCheck, measure_steps
+from benchmarks.gpu.table import checks_of, table_of
+
+TABLE = "gpu_check.md"
+# The base that goals are set for comes first: time may run out.
+BASES = ("Qwen2.5-1.5B", "Llama-3.1-8B", "Qwen2.5-0.5B")
+CARDS_ON = "Qwen2.5-1.5B"  # the base with which smaller cards are emulated
+PACKAGES = ("evox-evogm", "evox", "torch", "transformers", "peft")
+
+
+def describe_machine(device: torch.device) -> dict:
+    """The device, versions and the commit."""
+    name = platform.processor() or platform.machine()
+    machine = {"device": name, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine["device"] = properties.name
+        machine["gib"] = round(properties.total_memory / 2**30, 1)
+        machine["cuda"] = torch.version.cuda
+    machine["python"] = platform.python_version()
+    machine["versions"] = {package: version(package) for package in PACKAGES}
+    machine["commit"] = current_commit()
+    return machine
+
+
+def current_commit() -> str:
+    """The commit of this checkout, or "unknown"."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def write_table(record: Record) -> str:
+    """The table and the results of the checks, written beside the JSON."""
+    versions = ", ".join(f"{name} {number}" for name, number in record.machine["versions"].items())
+    lines = [
+        f"{record.machine['device']}, commit {record.machine['commit']}, {versions}",
+        "",
+        table_of(record.rows),
+        "",
+        checks_of(record.rows),
+    ]
+    for note in record.notes:
+        lines.append(f"- {note['part']}: {note['note']}")
+    text = "\n".join(lines) + "\n"
+    (record.folder / TABLE).write_text(text)
+    return text
+
+
+def check_device(record: Record, device: torch.device, *, tiny: bool) -> None:
+    """Run all parts."""
+    record.machine = describe_machine(device)
+    rates = DeviceRates(float("inf"), float("inf"))  # where they could not be measured
+
+    def measure_rates() -> None:
+        nonlocal rates
+        rates = measure_device(device, torch.bfloat16)
+        record.add("rates", operations=rates.operations, bytes=rates.bytes)
+
+    record.run("rates", 0.05, measure_rates)
+    record.run("scores", 0.12, partial(check_scores, record, device))
+    compiled = not tiny
+    record.run("step", 0.08, partial(measure_steps, record, device))
+    candidates = 3 if tiny else 20
+    regimes = TINY_REGIMES if tiny else REGIMES
+    for name in BASES:
+        check = partial(
+            SpeedCheck, record, device, name, regimes, rates, candidates=candidates, tiny=tiny
+        )
+        record.run(
+            f"speed of {name}",
+            0.3,
+            lambda check=check, name=name: check().run(cards=name == CARDS_ON),
+        )
+    record.run("contract", 0.25, partial(check_contract, record, device, compiled=compiled))
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=torch.device, default=torch.device(default))
+    parser.add_argument("--minutes", type=float, default=8.0, help="of all parts together")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"))
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, for a try on the CPU")
+    arguments = parser.parse_args(words)
+    if arguments.minutes <= 0:
+        parser.error(f"--minutes: expected a number above 0, found {arguments.minutes}")
+    if arguments.device.type == "cpu" and not arguments.tiny:
+        parser.error("--device: expected a GPU, found cpu; real shapes take hours there: --tiny")
+    record = Record(arguments.out, arguments.minutes)
+    check_device(record, arguments.device, tiny=arguments.tiny)
+    print()
+    print(write_table(record), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The check of a device: what it measures against, its table, its time, and all of it in small."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from benchmarks import gpu_check
+from benchmarks.gpu.random_bases import (
+    REGIMES,
+    SHAPES,
+    TINY,
+    Regime,
+    build_config,
+    build_model,
+    build_tokenizer,
+)
+from benchmarks.gpu.rates import DeviceRates, Work
+from benchmarks.gpu.record import JSON, Record
+from benchmarks.gpu.table import checks_of, table_of
+
+CPU = torch.device("cpu")
+
+
+def speed(procedure, ms, regime="long", **more):
+    return {
+        "part": "speed",
+        "base": "small",
+        "regime": regime,
+        "procedure": procedure,
+        "ms": ms,
+        **more,
+    }
+
+
+def test_the_table_compares_the_chosen_mode():
+    ours = {"tokens_per_second": 1234.0, "roofline": 0.5, "peak_gib": 3.0, "allowed_gib": 8.0}
+    rows = [
+        speed("unmerged", 20.0, chosen=False, **ours),
+        speed("merged", 10.0, chosen=True, **ours),
+        speed("published", 150.0),
+        speed("peft", 250.0),
+        speed("unmerged", 5.0, regime="short", chosen=True, **{**ours, "peak_gib": None}),
+        speed("load", 7.0, regime="-"),
+    ]
+    table = table_of(rows).splitlines()
+    assert table[2:] == [
+        "| small | long | 10 | merged | 20 | 150 | 250 | 15.0 | 25.0 | 1,234 | 50 % | 3 | 8 |",
+        "| small | short | 5 | unmerged | - | - | - | - | - | 1,234 | 50 % | - | 8 |",
+    ]
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_checks_that_are_wrong_are_named():
+    rows = [
+        {"part": "scores", "base": "B", "difference": 2.0, "ok": False},
+        {"part": "scores", "base": "B", "difference": 0.0, "ok": True},
+        {"part": "step", "algorithm": "EvoGM", "device": "cpu", "n": 10, "ms": 12.3},
+        {"part": "speed", "base": "B", "regime": "r", "procedure": "16 GiB", "ok": False},
+    ]
+    assert checks_of(rows).splitlines() == [
+        "- scores: 1 of 2 right",
+        "  - base B, difference 2.0, ok False",
+        "- contract: 0 of 0 right",
+        "- a step of EvoGM on cpu: 12 ms",
+        "- B on 16 GiB, r: ran out of memory",
+    ]
+
+
+def test_a_part_that_fails_or_takes_too_long_is_noted_and_the_next_goes_on(tmp_path):
+    record = Record(tmp_path, minutes=1)
+
+    def fail():
+        record.add("one", value=1.0)
+        raise RuntimeError("no such kernel")
+
+    def hang():
+        try:
+            time.sleep(60)
+        except Exception:  # as retries do
+            time.sleep(60)
+
+    start = time.monotonic()
+    record.run("one", 0.5, fail)
+    record.run("two", 0.002, hang)  # 0.12 s
+    record.run("three", 0.5, lambda: record.add("three", value=3.0))
+    assert time.monotonic() - start < 10
+    found = json.loads((tmp_path / JSON).read_text())
+    assert [row["part"] for row in found["rows"]] == ["one", "three"]
+    assert [note["note"] for note in found["notes"]] == [
+        "failed: RuntimeError: no such kernel",
+        "ended after its 0 s",
+    ]
+    assert "in fail" in found["notes"][0]["details"]
+
+
+def test_without_time_nothing_runs(tmp_path):
+    record = Record(tmp_path, minutes=0)
+    record.run("one", 0.5, lambda: pytest.fail("it ran"))
+    assert record.notes == [{"part": "one", "note": "not run: no time is left"}]
+
+
+# Parameters on the hub, in billions: Qwen2.5 without its 0.14 and 0.23 of the embedding, Llama with
+# embedding and output layer.
+@pytest.mark.parametrize(
+    ("name", "billions"), [("Qwen2.5-0.5B", 0.494), ("Qwen2.5-1.5B", 1.54), ("Llama-3.1-8B", 8.03)]
+)
+def test_shapes_have_the_parameters_of_the_models_that_they_are_named_after(name, billions):
+    model = build_model(build_config(name, tiny=False), torch.bfloat16, torch.device("meta"))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert parameters / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+def test_a_prompt_has_the_stated_tokens_and_no_answer_ends_early():
+    config = build_config("Qwen2.5-0.5B", tiny=True)
+    tokenizer = build_tokenizer(config.vocab_size)
+    task = Regime(3, 7, 5).task("t", config.vocab_size)
+    assert [len(tokenizer(example.prompt)["input_ids"]) for example in task.examples] == [7, 7, 7]
+    assert (task.max_new_tokens, task.match) == (5, "last_10_words")
+    assert tokenizer.eos_token_id == config.vocab_size  # no row of the embedding
+    assert {regime.new_tokens for regime in REGIMES.values()} == {0, 10, 200}
+
+
+def test_the_roofline_is_the_larger_limit_of_products_and_of_memory():
+    """By hand, for two layers of width 64: q and o 64 x 64, k and v 64 x 32, three of 64 x 128."""
+    config = build_config("Llama-3.1-8B", tiny=True)
+    model = build_model(config, torch.bfloat16, CPU)
+    assert set(SHAPES) >= {"Llama-3.1-8B"} and TINY["hidden_size"] == 64
+    layers = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    output = 64 * 512
+    prompts = Work(model, Regime(5, 10), 2)
+    assert prompts.seconds(DeviceRates(1e6, 1e6)) == pytest.approx(
+        2 * 10 * (10 * layers + 3 * output) / 1e6
+    )
+    assert prompts.tokens == 100
+    decoding = Work(model, Regime(5, 10, 3), 2)
+    by_prompts = 2 * 10 * (10 * layers + output) / 1e9
+    cached = 10 * 2 * 2 * 32  # of ten rows, a token: keys and values of two layers
+    by_bytes = sum(2 * (layers + output + (10 + step) * cached) for step in (1, 2)) / 1e3
+    assert decoding.seconds(DeviceRates(1e9, 1e3)) == pytest.approx(by_prompts + by_bytes)
+    by_products = by_prompts + 2 * 2 * 10 * (layers + output) / 1e9
+    assert decoding.seconds(DeviceRates(1e9, 1e15)) == pytest.approx(by_products)
+    assert decoding.tokens == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "cpu"], "--device: expected a GPU, found cpu"),
+        (["--tiny", "--device", "cpu", "--minutes", "0"], "--minutes: expected a number above 0"),
+    ],
+)
+def test_what_cannot_run_is_refused(words, message, capsys):
+    with pytest.raises(SystemExit):
+        gpu_check.main(words)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_all_parts_run_with_tiny_shapes(tmp_path, capsys):
+    gpu_check.main(["--tiny", "--device", "cpu", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / JSON).read_text())
+    assert found["notes"] == []
+    checks = [row for row in found["rows"] if row["part"] in ("scores", "contract")]
+    assert len(checks) == 12 and all(row["ok"] for row in checks)
+    table = (tmp_path / gpu_check.TABLE).read_text()
+    assert table in capsys.readouterr().out
+    rows = [line for line in table.splitlines() if line.startswith(("| Qwen", "| Llama"))]
+    assert len(rows) == 12
+    for row in rows:
+        assert row.count("| - |") <= 1  # the peak of memory, which a CPU does not have
