@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from evox_evogm.command.escaping import sanitize
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.adapters.adapter_dtype import (
     ROUNDING,
     dtype_name,

@@ -11,15 +11,18 @@ import torch
 from evox.core import Problem
 from evox.workflows import StdWorkflow
 
-from evox_evogm.command.budget import Budget
-from evox_evogm.command.counted import counted
-from evox_evogm.command.escaping import sanitize
+from evox_evogm.command.confirm import cost_of_confirmation
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.messages import print_notes, print_text
 from evox_evogm.command.report_data import wants_contributions
 from evox_evogm.command.search_algorithm import RECOMMENDING, cost_of_point, make_algorithm
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.command.trial import cost_of_trial
+from evox_evogm.monitoring.budget import Budget
+from evox_evogm.monitoring.counted import counted
+from evox_evogm.monitoring.escaping import sanitize
+from evox_evogm.problems.adapters.odd_experts import spectra_of
+from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.tasks.requests import Case, gold_text, prompts_of
 from evox_evogm.problems.trained_lora import cost_of_training
@@ -71,9 +74,13 @@ def describe_parts(merge_run: MergeRun, seconds: float) -> None:
     base = sanitize(merge_run.settings.base)
     print(f"base: {base}, {size / 1e6:,.0f} million parameters in {where}, read in {seconds:.0f} s")
     for expert in problem.experts:
+        if expert.checkpoint is not None:
+            print(f"expert: {sanitize(expert.name)}, {expert.checkpoint.words()}")
+            continue
         ranks = [factors.a.shape[-2] for factors in expert.modules.values()]
         modules = counted(len(expert.modules), "module")
-        print(f"expert: {sanitize(expert.name)}, rank {max(ranks)}, {modules}")
+        words = "" if problem.regressed else describe_size(expert)
+        print(f"expert: {sanitize(expert.name)}, rank {max(ranks)}, {modules}{words}")
     if problem.groups.count > 1:
         print(f"groups: {problem.groups.count}, so {problem.n_coefficients} coefficients")
     for dev, test in zip(merge_run.tasks.dev, merge_run.tasks.test, strict=True):
@@ -83,6 +90,14 @@ def describe_parts(merge_run: MergeRun, seconds: float) -> None:
     words = f"done without {', '.join(off)}" if off else "batches give what single questions give"
     print(f"probe of the base: {words}")
     print_notes(merge_run.notes)
+
+
+def describe_size(expert: Expert) -> str:
+    """The norm of what an adapter changes, and how much of it goes in one direction, in words."""
+    (found,) = spectra_of([expert])
+    if not found.modules:
+        return ", which change nothing"
+    return f", norm {found.norm:.3g}, {100 * found.share:.3g} % in one direction"
 
 
 def try_merges(merge_run: MergeRun) -> Tried:
@@ -217,6 +232,9 @@ def extra_evaluations(merge_run: MergeRun) -> dict[str, float]:
     if trial is not None:
         training = cost_of_training(trial.epochs) if trial.row else 0.0
         found["the trial"] = cost_of_trial(problem, trial) + training
+    if settings.confirm:
+        tasks = merge_run.further, problem.tasks
+        found["the best merges again"] = cost_of_confirmation(*tasks, settings.confirm)
     if wants_contributions(settings.contributions, problem.n_experts):
         found["the merge without each expert"] = problem.n_experts
     return found

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.result import EXAMPLES
 from evox_evogm.command.run_folder import has_begun, read_table, saved_digests
 from evox_evogm.command.significance import p_value, short, signed
@@ -23,6 +22,7 @@ from evox_evogm.command.statistics import (
     standard_error_of_mean,
     standard_errors,
 )
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.adapters.read_adapter import CONFIG
 from evox_evogm.resume.journal import from_json
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.experts import expert_folders
 from evox_evogm.command.exports import (
     Exported,
@@ -25,6 +24,7 @@ from evox_evogm.command.result import read_coefficients
 from evox_evogm.command.score_models import problem_of
 from evox_evogm.command.settings import read_settings
 from evox_evogm.command.tasks import read_tasks
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.checkpoints.full_checkpoint import has_checkpoints
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 

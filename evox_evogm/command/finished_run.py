@@ -30,6 +30,7 @@ from evox_evogm.command.result import (
 )
 from evox_evogm.command.run_inputs import made_with
 from evox_evogm.command.scores import ScoreRow
+from evox_evogm.command.sources import sources_of
 from evox_evogm.command.stopping_rule import describe_stop
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.command.trial_remarks import remarks_on_trial
@@ -54,6 +55,7 @@ def finish_run(run: "MergeRun", best: torch.Tensor, rows: Sequence[ScoreRow]) ->
     if settings.objective == "pareto":
         result["front"] = describe_front(problem, run.tasks, run.records, best)
     result["trial"] = run.try_training()
+    result["confirm"] = run.confirmed
     result |= judge(run, rows)
     result["adapter"] = export(run, best)
     result["seed"] = settings.seed
@@ -63,8 +65,14 @@ def finish_run(run: "MergeRun", best: torch.Tensor, rows: Sequence[ScoreRow]) ->
         result["notes"].append(result["stopped"])
     result["dtype"] = run.dtype
     result["base_sha256"] = run.digests["base"]
+    result["sources"] = sources_of(problem)
+    if result["checkpoints"]:
+        result["notes"].append(
+            f"full checkpoints take part, so there is no adapter: evogm export {out} writes the "
+            "merge as a whole model"
+        )
     result |= made_with(problem.language_model, run.tasks.dev)
-    checked = check_by_harness(problem, run.tasks, rows, result["adapter"], out)
+    checked = check_by_harness(problem, run.tasks, rows, result["adapter"], out, best)
     result["lm_eval"] = checked
     result["notes"] += notes_of_harness(checked)
     # The tasks of the problem, in whose order the dev scores are.

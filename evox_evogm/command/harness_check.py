@@ -4,11 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evox_evogm.command.escaping import sanitize
+import torch
+
 from evox_evogm.command.scores import ScoreRow
 from evox_evogm.command.tasks import RunTasks
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.adapters.export import loaded_by_peft
+from evox_evogm.problems.checkpoints.full_checkpoint import has_checkpoints
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.one_merge import as_one_merge
 from evox_evogm.problems.tasks.harness.hflm import score_by_hflm
 from evox_evogm.problems.tasks.harness.task import HarnessTask
 
@@ -23,14 +27,17 @@ def check_by_harness(
     rows: Sequence[ScoreRow],
     adapter: Mapping | None,
     out: Path,
+    best: torch.Tensor,
 ) -> list[dict]:
     """Score the exported adapter on the tasks of the harness by its own HFLM.
 
     What goes wrong here stands in the result and does not end the run.
 
     :param rows: of the final table.
-    :param adapter: what `result.json` says of the adapter; None if the merge is the base.
+    :param adapter: what `result.json` says of the adapter; None if the merge is the base, or is
+        scored in the base's weights because experts are whole models.
     :param out: the run folder.
+    :param best: `(n g,)` effective coefficients.
     :return: for each harness task and split the score of the run, that of the harness, whether they
         agree up to rounding, and as `error` why there is none (None if there is one).
     """
@@ -46,7 +53,7 @@ def check_by_harness(
         scores = merge.dev if split == "dev" else merge.test
         run, found, failure = scores[task.name], math.nan, None
         try:
-            found = _score(problem, task, folder)
+            found = _score(problem, task, folder, best)
         except Exception as error:  # of lm-eval, of peft, or of memory
             failure = f"{type(error).__name__}: {sanitize(str(error))}"
         entry = {
@@ -62,10 +69,15 @@ def check_by_harness(
     return checked
 
 
-def _score(problem: LoRAMergeProblem, task: HarnessTask, folder: Path | None) -> float:
-    """The score of the adapter in a folder, or of the base."""
+def _score(
+    problem: LoRAMergeProblem, task: HarnessTask, folder: Path | None, best: torch.Tensor
+) -> float:
+    """The score of the adapter in a folder, of the base, or of a merge in its weights."""
     model = problem.language_model
     arguments = model.prompts.chat_template.arguments
+    if has_checkpoints(problem.experts):
+        with as_one_merge(problem.scorer, best):
+            return score_by_hflm(task, model.model, model.tokenizer, arguments)
     if folder is None:
         return score_by_hflm(task, model.model, model.tokenizer, arguments)
     with loaded_by_peft(model.model, folder):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.scores import ScoreRow, dev_scores_by_point
 from evox_evogm.command.tasks import RunTasks
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.functions.fitness_task import FitnessTask
 from evox_evogm.problems.inference.base_model import ready_to_score
 from evox_evogm.problems.inference.language_model import LanguageModel

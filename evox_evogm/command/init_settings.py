@@ -6,7 +6,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evox_evogm.command.describe_settings import as_yaml
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.init_tasks import (
     example_task,
     given_task,
@@ -18,6 +17,7 @@ from evox_evogm.command.licences import LicenceReport, Part, find_conflicts, par
 from evox_evogm.command.look_at_adapters import LookedAt, base_of, look_at
 from evox_evogm.command.named_adapters import base_of_words
 from evox_evogm.command.settings import parse_settings, read_table
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
 from evox_evogm.problems.checkpoints.find_checkpoints import compare_files
 from evox_evogm.problems.inference.base_model import SMOLLM2, cache_folder

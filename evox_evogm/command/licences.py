@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from evox_evogm.command.escaping import sanitize
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.adapters.hub_source import parse_hub_source, snapshot_of
 from evox_evogm.problems.adapters.same_base import hub_id
 from evox_evogm.problems.inference.base_model import SMOLLM2

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.licences import read_licence
 from evox_evogm.command.named_adapters import NamedAdapter, named_adapters
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.adapters.same_base import first_contradiction, hub_id, last_part
 from evox_evogm.problems.checkpoints.full_checkpoint import megabytes

@@ -9,6 +9,7 @@ The run folder holds
   the best merge in PEFT format, and `report.html` with its `figures/`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,17 +17,20 @@ from typing import Literal
 import torch
 from evox.workflows import StdWorkflow
 
-from evox_evogm.command.budget import Budget
+from evox_evogm.command.batch_settings import batch_tokens_of, chosen_batches, max_memory_of
 from evox_evogm.command.chosen_settings import FOUND_OUT, chosen
+from evox_evogm.command.confirm import confirm, is_confirmed
 from evox_evogm.command.constraint_settings import objective_of_settings, objectives_of
 from evox_evogm.command.earlier_rows import earlier_rows
 from evox_evogm.command.experts import expert_folders, tasks_of_experts
 from evox_evogm.command.finished_run import finish_run
+from evox_evogm.command.further_examples import notes_of_further, read_further
 from evox_evogm.command.licences import check_licences, licences_of
 from evox_evogm.command.notes import notes_of_inputs
-from evox_evogm.command.progress import OnProgress, ProgressCounter, full_evaluations, searched
+from evox_evogm.command.objective_errors import error_of_record
 from evox_evogm.command.result import read_result
 from evox_evogm.command.run_folder import (
+    ENDS,
     RESULT,
     RunLock,
     change_budget,
@@ -49,10 +53,13 @@ from evox_evogm.command.search_algorithm import (
     recommended,
 )
 from evox_evogm.command.settings import RunSettings
+from evox_evogm.command.sources import base_of_settings, commits_of, saved_commits
 from evox_evogm.command.stopping_rule import has_converged
 from evox_evogm.command.tasks import read_tasks, with_sizes
 from evox_evogm.command.trial import check_trial, make_trial, saved_trial, score_trained
 from evox_evogm.command.trial_remarks import note_of_many_examples
+from evox_evogm.monitoring.budget import Budget
+from evox_evogm.monitoring.progress import OnProgress, ProgressCounter, full_evaluations, searched
 from evox_evogm.problems.lora_merge import LoRAMergeProblem, box_of
 from evox_evogm.problems.racing import Racing
 from evox_evogm.problems.tasks.task import Task
@@ -87,9 +94,15 @@ class MergeRun:
         settings = self.settings
         check_search(settings)
         device = resolve_device(settings.device)
-        experts = expert_folders(settings.experts, folder)
+        commits = saved_commits(self.out)
+        experts = expert_folders(settings.experts, folder, commits)
         pop_size = population_size(settings, len(experts))
         self.tasks = read_tasks(settings.tasks, folder)
+        self.confirmed: dict | None = None  # what `confirm` has found
+        self.further: list[Task] = []  # with further dev examples, for `confirm`
+        if settings.confirm and not self._is_confirmed():
+            count = settings.confirm_examples
+            self.further = read_further(settings.tasks, self.tasks, folder, count)
         self.objective = objective_of_settings(settings, self.tasks.dev)
         own_tasks = tasks_of_experts(settings.regmean, experts, self.tasks.dev)
         box = box_of(len(experts), regressed=own_tasks is not None)
@@ -97,7 +110,9 @@ class MergeRun:
         if settings.trial:
             check_trial(self.tasks.dev)
         make_algorithm(settings, pop_size, box, self.tasks.dev, len(experts))
-        self.problem = self._load_problem(folder, experts, own_tasks, device)
+        base = base_of_settings(settings, folder, commits)
+        self.problem = self._load_problem(folder, base, experts, own_tasks, device)
+        self.commits = commits_of(settings, folder, experts, self.problem)
         check_licences(licences_of(self.problem), strict=settings.strict_licences)
         self.tasks = with_sizes(self.tasks, self.problem)
         pop_size = population_size(settings, self.problem.n_coefficients)
@@ -124,28 +139,30 @@ class MergeRun:
         if settings.limit != self.saved.limit:
             check_budget(settings.limit, self.lock.journal.records, self.out)
         found = {name: getattr(self.saved, name) for name in FOUND_OUT}
+        if settings.confirm is None:  # what was confirmed stays so
+            found |= {name: getattr(self.saved, name) for name in ("confirm", "confirm_examples")}
         return settings.model_copy(update=found)
 
     def _load_problem(
         self,
         folder: Path,
+        base: str,
         experts: Mapping[str, Path],
         own_tasks: Mapping[str, Sequence[Task]] | Literal["weights", "prompts"] | None,
         device: torch.device,
     ) -> LoRAMergeProblem:
         settings = self.settings
-        local_base = folder / settings.base
         template = settings.chat_template_file
         return LoRAMergeProblem(
-            str(local_base) if local_base.is_dir() else settings.base,
+            base,
             experts,
             self.tasks.dev,
             objectives=objectives_of(settings),
             objective=self.objective,
             dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
             device=device,
-            batch_tokens=settings.batch_tokens,
-            max_memory=int(settings.max_memory * 2**30),
+            batch_tokens=batch_tokens_of(settings),
+            max_memory=max_memory_of(settings),
             mode=settings.mode,
             racing=Racing() if settings.racing else None,
             other_tasks=self.tasks.test,
@@ -177,6 +194,8 @@ class MergeRun:
         """
         if self.saved is None or not (self.out / RESULT).is_file():
             return False
+        if not self._is_confirmed():
+            return False
         if not self._goes_further(self.saved):
             return True
         if self.settings.stop == self.saved.stop and self.result()["stopped"]:
@@ -187,7 +206,15 @@ class MergeRun:
 
     def _goes_further(self, saved: RunSettings) -> bool:
         """Whether these settings let the search end elsewhere than earlier ones."""
-        return self.settings.limit != saved.limit or self.settings.stop != saved.stop
+        others = [name for name in ENDS if name != "budget"]
+        changed = [name for name in others if getattr(self.settings, name) != getattr(saved, name)]
+        return self.settings.limit != saved.limit or bool(changed)
+
+    def _is_confirmed(self) -> bool:
+        """Whether the result, if there is one, was chosen as these settings want it."""
+        if not self.settings.confirm:
+            return True
+        return (self.out / RESULT).is_file() and is_confirmed(self.result(), self.settings)
 
     @property
     def limit(self) -> Budget:
@@ -238,6 +265,9 @@ class MergeRun:
     def notes(self) -> list[str]:
         """What was found out about tasks, base and experts, a line each."""
         notes = notes_of_inputs(self.problem, self.tasks)
+        if self.further:
+            count = self.settings.confirm_examples
+            notes += notes_of_further(self.further, self.tasks, count)
         return notes if self.settings.trial else notes + note_of_many_examples(self.tasks.dev)
 
     def try_training(self) -> dict | None:
@@ -273,7 +303,7 @@ class MergeRun:
             journal=self.lock.journal,
         )
         self.resumable, self.records = search, search.records
-        forget_examples(self.records)
+        self._forget_examples(self.records)
         made = search.problem.position
         if self.saved is not None and self._goes_further(self.saved):
             check_marked(self.records[made:], self.out)
@@ -292,6 +322,17 @@ class MergeRun:
             objective=self.problem.objective,
         )
 
+    def confirm(self, best: torch.Tensor) -> torch.Tensor:
+        """Score the best merges on further dev examples, if the settings want it.
+
+        :param best: `(n g,)` effective coefficients, what the algorithm recommends.
+        :return: those of the merge that is best over all examples; `confirmed` says more.
+        """
+        if not self.settings.confirm:
+            return best
+        self.confirmed = confirm(self, best, self.further)
+        return torch.tensor(self.confirmed["candidates"][self.confirmed["chosen"]]["point"])
+
     def _has_converged(self, records: Sequence[dict]) -> bool:
         """Whether the search should end after its last step.
 
@@ -305,17 +346,31 @@ class MergeRun:
         self.problem.resolve_constraints()
         found = {"dtype": self.dtype, "mode": dict(self.problem.modes)}
         found |= chosen(self.settings, self.tasks, self.problem.objective)
+        found |= chosen_batches(self.settings, self.problem)
         self.settings = self.settings.model_copy(update=found)
         made = made_with(self.problem.language_model, self.tasks.dev)
-        write_inputs(self.out, self.settings, self.digests, made, self.notes, self.folder)
+        write_inputs(
+            self.out, self.settings, self.digests, made, self.notes, self.folder, self.commits
+        )
         self.saved = self.settings  # now the folder is a run
 
     def _report(self, evaluations: list) -> None:
         assert self.counter is not None and self.resumable is not None
         last = self.resumable.problem.position
         first = last - len(evaluations)
-        forget_examples(self.records[first:last])
+        self._forget_examples(self.records[first:last])
         self.counter.report(self.records[first:last], first)
+
+    def _forget_examples(self, records: Sequence[dict]) -> None:
+        """Keep the standard error of a score in place of the numbers by example.
+
+        :param records: of evaluations that are on disk and in the cache of the problem.
+        """
+        for record in records:
+            error = error_of_record(record, self.problem)
+            if math.isfinite(error):
+                record["error"] = error
+        forget_examples(records)
 
     def score_rows(self, best: torch.Tensor) -> list[ScoreRow]:
         """The rows of the final table: base, every expert, average, RegMean, and the best merge.

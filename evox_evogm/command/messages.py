@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evox_evogm.command.counted import counted
-from evox_evogm.command.escaping import printable_lines, sanitize
+from evox_evogm.monitoring.counted import counted
+from evox_evogm.monitoring.escaping import printable_lines, sanitize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +56,20 @@ def print_trial(merge_run: "MergeRun") -> None:
         print_notes(remarks_on_trial(trial))
 
 
+def print_confirmation(merge_run: "MergeRun") -> None:
+    """Say what scoring the best merges on further dev examples takes, before it is done."""
+    from evox_evogm.command.confirm import cost_of_confirmation
+
+    count = merge_run.settings.confirm
+    if not count:
+        return
+    examples = sum(len(task.examples) for task in merge_run.further)
+    cost = cost_of_confirmation(merge_run.further, merge_run.problem.tasks, count)
+    merges = "the recommended merge" if count == 1 else f"the best {count} merges"
+    on = counted(examples, "further dev example")
+    print(f"\nscoring {merges} on {on}, as much as {cost:.3g} evaluations ...", flush=True)
+
+
 def print_notes(notes: Sequence[str]) -> None:
     """Print what was found out about a run, a line each."""
     for note in notes:
@@ -70,14 +84,16 @@ def print_result(result: dict, notes: Sequence[str], out: Path, console: "Consol
     :param out: the run folder.
     :param console: where the table goes.
     """
+    from evox_evogm.command.confirm import remarks_on_confirm
     from evox_evogm.command.objective_remarks import remarks_on_objective
     from evox_evogm.command.score_table import has_errors, print_scores, remarks_on_merge
-    from evox_evogm.command.significance import remarks_on_chance
+    from evox_evogm.command.significance import not_beyond_chance, remarks_on_chance
 
     errors = " ± its standard error" if has_errors(result["scores"]) else ""
     print(f"\nscores, dev / test{errors}")
     print_scores(result["scores"], console)
-    remarks = remarks_on_merge(result["scores"]) + remarks_on_objective(result)
+    remarks = remarks_on_merge(result["scores"], result.get("confirm"))
+    remarks += remarks_on_confirm(result.get("confirm")) + remarks_on_objective(result)
     for remark in remarks + remarks_on_chance(result):
         print(sanitize(remark))
     print_notes(notes)
@@ -91,6 +107,8 @@ def print_result(result: dict, notes: Sequence[str], out: Path, console: "Consol
     print(f"\n{what}{whose}: {', '.join(coefficients)}")
     print_adapter(result["adapter"], out)
     print(f"report: {out / 'report.html'} (as text: report.md)")
+    for sentence in not_beyond_chance(result):
+        print(sanitize(sentence))
 
 
 def print_adapter(adapter: dict | None, out: Path) -> None:

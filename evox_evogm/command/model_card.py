@@ -11,9 +11,9 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.score_table import has_errors, table_cells
 from evox_evogm.command.templates import render
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.adapters.same_base import hub_id
 
 TAGS = ["lora", "merge", "evogm", "evox"]
@@ -35,6 +35,9 @@ MISSING: dict = {
     "scores": [],
     "tasks": {},
     "licences": None,
+    "sources": {},
+    "checkpoints": [],
+    "encoder_decoder": False,
 }
 
 
@@ -57,6 +60,7 @@ def model_card(result: dict, base: str, folder: Path, *, export: dict | None = N
         "base": base if hub_base else re.split(r"[/\\]", base.rstrip("/\\"))[-1],
         "rounded": _rounded(facts) if export is None else None,
         "kind": kind,
+        "auto": "Seq2SeqLM" if facts["encoder_decoder"] else "CausalLM",
         "export": export,
         "table": table,
         "has_errors": has_errors(rows) if rows else False,
@@ -98,9 +102,14 @@ def _metadata(facts: dict, base_model: str | None) -> ModelCardData:
         library_name="transformers" if kind in ("model", "mergekit") else "peft",
         tags=TAGS if kind in ("adapter", "compressed") else TAGS[1:],
         license=licences.get("licence"),
-        pipeline_tag="text-generation",
+        pipeline_tag=_pipeline(facts),
         **more,
     )
+
+
+def _pipeline(facts: dict) -> str:
+    """What the hub calls the work of the base."""
+    return "text2text-generation" if facts["encoder_decoder"] else "text-generation"
 
 
 def _eval_results(facts: dict) -> list[EvalResult]:
@@ -127,7 +136,7 @@ def _eval_result(facts: dict, task: str, split: str, score: float, error) -> Eva
     if isinstance(error, float) and math.isfinite(error):
         named += f" (standard error {error:.3f})"
     return EvalResult(
-        task_type="text-generation",
+        task_type=_pipeline(facts),
         dataset_type=sanitize(task),
         dataset_name=sanitize(task),
         dataset_split=split,
@@ -144,7 +153,8 @@ def _score_lines(export: dict) -> list[list[str]]:
         for task, score in scores.items():
             error = export["errors"].get(split, {}).get(task)
             merge = export["merge_scores"].get(split, {}).get(task)
-            lines.append([task, split, _with_error(score, error), _with_error(merge, None)])
+            merge_error = export.get("merge_errors", {}).get(split, {}).get(task)
+            lines.append([task, split, _with_error(score, error), _with_error(merge, merge_error)])
     return lines
 
 

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 
 import torch
 
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.scores import ScoreRow, label
+from evox_evogm.command.sources import note_of_sources
 from evox_evogm.command.tasks import RunTasks
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 
 def notes_of_inputs(problem: LoRAMergeProblem, tasks: RunTasks) -> list[str]:
     """What is known before the first evaluation: of the tasks, and of the base and the experts."""
-    lines = [*tasks.notes, *problem.notes, *problem.capabilities.notes]
+    lines = [*note_of_sources(problem), *tasks.notes, *problem.notes, *problem.capabilities.notes]
     return [sanitize(line) for line in lines]
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from evox_evogm.command.domains import describe_domains
-from evox_evogm.command.escaping import escape_markdown
 from evox_evogm.command.licences import licences_of, used_experts
 from evox_evogm.command.model_card import model_card
-from evox_evogm.command.progress import full_evaluations
 from evox_evogm.command.report import report_markdown
 from evox_evogm.command.run_folder import RESULT, damaged, read_table
 from evox_evogm.command.scores import ScoreRow
 from evox_evogm.command.significance import describe_significance, history_scores
 from evox_evogm.command.task_settings import SPLITS
 from evox_evogm.command.tasks import RunTasks
+from evox_evogm.monitoring.escaping import escape_markdown
+from evox_evogm.monitoring.progress import full_evaluations
 from evox_evogm.problems.adapters.read_adapter import CONFIG
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.tasks.custom_task import CustomTask
@@ -57,12 +57,13 @@ def describe_merge(
     }
 
 
-def describe_coefficients(problem: LoRAMergeProblem, best: torch.Tensor) -> dict[str, dict]:
+def describe_coefficients(problem: LoRAMergeProblem, best: torch.Tensor) -> dict[str, Any]:
     """What `result.json` says of the coefficients: by expert, and with several groups by group.
 
     :param best: `(n g,)` effective coefficients.
-    :return: `coefficients`, the coefficient of every expert or its mean over groups, and
-        `coefficients_by_group`, by expert and group; empty with one group.
+    :return: `coefficients`, the coefficient of every expert or its mean over groups,
+        `coefficients_by_group`, by expert and group, empty with one group, and `checkpoints`, the
+        names of experts that are whole models.
     """
     table = problem.groups.by_expert(best)  # (n, g)
     means, by_group = {}, {}
@@ -71,7 +72,12 @@ def describe_coefficients(problem: LoRAMergeProblem, best: torch.Tensor) -> dict
         by_group[expert.name] = dict(zip(problem.groups.names, row.tolist(), strict=True))
     if problem.groups.count == 1:
         by_group = {}
-    return {"coefficients": means, "coefficients_by_group": by_group}
+    checkpoints = [expert.name for expert in problem.experts if expert.checkpoint is not None]
+    return {
+        "coefficients": means,
+        "coefficients_by_group": by_group,
+        "checkpoints": checkpoints,
+    }
 
 
 def read_coefficients(result: dict, problem: LoRAMergeProblem) -> torch.Tensor:
@@ -112,6 +118,8 @@ def read_result(out: Path) -> dict:
     """
     missing: dict = {"notes": [], "no_information": None, "coefficients_by_group": {}}
     missing["stopped"] = None
+    missing["confirm"] = None
+    missing["checkpoints"] = []
     missing["statistics"] = None
     missing["domains"] = {}
     missing["lm_eval"] = []
@@ -190,7 +198,8 @@ def write_card(result: dict, adapter: Path, folder: Path) -> None:
     error = result["adapter"]["error"]
     if error is None:
         config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-        card = model_card(result, config["base_model_name_or_path"], folder)
+        facts = {**result, "encoder_decoder": config.get("task_type") == "SEQ_2_SEQ_LM"}
+        card = model_card(facts, config["base_model_name_or_path"], folder)
     else:
         card = f"# Do not use this adapter\n\n{escape_markdown(error)}\n"
     if adapter.is_dir():

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from evox_evogm.command.budget import Budget
+from evox_evogm.command.batch_settings import NAMES as BATCHES
+from evox_evogm.command.batch_settings import OPEN as LEFT_OPEN
 from evox_evogm.command.chosen_settings import complete
-from evox_evogm.command.progress import full_evaluations, searched
 from evox_evogm.command.settings import RunSettings, parse_settings
+from evox_evogm.monitoring.budget import Budget
+from evox_evogm.monitoring.progress import full_evaluations, searched
 from evox_evogm.resume.atomic_write import atomic_write
 from evox_evogm.resume.journal import Journal, lock_path
 from evox_evogm.resume.journaled_problem import RECOMMENDED
@@ -22,8 +24,15 @@ from evox_evogm.resume.resumable_search import JOURNAL, saved_seconds
 CONFIG, INPUTS, RESULT = "config.yaml", "inputs.json", "result.json"
 FORMAT = 3  # of the folder
 REPORTS = ("report.html", "report.md")
-# Settings on which no evaluation depends.
-CHANGEABLE = ("budget", "stop", "contributions", "adapter_dtype", "strict_licences")
+ENDS = ("budget", "stop", "confirm", "confirm_examples")  # how a search ends
+# Settings on which no evaluation of the search depends.
+CHANGEABLE = (
+    *ENDS,
+    "trackers",
+    "contributions",
+    "adapter_dtype",
+    "strict_licences",
+)
 
 
 class RunLock:
@@ -84,6 +93,7 @@ def write_inputs(
     made_with: Mapping,
     notes: Sequence[str] = (),
     folder: Path | None = None,
+    commits: Mapping[str, str] | None = None,
 ) -> None:
     """Write down what a run is made of, before its first evaluation.
 
@@ -91,11 +101,14 @@ def write_inputs(
     :param made_with: what else may explain a difference, but does not keep a run from going on.
     :param notes: what was found out about the inputs, a line each.
     :param folder: the folder that paths in the settings are relative to.
+    :param commits: of the hub, by repository and revision.
     """
     inputs: dict = {"format": FORMAT, "sha256": digests, "made with": made_with}
     inputs["notes"] = list(notes)
     if folder is not None:
         inputs["settings_folder"] = str(folder.resolve())
+    if commits:
+        inputs["hub"] = dict(commits)
     atomic_write(out / INPUTS, (json.dumps(inputs, indent=2) + "\n").encode())
     config = yaml.safe_dump(settings.as_table(), sort_keys=False)
     atomic_write(out / CONFIG, config.encode())  # last: it makes the folder a run
@@ -167,6 +180,8 @@ def check_same_settings(settings: RunSettings, saved: RunSettings, out: Path) ->
     for name, value in settings.as_table().items():
         if name in CHANGEABLE or (name in ("dtype", "mode") and value == "auto"):
             continue
+        if name in BATCHES and value in LEFT_OPEN:
+            continue
         if name == "mode" and _is_everywhere(value, before[name]):
             continue
         value = complete(name, value, before[name])
@@ -209,7 +224,7 @@ def check_marked(records: Sequence[dict], out: Path) -> None:
 
 
 def change_budget(out: Path, saved: RunSettings, settings: RunSettings) -> None:
-    """Have a run go on with another budget or stop. Its result, if it has one, is kept beside.
+    """Have a run go on with another budget, stop or confirm. An earlier result is kept beside.
 
     :param saved: the settings of the run until now.
     :param settings: those of now.
@@ -219,7 +234,7 @@ def change_budget(out: Path, saved: RunSettings, settings: RunSettings) -> None:
         (out / RESULT).replace(out / f"result_{words}.json")
         for report in REPORTS:  # they show the earlier result
             (out / report).unlink(missing_ok=True)
-    changed = {"budget": settings.budget, "stop": settings.stop}
+    changed = {name: getattr(settings, name) for name in ENDS}
     table = saved.model_copy(update=changed).as_table()
     atomic_write(out / CONFIG, yaml.safe_dump(table, sort_keys=False).encode())
 

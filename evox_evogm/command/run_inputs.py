@@ -10,12 +10,18 @@ import torch
 
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.problems.adapters.read_adapter import CONFIG, WEIGHTS
+from evox_evogm.problems.checkpoints.checkpoint_files import (
+    MODEL_CONFIG,
+    is_checkpoint,
+    weight_files,
+)
 from evox_evogm.problems.inference.base_model import tokenizer_sha256, weights_sha256
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.task import Task
 
 OURS = ", protocol='ours')"  # how the content of such a task ends
+BLOCK = 2**24  # bytes of a file that are read at a time
 PACKAGES = ("evox-evogm", "evox", "torch", "transformers", "peft")
 
 
@@ -33,9 +39,22 @@ def input_digests(
     for split, task in tasks.by_split():
         digests[f"task {task.name} ({split})"] = hashlib.sha256(task_content(task)).hexdigest()
     for name, folder in experts.items():
+        if is_checkpoint(folder):
+            digests[f"expert {name}"] = checkpoint_sha256(folder)
+            continue
         content = (folder / CONFIG).read_bytes() + (folder / WEIGHTS).read_bytes()
         digests[f"expert {name}"] = hashlib.sha256(content).hexdigest()
     return digests
+
+
+def checkpoint_sha256(folder: Path) -> str:
+    """SHA-256 of the configuration and the weights of a whole model."""
+    digest = hashlib.sha256((folder / MODEL_CONFIG).read_bytes())
+    for path in weight_files(folder, str(folder)):
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def task_content(task: Task) -> bytes:

@@ -9,10 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evox_evogm.command.display.choose import show_progress
-from evox_evogm.command.display.facts import RunFacts
-from evox_evogm.command.display.lines import JsonLines
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.experts import regressed_on
 from evox_evogm.command.finished_run import complete_report, export_again, fault_of_adapter
 from evox_evogm.command.html_report.page import REPORT, write_page
@@ -20,6 +16,7 @@ from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.messages import (
     fail,
     print_adapter,
+    print_confirmation,
     print_no_information,
     print_plan,
     print_result,
@@ -28,6 +25,14 @@ from evox_evogm.command.messages import (
 from evox_evogm.command.run_folder import RESULT, is_newer
 from evox_evogm.command.settings import read_settings
 from evox_evogm.command.statuses import NO_ADAPTER, NO_INFORMATION
+from evox_evogm.command.tracker_settings import final_numbers, make_trackers, name_coefficients
+from evox_evogm.monitoring.callbacks import Callbacks
+from evox_evogm.monitoring.display.choose import show_progress
+from evox_evogm.monitoring.display.facts import RunFacts
+from evox_evogm.monitoring.display.lines import JsonLines
+from evox_evogm.monitoring.escaping import sanitize
+from evox_evogm.monitoring.progress import Progress
+from evox_evogm.monitoring.trackers import Tracker
 
 
 def run(
@@ -57,6 +62,7 @@ def run(
         if settings.regmean:
             regressing = f", and regressing the experts on {regressed_on(settings.regmean)}"
         base = sanitize(settings.base)
+        trackers = make_trackers(settings.trackers, settings, out)
         print(f"reading the base model {base}, experts and tasks{regressing} ...", flush=True)
         with MergeRun(settings, folder, out) as merge_run:
             if merge_run.finished:
@@ -67,7 +73,8 @@ def run(
                     shown = show_progress(console, facts_of(merge_run), quiet=quiet)
                 else:
                     shown = display
-                result = finish(merge_run, console, shown)
+                name_coefficients(trackers, merge_run)
+                result = finish(merge_run, console, shown, trackers)
     return status_of_result(result)
 
 
@@ -110,16 +117,34 @@ def facts_of(merge_run: MergeRun) -> RunFacts:
     return RunFacts(names, problem.groups.count, merge_run.notes)
 
 
-def finish(merge_run: MergeRun, console: Console, display) -> dict:
+def finish(
+    merge_run: MergeRun, console: Console, display, trackers: Sequence[Tracker] = ()
+) -> dict:
     """Make what is left of a run, and print its result.
 
     :param display: shows the progress of the search.
+    :param trackers: are told of it too, and of the scores in the end.
     :return: what `result.json` holds.
     """
+    with Callbacks(trackers) as tracked:
+        result = _finish(merge_run, console, display, tracked)
+        if trackers:
+            tracked.log_numbers(final_numbers(result))
+    return result
+
+
+def _finish(merge_run: MergeRun, console: Console, display, tracked: Callbacks) -> dict:
     print_plan(merge_run)
     print_trial(merge_run)
-    with display as on_progress:
+    with display as show:
+
+        def on_progress(progress: Progress) -> None:
+            show(progress)
+            tracked(progress)
+
         best = merge_run.search(on_progress)
+    print_confirmation(merge_run)
+    best = merge_run.confirm(best)
     print("\nscoring the base, the experts and the merge on test examples ...", flush=True)
     rows = merge_run.score_rows(best)
     noted = len(merge_run.notes)

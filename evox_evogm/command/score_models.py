@@ -7,15 +7,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from evox_evogm.command.escaping import sanitize
+from evox_evogm.command.batch_settings import batch_tokens_of, max_memory_of
 from evox_evogm.command.experts import expert_folders
 from evox_evogm.command.merge_run import resolve_device
 from evox_evogm.command.result import examples_table
 from evox_evogm.command.score_table import has_errors, print_scores
 from evox_evogm.command.scores import Candidate, ScoreRow, score_candidates
 from evox_evogm.command.settings import RunSettings
+from evox_evogm.command.sources import base_of_settings
 from evox_evogm.command.targets import Targets, read_targets
 from evox_evogm.command.tasks import RunTasks, read_tasks, with_sizes
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.resume.atomic_write import atomic_write
 from evox_evogm.resume.journal import to_json
@@ -57,16 +59,16 @@ def problem_of(
     settings: RunSettings, folder: Path, adapters: dict[str, Path], tasks: RunTasks
 ) -> LoRAMergeProblem:
     """The problem of a run without a search: experts as they are, with one coefficient each."""
-    base, template = folder / settings.base, settings.chat_template_file
+    template = settings.chat_template_file
     return LoRAMergeProblem(
-        str(base) if base.is_dir() else settings.base,
+        base_of_settings(settings, folder),
         adapters,
         tasks.dev,
         other_tasks=tasks.test,
         dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
         device=resolve_device(settings.device),
-        batch_tokens=settings.batch_tokens,
-        max_memory=int(settings.max_memory * 2**30),
+        batch_tokens=batch_tokens_of(settings),
+        max_memory=max_memory_of(settings),
         mode=settings.mode,
         trust_remote_code=settings.trust_remote_code,
         same_base=settings.same_base,

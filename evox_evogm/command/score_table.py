@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from evox_evogm.command.constraint_settings import MULTI_OBJECTIVE
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.scores import label
 from evox_evogm.command.statistics import standard_error_of_mean
 from evox_evogm.command.task_settings import SPLITS
+from evox_evogm.monitoring.escaping import sanitize
 
 UNLIMITED = 10_000  # columns of a console that is no terminal
 

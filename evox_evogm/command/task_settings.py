@@ -147,8 +147,8 @@ class TaskSettings(StrictSettings):
     metric: str | None = setting(
         None,
         "a text",
-        "choice_likelihood, gold_log_probability, exact_match, multiple_choice_generation or "
-        "abstain_qa. By default answers are generated, and matched, or parsed where there are "
+        "choice_likelihood, gold_log_probability, exact_match, multiple_choice_generation, "
+        "abstain_qa, or spearman for answers that are numbers. By default answers are generated, and matched, or parsed where there are "
         "choices. With lm_eval: a metric of the task, by default its first that is better when "
         "higher.",
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from evox_evogm.command.counted import counted
-from evox_evogm.command.escaping import escape_markdown, printable_lines
 from evox_evogm.command.experts import regressed_on
+from evox_evogm.monitoring.counted import counted
+from evox_evogm.monitoring.escaping import escape_markdown, printable_lines
 
 SHADES = " ░▒▓█"
 BAR_LENGTH = 20  # characters of the largest coefficient

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.run_folder import damaged, read_table
 from evox_evogm.command.scores import ByExample, ScoreRow
 from evox_evogm.command.significance import as_table, mean
@@ -23,6 +22,7 @@ from evox_evogm.command.tasks import RunTasks
 from evox_evogm.command.trial_comparison import compare_chosen
 from evox_evogm.command.trial_merges import Parts, average_of, pool, score_merges
 from evox_evogm.command.trial_settings import TrialSettings
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.tasks.task import Task
 from evox_evogm.problems.trained_lora import (

@@ -9,8 +9,8 @@ from evox.workflows import StdWorkflow
 
 from evox_evogm.algorithms.gradient_search import GradientSearch
 from evox_evogm.algorithms.surrogate import Outcomes
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.scores import ByExample
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.inference.base_model import ready_to_score
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.tasks.custom_task import CustomTask

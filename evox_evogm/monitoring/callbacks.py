@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from evox_evogm.command.progress import Progress
+from evox_evogm.monitoring.progress import Progress
 
 log = logging.getLogger(__name__)
 Callback = Callable[[Progress], Any]

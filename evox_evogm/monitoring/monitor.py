@@ -4,6 +4,9 @@ With outcomes, problems return `(P, 1 + S)` columns. EvoX's `EvalMonitor` takes 
 so that `get_best_fitness`, `get_topk_fitness` and `plot` refuse them.
 """
 
+# EvoX first: it registers the plugin, for which it imports this package.
+import evox  # noqa: F401  isort: skip
+
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +17,7 @@ from evox.core import Mutable, Problem
 from evox.utils import register_vmap_op
 from evox.workflows import EvalMonitor
 
-from evox_evogm.command.budget import Budget, parse_budget
+from evox_evogm.monitoring.budget import Budget, parse_budget
 from evox_evogm.monitoring.callbacks import Callback
 from evox_evogm.monitoring.recorder import Recorder
 
@@ -245,8 +248,8 @@ def _display(problem: Any) -> Callback:
     """A display of a search, with the names of the experts where there are some."""
     from rich.console import Console
 
-    from evox_evogm.command.display.choose import show_progress
-    from evox_evogm.command.display.facts import RunFacts
+    from evox_evogm.monitoring.display.choose import show_progress
+    from evox_evogm.monitoring.display.facts import RunFacts
 
     experts: list[str] = []
     groups = 1

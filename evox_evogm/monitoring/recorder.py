@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from evox_evogm.command.budget import Budget
-from evox_evogm.command.progress import ProgressCounter
+from evox_evogm.monitoring.budget import Budget
 from evox_evogm.monitoring.callbacks import Callback, Callbacks
+from evox_evogm.monitoring.progress import ProgressCounter
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.resume.journal import Journal, to_json
 from evox_evogm.resume.ranks import is_rank_0

@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from evox_evogm.command.escaping import sanitize
-from evox_evogm.command.progress import Progress
+from evox_evogm.monitoring.escaping import sanitize
+from evox_evogm.monitoring.progress import Progress
 
 PROJECT = "evogm"  # of a tracker that has projects
 Numbers = dict[str, float]

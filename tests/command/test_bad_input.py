@@ -167,7 +167,10 @@ CASES = {
     ),
     "misspelt": (settings(bugdet=3), "unknown setting 'bugdet'; did you mean 'budget'?"),
     "unlike any": (settings(zzz=3), "unknown setting 'zzz'; known are"),
-    "no base": (settings(base=...), "expected the setting 'base', found none"),
+    "no base": (
+        settings(base=..., experts=["experts/first"]),
+        "expected the setting 'base', found none",
+    ),
     "no experts": (settings(experts=...), "expected the setting 'experts', found none"),
     "no tasks": (settings(tasks=...), "expected the setting 'tasks', found none"),
     "base of the wrong type": (settings(base=3), "base: expected a str, found 3"),
@@ -190,7 +193,10 @@ CASES = {
         settings(max_memory=0),
         "max_memory: expected a number of GiB above 0 and below 2**30, found 0",
     ),
-    "memory in words": (settings(max_memory="2 GB"), "max_memory: expected a float, found '2 GB'"),
+    "memory in words": (
+        settings(max_memory="2 GB"),
+        "max_memory: expected a number or auto, found '2 GB'",
+    ),
     "unknown mode": (
         settings(mode="dense"),
         'mode: expected "auto", "unmerged" or "merged", found \'dense\'',

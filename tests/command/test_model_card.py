@@ -41,6 +41,7 @@ EXPORT = {
     "scores": {"dev": {"add": 0.7}, "test": {"add": 0.6}},
     "errors": {"dev": {"add": 0.11}, "test": {"add": "nan"}},
     "merge_scores": {"dev": {"add": 0.75}, "test": {"add": 0.625}},
+    "merge_errors": {"dev": {"add": 0.1}, "test": {}},
     "notes": ["the base was loaded in bfloat16"],
 }
 
@@ -76,7 +77,7 @@ def test_a_licence_of_the_whole_is_in_the_metadata():
 def test_an_export_has_its_own_scores_beside_those_of_the_merge():
     card, text = card_of(export=EXPORT)
     assert "with at most 16 channels in each module, and differs from it by 0.032" in text
-    assert "| add | dev | 0.700 ± 0.110 | 0.750 |" in text
+    assert "| add | dev | 0.700 ± 0.110 | 0.750 ± 0.100 |" in text
     assert "| add | test | 0.600 | 0.625 |" in text
     assert "`rank 16: vllm serve BASE --enable-lora --max-lora-rank 16`" in text
     assert "the base was loaded in bfloat16" in text

@@ -2,9 +2,9 @@
 
 import pytest
 
-from evox_evogm.command.budget import Budget, parse_budget
 from evox_evogm.command.overrides import apply_overrides
 from evox_evogm.command.settings import read_settings
+from evox_evogm.monitoring.budget import Budget, parse_budget
 
 
 def table():

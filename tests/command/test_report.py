@@ -7,10 +7,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.model_card import model_card
 from evox_evogm.command.report import report_markdown
 from evox_evogm.command.score_table import print_scores, remarks_on_merge
+from evox_evogm.monitoring.escaping import sanitize
 
 ROWS = [
     {

@@ -95,7 +95,8 @@ chat_template_file: adapters/code
 
 def test_what_a_file_leaves_out_has_the_stated_default(write):
     settings, _ = read_settings(write())
-    assert (settings.budget, settings.seed, settings.batch_tokens) == (160, 0, 2048)
+    assert (settings.budget, settings.seed) == (160, 0)
+    assert (settings.batch_tokens, settings.max_memory) == (None, None)
     assert (settings.device, settings.dtype, settings.trust_remote_code) == ("auto", "auto", False)
     assert (settings.pop_size, settings.search) == (None, {})
     assert (settings.algorithm, settings.mode, settings.racing) == ("SurrogateEvoGM", "auto", False)
@@ -157,7 +158,11 @@ def test_a_missing_setting_is_named(write, name):
         ("budget", "12.5", f"{BUDGET}, found 12.5"),
         ("budget", "true", f"{BUDGET}, found True"),
         ("seed", "null", "seed: expected a whole number, found None"),
-        ("batch_tokens", "[8]", r"batch_tokens: expected a whole number, found \[8\]"),
+        (
+            "batch_tokens",
+            "[8]",
+            r"batch_tokens: expected a whole number, auto or a table, found \[8\]",
+        ),
         ("device", "0", "device: expected a str, found 0"),
         ("dtype", "32", "dtype: expected a str, found 32"),
         ("trust_remote_code", "1", "trust_remote_code: expected a bool, found 1"),
@@ -166,7 +171,7 @@ def test_a_missing_setting_is_named(write, name):
         ("pop_size", "true", "pop_size: expected a whole number, found True"),
         ("search", "[lr]", r"search: expected a dict, found \['lr'\]"),
         ("algorithm", "1", "algorithm: expected a str, found 1"),
-        ("max_memory", "true", "max_memory: expected a float, found True"),
+        ("max_memory", "true", "max_memory: expected a number or auto, found True"),
         ("experts", "3", "experts: expected a folder, a list or a table, found 3"),
         ("mode", "[merged]", r'mode: expected "auto", "unmerged" or "merged", found .*'),
         (
@@ -187,6 +192,12 @@ def test_a_setting_of_the_wrong_type_is_named_with_what_was_found(write, name, v
     [
         ("budget", "0", "budget: expected at least 1, found 0"),
         ("batch_tokens", "0", "batch_tokens: expected at least 1, found 0"),
+        (
+            "batch_tokens",
+            "{tokens: 64, step: 3}",
+            "batch_tokens: expected some of tokens, rows, pass_tokens, step_tokens, found 'step'",
+        ),
+        ("batch_tokens", "{rows: 0}", "batch_tokens: expected rows of at least 1, found 0"),
         ("seed", "-1", "seed: expected at least 0, found -1"),
         ("dtype", "int8", "dtype: expected one of auto, float32, bfloat16, float16, found 'int8'"),
         ("tasks", "[]", "tasks: expected at least one, found none"),

@@ -16,6 +16,7 @@ from evox_evogm.command.significance import (
     HistoryScores,
     describe_significance,
     further_remarks,
+    not_beyond_chance,
     remarks_on_chance,
     round_up,
 )
@@ -160,6 +161,10 @@ def test_the_sentences_say_what_is_beyond_chance():
         "The two best merges of the search are .250 ± .164 apart on 8 dev examples: it would take "
         "about 27 to tell them apart.",
     ]
+    assert not_beyond_chance(result) == [
+        "The merge is not better beyond chance than the average of the experts, by these test "
+        "examples; more of them would tell more."
+    ]
     left, reliable, line = further_remarks(result)
     assert left == "Its gain over the average is .375 on dev and .025 on test."
     assert "is expected on other examples (reliability over 4 merges of the search)" in reliable
@@ -180,6 +185,25 @@ def test_one_example_failed_rows_and_no_history_are_no_error():
     ]
     assert result["statistics"]["best_two"] is None and further_remarks(result) == []
     assert table_cells(result["scores"], ["x"])[1] == ["base", "1.000 / .000", "1.000 / .000"]
+
+
+def test_a_merge_that_is_ahead_of_nothing_is_said_to_be():
+    scores = [
+        row(name, kind, RIGHT, RIGHT)
+        for name, kind in (
+            ("base", "base"),
+            ("one", "expert"),
+            ("average", "average"),
+            ("EvoGM", "merge"),
+        )
+    ]
+    (sentence,) = not_beyond_chance(result_of(scores, HistoryScores({}, ())))
+    than = "one, the best expert on dev, or than the average of the experts, by these test"
+    assert sentence.startswith(f"The merge is not better beyond chance than {than}")
+    better = [*scores[:3], row("EvoGM", "merge", 8 * RIGHT, 8 * RIGHT)]
+    worse = [row(r.name, r.kind, 8 * WRONG, 8 * WRONG) for r in better[:3]]
+    assert not_beyond_chance(result_of([*worse, better[-1]], HistoryScores({}, ()))) == []
+    assert not_beyond_chance({"statistics": None}) == []
 
 
 def test_an_older_result_has_no_remarks_and_a_table_without_errors():
@@ -247,7 +271,7 @@ def test_a_run_writes_scores_by_example_and_says_how_sure_it_is(project):
     report = (out / "report.md").read_text()
     sentences = remarks_on_chance(result) + further_remarks(result)
     assert len(sentences) >= 3 and "## How sure the scores are\n\n- On test it is " in report
-    assert "± is the standard error of a test score, over its examples." in report
+    assert "± is the standard error of a score, over its examples." in report
 
 
 def test_a_finished_run_of_an_older_version_is_read(project, capsys):

@@ -13,9 +13,9 @@ from evox.workflows import EvalMonitor, StdWorkflow
 from rich.console import Console
 
 from evox_evogm import MergeMonitor, Outcomes, ResumableSearch, SurrogateEvoGM
-from evox_evogm.command.display.facts import RunFacts
-from evox_evogm.command.display.lines import ProgressLines
-from evox_evogm.command.display.panel import panel
+from evox_evogm.monitoring.display.facts import RunFacts
+from evox_evogm.monitoring.display.lines import ProgressLines
+from evox_evogm.monitoring.display.panel import panel
 from evox_evogm.resume.journal import read_blocks
 
 N = 3

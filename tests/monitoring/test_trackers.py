@@ -6,9 +6,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from evox_evogm.command.budget import Budget
-from evox_evogm.command.progress import ProgressCounter
+from evox_evogm.monitoring.budget import Budget
 from evox_evogm.monitoring.callbacks import Callbacks
+from evox_evogm.monitoring.progress import ProgressCounter
 from evox_evogm.monitoring.trackers import TRACKERS, MLflow, flat, numbers_of, run_id
 
 SETTINGS = {"base": "b", "tasks": [{"name": "t", "dev": 4}], "search": {"lr": 0.1}, "stop": None}

@@ -13,7 +13,9 @@ def init(
     adapters: Annotated[
         list[str],
         typer.Argument(
-            metavar="ADAPTER...", help="Adapter folders, or folders of them.", show_default=False
+            metavar="ADAPTER...",
+            help="Adapter folders, folders of them, or hub ids (owner/name@revision/folder).",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The settings file.")] = Path("run.yaml"),

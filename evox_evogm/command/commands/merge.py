@@ -32,6 +32,14 @@ def merge(
     ] = None,
     budget: BudgetOption = None,
     seed: Seed = None,
+    confirm: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="Score the best K merges on further dev examples before choosing one.",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     quiet: Quiet = False,
@@ -44,6 +52,7 @@ def merge(
     one: no evaluation is made again.
     """
     options = {"budget": budget, "seed": seed, "device": device, "dtype": dtype}
+    options["confirm"] = confirm
     out = Path("runs") / settings.stem if out is None else out
     search(settings, words or [], out, options, quiet, json_lines, debug)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evox_evogm.command.budget import parse_budget
+from evox_evogm.monitoring.budget import parse_budget
 
 
 def _read_budget(text: str) -> int | str:

@@ -7,9 +7,9 @@ from huggingface_hub import HfApi, metadata_load
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.exports.mergekit_recipe import RECIPE
 from evox_evogm.command.model_card import MERGE_LICENCES
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.adapters.adapter_config import CONFIG
 from evox_evogm.problems.adapters.same_base import hub_id
 

@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from evox_evogm.command.confirm import confirm_cells, remarks_on_confirm
-from evox_evogm.command.escaping import sanitize
 from evox_evogm.command.experts import regressed_on
 from evox_evogm.command.html_report.examples_shown import shown_examples
 from evox_evogm.command.html_report.figures import (
@@ -36,6 +35,7 @@ from evox_evogm.command.html_report.verdict import (
 from evox_evogm.command.objective_remarks import front_cells, remarks_on_objective
 from evox_evogm.command.score_table import remarks_on_merge
 from evox_evogm.command.significance import further_remarks, remarks_on_chance
+from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.resume.atomic_write import atomic_write
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from evox_evogm.command.escaping import sanitize
+from evox_evogm.monitoring.escaping import sanitize
 
 WIDTH = 380
 LINE = 15  # from one line of text to the next

@@ -7,8 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from evox_evogm.command.counted import counted
-from evox_evogm.command.escaping import printable_lines, sanitize
+from evox_evogm.monitoring.counted import counted
+from evox_evogm.monitoring.escaping import printable_lines, sanitize
 
 
 @cache

@@ -117,6 +117,19 @@ def test_a_data_set_with_the_name_of_an_adapter_is_its_task(adapters):
     assert settings["regmean"] is True
 
 
+@pytest.mark.parametrize("regmean", [True, False])
+def test_a_task_is_named_after_its_file_without_the_split(adapters, regmean):
+    names = ("first", "second" if regmean else "third")
+    for name in names:
+        for split in ("dev", "test"):
+            shutil.copy(f"{split}.jsonl", f"{name}_{split}.jsonl")
+    assert init("--task", f"{names[0]}_dev.jsonl", "--task", f"{names[1]}_dev.jsonl") == 0
+    settings = yaml.safe_load((adapters / "run.yaml").read_text())
+    assert [task["name"] for task in settings["tasks"]] == list(names)
+    assert settings["tasks"][0]["test_file"] == "first_test.jsonl"
+    assert settings.get("regmean", False) is regmean  # each expert has a task of its name, or not
+
+
 def test_adapters_of_different_bases_need_a_base(adapters, edit_config, capsys):
     for name, base in (("first", "meta-llama/Llama-3.1-8B"), ("second", "Qwen/Qwen3-4B")):
         edit_config(adapters / "experts" / name, base_model_name_or_path=base)

@@ -58,9 +58,12 @@ def test_two_models_are_compared_as_scipy_does(small, capsys):
     assert line[1] == "4"
     difference = sum(rows["first"]) / 4 - sum(rows["second"]) / 4
     error = difference / expected.statistic
-    assert float(line[4]) == pytest.approx(difference, abs=2e-3)
-    assert float(line[6]) == pytest.approx(abs(error), abs=2e-3)
-    assert float(line[7]) == pytest.approx(expected.pvalue, abs=2e-3)
+    for place, name in ((2, "first"), (5, "second")):
+        assert float(line[place]) == pytest.approx(sum(rows[name]) / 4, abs=2e-3)
+        assert float(line[place + 2]) == pytest.approx(stats.sem(rows[name]), abs=2e-3)
+    assert float(line[8]) == pytest.approx(difference, abs=2e-3)
+    assert float(line[10]) == pytest.approx(abs(error), abs=2e-3)
+    assert float(line[11]) == pytest.approx(expected.pvalue, abs=2e-3)
     assert "On test" in printed and ("beyond chance" in printed or "may be chance" in printed)
 
 
@@ -74,7 +77,7 @@ def test_runs_rows_and_adapters_are_compared(small, capsys):
     printed = capsys.readouterr().out
     assert "scoring" in printed
     (line,) = [line.split() for line in printed.splitlines() if line.startswith("mean ")]
-    assert abs(float(line[4])) < 1e-3  # of the run and now: one expert, up to rounding
+    assert abs(float(line[8])) < 1e-3  # of the run and now: one expert, up to rounding
 
 
 def test_other_examples_rows_and_files_are_refused(small, capsys):

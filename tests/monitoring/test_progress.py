@@ -2,8 +2,8 @@
 
 import pytest
 
-from evox_evogm.command.budget import Budget
-from evox_evogm.command.progress import Progress, ProgressCounter, searched
+from evox_evogm.monitoring.budget import Budget
+from evox_evogm.monitoring.progress import Progress, ProgressCounter, searched
 
 FAILED = {"score": None}
 PRUNED = {"score": 0.75, "cost": 0.25, "estimate": 0.75}

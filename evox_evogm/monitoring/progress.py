@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from evox_evogm.command.budget import Budget
+from evox_evogm.monitoring.budget import Budget
 from evox_evogm.problems.evaluation import cost_of
 from evox_evogm.resume.journaled_problem import RECOMMENDED
 

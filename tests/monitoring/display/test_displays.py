@@ -7,14 +7,14 @@ import time
 import pytest
 from rich.console import Console
 
-from evox_evogm.command.budget import Budget
-from evox_evogm.command.display.choose import show_progress
-from evox_evogm.command.display.facts import RunFacts
-from evox_evogm.command.display.lines import JsonLines, ProgressLines, Quiet
-from evox_evogm.command.display.live import LiveDisplay
-from evox_evogm.command.display.panel import panel
-from evox_evogm.command.display.sparkline import bar, sparkline
-from evox_evogm.command.progress import Progress, ProgressCounter
+from evox_evogm.monitoring.budget import Budget
+from evox_evogm.monitoring.display.choose import show_progress
+from evox_evogm.monitoring.display.facts import RunFacts
+from evox_evogm.monitoring.display.lines import JsonLines, ProgressLines, Quiet
+from evox_evogm.monitoring.display.live import LiveDisplay
+from evox_evogm.monitoring.display.panel import panel
+from evox_evogm.monitoring.display.sparkline import bar, sparkline
+from evox_evogm.monitoring.progress import Progress, ProgressCounter
 
 
 def facts_of(experts, notes=("the base is shy",)):

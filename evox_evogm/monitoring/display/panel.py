@@ -7,11 +7,11 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from evox_evogm.command.counted import counted
-from evox_evogm.command.display.facts import RunFacts
-from evox_evogm.command.display.sparkline import bar, mean, sparkline
-from evox_evogm.command.escaping import sanitize
-from evox_evogm.command.progress import Progress
+from evox_evogm.monitoring.counted import counted
+from evox_evogm.monitoring.display.facts import RunFacts
+from evox_evogm.monitoring.display.sparkline import bar, mean, sparkline
+from evox_evogm.monitoring.escaping import sanitize
+from evox_evogm.monitoring.progress import Progress
 
 # Cyan and orange are told apart whatever colours an eye sees.
 POSITIVE, NEGATIVE, QUIET = "cyan", "dark_orange", "dim"

@@ -4,9 +4,9 @@ import sys
 
 from rich.console import Console
 
-from evox_evogm.command.display.facts import RunFacts
-from evox_evogm.command.display.lines import JsonLines, ProgressLines, Quiet
-from evox_evogm.command.display.live import LiveDisplay
+from evox_evogm.monitoring.display.facts import RunFacts
+from evox_evogm.monitoring.display.lines import JsonLines, ProgressLines, Quiet
+from evox_evogm.monitoring.display.live import LiveDisplay
 
 Display = LiveDisplay | ProgressLines | JsonLines | Quiet
 

@@ -6,7 +6,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from evox_evogm.command.progress import Progress
+from evox_evogm.monitoring.progress import Progress
 from evox_evogm.resume.journal import to_json
 
 

@@ -7,9 +7,9 @@ from threading import Event, Thread
 from rich.console import Console
 from rich.live import Live
 
-from evox_evogm.command.display.facts import RunFacts
-from evox_evogm.command.display.panel import panel
-from evox_evogm.command.progress import Progress
+from evox_evogm.monitoring.display.facts import RunFacts
+from evox_evogm.monitoring.display.panel import panel
+from evox_evogm.monitoring.progress import Progress
 
 SECONDS = 1.0  # the least time between two drawings
 SHARE = 0.005  # of the time, the most that drawing takes
