@@ -12,7 +12,14 @@ from builders import build_model, build_tokenizer
 EXAMPLES = Path(__file__).parents[2] / "benchmarks" / "examples"
 NUMBER = r"([\d.]+)"
 ON_LANGUAGE_MODELS = ["distributed_merge", "pareto_front", "pso_and_cma_es"]
-ELSEWHERE = ["many_seeds", "own_outcomes", "own_problem", "python_function", "tune_evogm"]
+ELSEWHERE = [
+    "many_seeds",
+    "merge_image_experts",
+    "own_outcomes",
+    "own_problem",
+    "python_function",
+    "tune_evogm",
+]
 
 
 def run(name, *arguments, launcher=()):
@@ -59,6 +66,20 @@ def test_a_plain_python_function():
     rows = row.findall(run("python_function"))
     assert len(rows) == 3
     assert float(rows[0]) <= float(rows[2]) < 0.2
+
+
+@pytest.mark.slow
+def test_merging_image_experts():
+    row = re.compile(rf"^\| ([\w ]+) \| {NUMBER} \| {NUMBER} \| {NUMBER} \| {NUMBER} \|$", re.M)
+    means, own = {}, []
+    for name, mean, *by_task in row.findall(run("merge_image_experts")):
+        means[name] = float(mean)
+        own.append([float(value) for value in by_task])
+    experts = ["0 to 2", "3 to 5", "6 to 9"]
+    assert list(means) == ["base", *experts, "average", "recommended"]
+    for task in range(3):  # an expert is the best on its own task
+        assert max(own[1:4], key=lambda values: values[task]) == own[1 + task]
+    assert means["recommended"] > max(means[name] for name in ["base", *experts])
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Merges of LoRA experts of DINOv2 on tasks of Fashion-MNIST."""
