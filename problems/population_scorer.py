@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
@@ -18,6 +19,10 @@ from evox_evogm.problems.adapters.merging import (
     stack_experts,
 )
 from evox_evogm.problems.adapters.read_adapter import Expert
+from evox_evogm.problems.checkpoints.checkpoint_merger import CheckpointMerger
+from evox_evogm.problems.checkpoints.differences import differences_of
+from evox_evogm.problems.checkpoints.full_checkpoint import changed_modules
+from evox_evogm.problems.checkpoints.what_is_possible import merged_only
 from evox_evogm.problems.cost_model import Rates, measure_rates, predict
 from evox_evogm.problems.functions.fitness_task import FitnessTask
 from evox_evogm.problems.functions.function_scorer import (
@@ -26,8 +31,15 @@ from evox_evogm.problems.functions.function_scorer import (
     score_functions,
     without_functions,
 )
+from evox_evogm.problems.images.image_model import ImageModel
+from evox_evogm.problems.images.image_modes import mode_by_count
+from evox_evogm.problems.images.image_probe import probe_images
+from evox_evogm.problems.inference.batch_sizes import BatchSizes
 from evox_evogm.problems.inference.capabilities import Capabilities
+from evox_evogm.problems.inference.encoder_decoder_probe import probe_of
+from evox_evogm.problems.inference.kinds_of_base import is_encoder_decoder
 from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.measure_batches import measure_batch_sizes
 from evox_evogm.problems.inference.probe import probe_base
 from evox_evogm.problems.inference.shared_layers import count_shared_layers
 from evox_evogm.problems.tasks.metrics import group_tasks, score_tasks
@@ -35,6 +47,7 @@ from evox_evogm.problems.tasks.requests import cases_or_all, prompts_of
 from evox_evogm.problems.tasks.task import Task
 
 log = logging.getLogger(__name__)
+RANKS_DIFFER = "ranks that measured for themselves might choose differently"
 # What the probe reads where no task has prompts.
 TEXTS = ("The sum of two and three is", "Question: Is seven a colour or a number?\nAnswer:")
 
@@ -68,6 +81,7 @@ class PopulationScorer:
     :param modes: the modes of tasks that are decided already, by task name. All others are chosen
         by a cost model, from rates measured when they are first needed.
     :param max_memory: bytes that scoring may take beside the base and the experts, as estimated.
+    :param measure_batches: whether the sizes of batches are measured before the first scores.
     """
 
     def __init__(
@@ -78,13 +92,16 @@ class PopulationScorer:
         groups: Groups | None = None,
         modes: Mapping[str, str],
         max_memory: int,
+        measure_batches: bool = False,
     ):
         self.language_model = language_model
         self.groups = groups or group_modules(modules_of(experts))
         self.n_coefficients = len(experts) * self.groups.count
         self.stacked = stack_for(language_model, experts, self.groups)
+        self.differences = differences_of(experts, self.groups)
         self.modes = dict(modes)
         self.max_memory = max_memory
+        self.measure_batches = measure_batches
         self.rates: Rates | None = None
         self._weight_merger: WeightMerger | None = None
         self._warned_of_copy = False
@@ -93,8 +110,14 @@ class PopulationScorer:
         """A scorer of as many other experts of the same ranks, with the same base and modes."""
         other = copy.copy(self)
         other.stacked = stack_for(self.language_model, experts, self.groups)
+        other.differences = differences_of(experts, self.groups)
         other._weight_merger = None
         return other
+
+    @property
+    def exact_coefficients(self) -> list[int]:
+        """The numbers of the coefficients of whole models, which are not rounded."""
+        return [] if self.differences is None else self.differences.coefficients
 
     def probe(self, tasks: Sequence[Task]) -> Capabilities:
         """Find out what may be relied on with this base and these experts, and rely on that.
@@ -103,16 +126,12 @@ class PopulationScorer:
         :raises ValueError: if the base cannot be used, or not in a mode that is decided already.
         """
         model = self.language_model
-        prompts: list[tuple[int, ...]] = []
-        for task in tasks:
-            prompts += prompts_of(task, model, cases_or_all(task, None))
-        if not prompts:
-            prompts = [model.prompt_tokens(text) for text in TEXTS]
         merges = "merged" in self.modes.values() or not self._copy_is_too_large()
-        merger = self.weight_merger if merges else None
+        merger = WeightMerger(model.model, self.stacked) if merges else None
         with on_cpu_by_default():
-            found = probe_base(model, self.stacked, self.n_coefficients, prompts, merger)
-        self._weight_merger = None
+            found = self._probe(tasks, merger)
+        if self.differences is not None:
+            found = merged_only(found)
         model.rely_on(found)
         impossible = "unmerged" if not found.unmerged else "merged" if not found.merged else None
         for name, mode in self.modes.items():
@@ -124,11 +143,26 @@ class PopulationScorer:
                 )
         return found
 
+    def _probe(self, tasks: Sequence[Task], merger: WeightMerger | None) -> Capabilities:
+        model, modules, count = self.language_model, self.stacked, self.n_coefficients
+        if isinstance(model, ImageModel):
+            return probe_images(model, modules, count, tasks, merger)
+        prompts: list[tuple[int, ...]] = []
+        for task in tasks:
+            prompts += prompts_of(task, model, cases_or_all(task, None))
+        if not prompts:
+            prompts = [model.prompt_tokens(text) for text in TEXTS]
+        return probe_base(model, modules, count, prompts, merger, kind=probe_of(model))
+
     @property
     def weight_merger(self) -> WeightMerger:
         """Puts merges into the weights. Made on first use: it copies the weights that change."""
         if self._weight_merger is None:
-            self._weight_merger = WeightMerger(self.language_model.model, self.stacked)
+            model = self.language_model.model
+            if self.differences is None:
+                self._weight_merger = WeightMerger(model, self.stacked)
+            else:
+                self._weight_merger = CheckpointMerger(model, self.stacked, self.differences)
         return self._weight_merger
 
     def score(self, pop: torch.Tensor, tasks: Sequence[Task]) -> TaskScores:
@@ -139,6 +173,7 @@ class PopulationScorer:
             merges, for this call.
         :return: scores and margins, in the order of `tasks`.
         """
+        self.choose_batches()
         with on_cpu_by_default():
             modes = self._modes_for(tasks, len(pop))
             with_examples = without_functions(tasks)
@@ -163,6 +198,7 @@ class PopulationScorer:
         :return: scores, margins and derivatives, in the order of `tasks`.
         """
         model = self.language_model
+        self.choose_batches()
         with on_cpu_by_default():
             margins = zeros_by_task(tasks, len(pop))
             derivatives = {}
@@ -177,11 +213,47 @@ class PopulationScorer:
                     scores = score_tasks(tasks, model, len(pop), margins, derivatives)
         return TaskScores({task.name: scores[task.name] for task in tasks}, margins, derivatives)
 
+    @torch.no_grad()
+    def choose_batches(self) -> None:
+        """Measure how large batches are, if that is wanted and not done, and log it."""
+        if not self.measure_batches:
+            return
+        self.measure_batches = False
+        model = self.language_model
+        if in_process_group():
+            log.info("batches: %s; %s", model.batch_sizes.in_words(), RANKS_DIFFER)
+            return
+        start = time.perf_counter()
+        try:
+            with on_cpu_by_default():
+                model.batch_sizes = self._measure_batches()
+        except (RuntimeError, MemoryError) as error:
+            found = f"{type(error).__name__}: {error}"
+            log.warning(
+                "batches: they could not be measured (%s): %s", found, model.batch_sizes.in_words()
+            )
+            return
+        seconds = time.perf_counter() - start
+        log.info("batches: %s; measured in %.1f s", model.batch_sizes.in_words(), seconds)
+
+    def _measure_batches(self) -> BatchSizes:
+        """Measure with two merges that share batches, or where this does not work with the base."""
+        model = self.language_model
+        if not model.capabilities.unmerged:
+            return measure_batch_sizes(model)
+        pop = torch.full((2, self.n_coefficients), 0.5)
+        with (
+            merged(model.model, self.stacked, pop) as population,
+            model.candidates(population.select),
+        ):
+            return measure_batch_sizes(model, candidates=len(pop))
+
     def choose_modes(self, tasks: Sequence[Task], candidates: int) -> None:
         """Choose the mode of every task that has none yet, for good, and log why.
 
         :param candidates: P, how many are scored together.
         """
+        self.choose_batches()
         with on_cpu_by_default():
             self.modes = self._modes_for(tasks, candidates)
         if "merged" in self.modes.values():
@@ -227,7 +299,7 @@ class PopulationScorer:
             return modes
         if not self.language_model.capabilities.unmerged:
             for task in undecided:
-                log.info("task %s: merged; the unmerged mode does not work on this base", task.name)
+                log.info("task %s: merged; the unmerged mode does not work here", task.name)
                 modes[task.name] = "merged"
             return modes
         obstacle = self._obstacle_to_merging()
@@ -236,6 +308,9 @@ class PopulationScorer:
                 log.info("task %s: unmerged; %s", task.name, obstacle)
                 modes[task.name] = "unmerged"
             return modes
+        if isinstance(self.language_model, ImageModel):
+            mode = mode_by_count(self.language_model, self.stacked, undecided, candidates)
+            return modes | dict.fromkeys([task.name for task in undecided], mode)
         loads_anyway = "merged" in modes.values()
         return modes | self._faster_modes(undecided, candidates, loads_anyway)
 
@@ -268,8 +343,12 @@ class PopulationScorer:
         if self._copy_is_too_large():
             size = f"{self._bytes_copied() / 2**30:.1f} GiB"
             return f"merged weights would take a copy of {size}, over half of max_memory"
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return "ranks that measured for themselves might choose differently"
+        if isinstance(self.language_model, ImageModel):
+            return None  # nothing is measured
+        if in_process_group():
+            return RANKS_DIFFER
+        if is_encoder_decoder(self.language_model.model):
+            return "modes are not compared on encoder-decoders; mode: merged takes the other one"
         if self.rates is not None:
             return None
         try:
@@ -299,7 +378,10 @@ class PopulationScorer:
 
     def _bytes_copied(self) -> int:
         """The size of the weights that the merged mode copies."""
-        return WeightMerger.bytes_kept(self.language_model.model, self.stacked)
+        model, modules = self.language_model.model, list(self.stacked)
+        if self.differences is not None:
+            modules = self.differences.without(model, modules)
+        return WeightMerger.bytes_kept(model, modules)
 
 
 def tasks_in_mode(mode: str, tasks: Sequence[Task], modes: Mapping[str, str]) -> list[Task]:
@@ -364,7 +446,12 @@ def stack_for(
 
 def modules_of(experts: Sequence[Expert]) -> set[str]:
     """The names of all modules that some expert changes."""
-    return {name for expert in experts for name in expert.modules}
+    return {name for expert in experts for name in changed_modules(expert)}
+
+
+def in_process_group() -> bool:
+    """Whether this process may be one of several ranks."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def on_cpu_by_default() -> AbstractContextManager:

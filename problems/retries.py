@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from evox_evogm.problems.evaluation import Evaluation
-from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.scored_model import ScoredModel
 
 log = logging.getLogger(__name__)
 Evaluate = Callable[[torch.Tensor], Sequence[Evaluation]]  # (P, n g) -> P evaluations
@@ -34,7 +34,7 @@ class Attempt:
 
 
 def evaluate_with_retries(
-    pop: torch.Tensor, evaluate: Evaluate, model: LanguageModel
+    pop: torch.Tensor, evaluate: Evaluate, model: ScoredModel
 ) -> list[Evaluation]:
     """Evaluate merges together, and those that fail once more.
 
@@ -44,7 +44,7 @@ def evaluate_with_retries(
 
     :param pop: a `(P, n g)` tensor of effective coefficients.
     :param evaluate: the evaluation, which may raise any error.
-    :param model: the language model whose `batch_tokens` are halved.
+    :param model: whose `batch_tokens` are halved.
     :return: P evaluations. One that failed twice has a `failure` and no scores.
     :raises ValueError: if `evaluate` raises one: the input cannot be used, whatever the merge.
     """
@@ -68,7 +68,7 @@ def evaluate_with_retries(
 
 
 def attempt_in_smaller_batches(
-    pop: torch.Tensor, evaluate: Evaluate, model: LanguageModel
+    pop: torch.Tensor, evaluate: Evaluate, model: ScoredModel
 ) -> Attempt:
     """Evaluate merges together, with batches of half the tokens whenever memory runs out."""
     result = attempt(pop, evaluate)
@@ -80,7 +80,7 @@ def attempt_in_smaller_batches(
 
 
 def evaluate_one_by_one(
-    pop: torch.Tensor, evaluate: Evaluate, model: LanguageModel
+    pop: torch.Tensor, evaluate: Evaluate, model: ScoredModel
 ) -> list[Evaluation]:
     """Evaluate every merge alone, those that fail twice."""
     evaluations = []

@@ -24,6 +24,7 @@ from evox_evogm.problems.inference.derivatives import (
     checkpointed,
     kept_bytes,
 )
+from evox_evogm.problems.inference.kinds_of_base import check_causal
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prefix_cache import PreparedBatch, Row, prepare_batches
 from evox_evogm.problems.inference.prompts import Request
@@ -117,6 +118,7 @@ def fresh_adapter(model: LanguageModel, training: Training) -> Iterator["PeftMod
     """
     from peft import LoraConfig, get_peft_model
 
+    check_causal(model.model, "trained LoRA", "leave the trial out")
     config = LoraConfig(
         r=training.rank,
         lora_alpha=training.alpha,
@@ -145,6 +147,7 @@ def merged_adapter(problem: LoRAMergeProblem, coefficients: torch.Tensor) -> Ite
 
     check_adapters_only(problem.experts, "trained LoRA: start")
     model = problem.language_model.model
+    check_causal(model, "trained LoRA", "leave the trial out")
     with tempfile.TemporaryDirectory() as folder, ready_to_score(model):
         export_adapter(problem.experts, coefficients, folder, base="", groups=problem.groups)
         wrapped = PeftModel.from_pretrained(model, folder, is_trainable=True)

@@ -59,7 +59,11 @@ def is_vocabulary(layer: torch.nn.Module | None, model: "PreTrainedModel") -> bo
     """Whether a layer has a row for every token: the embedding or the output layer."""
     if layer is None:
         return False
-    return layer is model.get_input_embeddings() or layer is model.get_output_embeddings()
+    try:
+        inputs = model.get_input_embeddings()
+    except NotImplementedError:  # of a model of images that has none
+        inputs = None
+    return layer is inputs or layer is model.get_output_embeddings()
 
 
 def _without_new_rows(

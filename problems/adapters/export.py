@@ -32,6 +32,7 @@ def export_adapter(
     groups: Groups | None = None,
     dtype: torch.dtype = torch.float32,
     task_type: str | None = "CAUSAL_LM",
+    revision: str | None = None,
 ) -> None:
     """Write the merge as one LoRA adapter in PEFT format, exact in float32.
 
@@ -45,10 +46,11 @@ def export_adapter(
     :param dtype: of the tensors. In a half precision they are rounded.
     :param task_type: what peft calls the kind of the base, see `task_type_of`; None where it has no
         name for it, as for models of images.
+    :param revision: of the base on the hub, which peft loads; None for its main branch.
     :raises ValueError: if every coefficient is 0: the merge is the base itself.
     """
     factors = merge_factors(experts, coefficients, groups)
-    write_adapter(factors, folder, base=base, dtype=dtype, task_type=task_type)
+    write_adapter(factors, folder, base=base, dtype=dtype, task_type=task_type, revision=revision)
 
 
 def merge_factors(
@@ -108,6 +110,7 @@ def write_adapter(
     base: str,
     dtype: torch.dtype = torch.float32,
     task_type: str | None = "CAUSAL_LM",
+    revision: str | None = None,
 ) -> None:
     """Write factors as a LoRA adapter in PEFT format whose alpha equals its rank in every module.
 
@@ -118,11 +121,15 @@ def write_adapter(
     :param base: the name of the base model, written into the configuration.
     :param dtype: of the tensors.
     :param task_type: what peft calls the kind of the base.
+    :param revision: of the base on the hub; None for its main branch.
     """
     from safetensors.torch import save
 
     tensors = _adapter_tensors(round_factors(factors, dtype))
-    config = json.dumps(_adapter_config(factors, base, task_type), indent=2) + "\n"
+    settings = _adapter_config(factors, base, task_type)
+    if revision is not None:
+        settings["revision"] = revision
+    config = json.dumps(settings, indent=2) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Weights and configuration of two merges must never stand together.

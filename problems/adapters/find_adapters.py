@@ -81,9 +81,10 @@ def holds_adapter(source: str, where: str) -> bool:
 def find_adapters(
     source, folder: Path = Path(), commits: Mapping[str, str] | None = None
 ) -> dict[str, Path]:
-    """The folders of several adapters by name, from one folder or repository that holds them.
+    """The folders of several experts by name, from one folder or repository that holds them.
 
-    :param source: a folder of adapters, or a hub id. They may be in its folder `experts`.
+    :param source: a folder of adapters and whole models, or the hub id of a repository of adapters.
+        They may be in its folder `experts`.
     :param folder: the folder that relative paths start from.
     :param commits: as in `find_adapter`.
     :raises ValueError: if there is none, in one sentence.

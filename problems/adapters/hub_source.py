@@ -22,6 +22,7 @@ NAME = re.compile(
 # Where people keep adapters: `experts/one` is a relative path, though it looks like a hub id.
 LOCAL_ADAPTERS = re.compile(r"experts?|adapters?|loras?|saves?|swift")
 SHOWN = 12  # digits of a commit
+SCHEME = "hf://"  # before a name that stands for the hub also where a folder is called so
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def parse_hub_source(text: str, folder: Path = Path()) -> HubSource | None:
     found = NAME.fullmatch(text)
     if found is None:
         return None
-    if not text.startswith("hf://"):
+    if not text.startswith(SCHEME):
         owner = found["owner"].lower()
         local = LOCAL_PARENT.fullmatch(owner) or LOCAL_ADAPTERS.fullmatch(owner)
         if local or (folder / found["owner"]).is_dir() or (folder / text).exists():
@@ -82,6 +83,11 @@ def parse_hub_source(text: str, folder: Path = Path()) -> HubSource | None:
         return None
     revision = None if found["revision"] is None else unquote(found["revision"])
     return HubSource(f"{found['owner']}/{found['name']}", inside, revision)
+
+
+def name_like(source: HubSource, text: str) -> str:
+    """A source as text, with `hf://` where the name has it that it was made of."""
+    return f"{SCHEME if text.startswith(SCHEME) else ''}{source}"
 
 
 def source_of_folder(folder) -> HubSource | None:

@@ -22,6 +22,7 @@ from evox_evogm.problems.adapters.regmean import (
     regress_on_inputs,
     with_modules,
 )
+from evox_evogm.problems.inference.kinds_of_base import check_causal
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request
 from evox_evogm.problems.tasks.requests import cases_or_all, prompts_of, tokenize_task
@@ -48,10 +49,11 @@ def regress(
     :return: the n experts with other A, of the same ranks and scales, in float32 on the CPU.
     :raises ValueError: if experts cannot be regressed so, in one sentence.
     """
-    if not isinstance(regmean, str):
-        return regress_experts(model, experts, regmean)
     if regmean == "weights":
         return regress_on_weights(experts)
+    check_causal(model.model, "regmean", 'take "weights", which needs no forward pass')
+    if not isinstance(regmean, str):
+        return regress_experts(model, experts, regmean)
     if regmean == "prompts":
         return regress_on_prompts(model, experts, tasks)
     expected = "expected 'weights', 'prompts' or a mapping of experts to their tasks"

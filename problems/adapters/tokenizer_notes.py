@@ -79,7 +79,11 @@ def _notes_on_templates(experts: Sequence[Expert], tokenizer) -> list[str]:
 def _default_template(template) -> str | None:
     """The default template of a setting that may hold several by name."""
     if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template if entry}
+        by_name = {}
+        for entry in template:
+            if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+                by_name[entry["name"]] = entry.get("template")
+        template = by_name
     if isinstance(template, dict):
         template = template.get("default")
     return template if isinstance(template, str) else None

@@ -1,8 +1,9 @@
-"""Where trainers put adapters: in their output folder, and in a checkpoint every so many steps.
+"""Where trainers put experts: in their output folder, and in a checkpoint every so many steps.
 
 peft, TRL, unsloth, axolotl and LLaMA-Factory write the adapter into the output folder when they
 end, beside folders `checkpoint-N`. ms-swift leaves checkpoints only, in a folder per run such as
-`v0-20250102-030405`. The hub repository of the paper holds `base/` and `experts/NAME/`.
+`v0-20250102-030405`. The hub repository of the paper holds `base/` and `experts/NAME/`. An expert
+is an adapter, or on this machine a whole model.
 """
 
 import json
@@ -10,22 +11,26 @@ import re
 from pathlib import Path
 
 from evox_evogm.problems.adapters.adapter_config import CONFIG, WEIGHTS
+from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 RUN = re.compile(r"v(\d+)-\d{8}-\d{6}")  # of ms-swift
-EXPERTS = "experts"  # the folder of adapters beside `base`
+EXPERTS = "experts"  # the folder of experts beside `base`
+BASE = "base"  # which is a whole model, and no expert
 STATE = "trainer_state.json"
 
 
 def adapter_in(folder: Path, *, whole: bool = True) -> Path:
-    """The folder of the adapter that a trainer wrote to a folder.
+    """The folder of the adapter or whole model that a trainer wrote to a folder.
 
-    :param folder: its output folder, or an adapter.
+    :param folder: its output folder, or an expert.
     :param whole: whether an adapter without weights is passed over where a checkpoint has some.
     :return: the folder itself, or the last checkpoint in it. Where there is no adapter it is the
         folder, so that reading it says what is wrong.
     """
     if (folder / CONFIG).is_file() and (not whole or (folder / WEIGHTS).is_file()):
+        return folder
+    if whole and is_checkpoint(folder):
         return folder
     return last_checkpoint(folder) or folder
 
@@ -40,14 +45,19 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder that are adapters, in the order of their numbers."""
-    return [path for path in _numbered(folder, CHECKPOINT) if (path / CONFIG).is_file()]
+    """The adapters and whole models among a folder's checkpoints, in the order of their numbers."""
+    return [path for path in _numbered(folder, CHECKPOINT) if is_expert(path)]
+
+
+def is_expert(folder: Path) -> bool:
+    """Whether a folder holds an adapter or a whole model."""
+    return (folder / CONFIG).is_file() or is_checkpoint(folder)
 
 
 def adapters_in(parent: Path, *, whole: bool = True) -> dict[str, Path]:
-    """The adapters in a folder by name, each in a folder of its own.
+    """The experts in a folder by name, each in a folder of its own.
 
-    :param parent: a folder of adapters and output folders of trainers, or one that has them in a
+    :param parent: a folder of experts and output folders of trainers, or one that has them in a
         folder `experts`.
     :param whole: as in `adapter_in`.
     :raises ValueError: if it holds none, or is an adapter itself or the output of one training.
@@ -56,6 +66,10 @@ def adapters_in(parent: Path, *, whole: bool = True) -> dict[str, Path]:
         expected = f"expected a folder of adapter folders in {parent}"
         raise ValueError(
             f"experts: {expected}, found an adapter itself; give a list of adapter folders"
+        )
+    if whole and is_checkpoint(parent):
+        raise ValueError(
+            f"experts: expected a folder of folders in {parent}, found a model itself; give a list"
         )
     if last_checkpoint(parent) is not None:
         expected = f"expected a folder of adapter folders in {parent}"
@@ -72,9 +86,9 @@ def adapters_in(parent: Path, *, whole: bool = True) -> dict[str, Path]:
 
 
 def list_adapters(parent: Path, *, whole: bool = True) -> dict[Path, Path]:
-    """The adapters in the folders of a folder, or of its folder `experts`.
+    """The adapters and whole models in the folders of a folder, or of its folder `experts`.
 
-    :param whole: as in `adapter_in`.
+    :param whole: as in `adapter_in`. Without it whole models are passed over.
     :return: by each folder what `adapter_in` takes of it.
     """
     for place in (parent, parent / EXPERTS):
@@ -106,7 +120,8 @@ def _adapters_of(parent: Path, whole: bool) -> dict[Path, Path]:
     if parent.is_dir():
         for child in sorted(parent.iterdir()):
             folder = adapter_in(child, whole=whole)
-            if (folder / CONFIG).is_file():
+            is_model = whole and child.name != BASE and is_checkpoint(folder)
+            if is_model or (folder / CONFIG).is_file():
                 found[child] = folder
     return found
 

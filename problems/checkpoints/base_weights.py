@@ -12,6 +12,7 @@ import torch
 
 from evox_evogm.problems.adapters.same_base import hub_id
 from evox_evogm.problems.checkpoints.checkpoint_files import CheckpointFiles, holds_same
+from evox_evogm.problems.inference.find_base import revision_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +78,7 @@ def files_of_base(model: "PreTrainedModel") -> CheckpointFiles | None:
     source = str(getattr(model.config, "_name_or_path", "") or "")
     folder = Path(source) if source else None
     if folder is None or not folder.is_dir():
-        folder = _snapshot(source)
+        folder = _snapshot(source, revision_of(source, model))
     if folder is None:
         return None
     try:
@@ -86,14 +87,21 @@ def files_of_base(model: "PreTrainedModel") -> CheckpointFiles | None:
         return None
 
 
-def _snapshot(source: str) -> Path | None:
-    """The folder of a hub id in the local cache, or None."""
+def _snapshot(source: str, revision: str | None) -> Path | None:
+    """The folder of a hub id in the local cache, or None.
+
+    :param revision: that was loaded; None for the main branch.
+    """
     from huggingface_hub import snapshot_download
 
     if hub_id(source) is None:
         return None
     try:
         patterns = ["*.safetensors", "*.safetensors.index.json"]
-        return Path(snapshot_download(source, allow_patterns=patterns, local_files_only=True))
+        return Path(
+            snapshot_download(
+                source, revision=revision, allow_patterns=patterns, local_files_only=True
+            )
+        )
     except Exception:  # the library has errors of its own for what is not in the cache
         return None

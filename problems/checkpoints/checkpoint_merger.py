@@ -54,8 +54,9 @@ class CheckpointMerger(WeightMerger):
     @torch.no_grad()
     def load(self, coefficients: torch.Tensor) -> None:
         super().load(coefficients)
+        numbers = coefficients.cpu()  # once, as every copy waits for the device
         for name, parameter in self.parameters.items():
-            parts = self.differences.parts(name, coefficients)
+            parts = self.differences.parts(name, numbers)
             if not parts and name not in self.adapters:
                 self._restore(name)
                 continue

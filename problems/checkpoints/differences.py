@@ -47,7 +47,7 @@ class Differences:
         """What a merge adds to a weight: the experts whose coefficient is not 0.
 
         :param name: of the weight.
-        :param coefficients: an `(n g,)` tensor of effective coefficients.
+        :param coefficients: an `(n g,)` tensor of effective coefficients, on the CPU.
         """
         found = []
         for number, tensor in self.experts.get(name, ()):
@@ -90,7 +90,7 @@ class Differences:
     def weight(self, name: str, coefficients: torch.Tensor) -> torch.Tensor:
         """A weight of a merge in float32 on the CPU, without what adapters add.
 
-        :param coefficients: an `(n g,)` tensor of effective coefficients.
+        :param coefficients: an `(n g,)` tensor of effective coefficients, on the CPU.
         """
         whole = torch.empty(self.base.kept[name].shape)
         parts = self.parts(name, coefficients)

@@ -1,31 +1,10 @@
-"""Whole models in folders, and how they differ from another one, without loading any."""
+"""How whole models differ from another one, without loading any."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-from evox_evogm.problems.adapters.read_adapter import CONFIG
-from evox_evogm.problems.checkpoints.checkpoint_files import (
-    CheckpointFiles,
-    holds_same,
-    is_checkpoint,
-)
+from evox_evogm.problems.checkpoints.checkpoint_files import CheckpointFiles, holds_same
 from evox_evogm.problems.checkpoints.full_checkpoint import megabytes
-
-BASE = "base"  # the folder of the base beside those of experts
-
-
-def checkpoints_in(folder: Path) -> dict[str, Path]:
-    """The whole models in a folder by name; none where it holds adapters, or is a model itself.
-
-    :param folder: of folders. One that is called `base` is none of the experts.
-    """
-    if any(folder.glob(f"*/{CONFIG}")) or is_checkpoint(folder):
-        return {}
-    found = {}
-    for path in sorted(folder.glob("*/config.json")):
-        if is_checkpoint(path.parent) and path.parent.name != BASE:
-            found[path.parent.name] = path.parent
-    return found
 
 
 class Compared(NamedTuple):

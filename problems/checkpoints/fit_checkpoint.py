@@ -1,11 +1,11 @@
 """Compare a whole model with the base, weight by weight, and keep those that differ."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from evox_evogm.problems.adapters.read_adapter import Expert, describe
@@ -13,15 +13,15 @@ from evox_evogm.problems.adapters.vocabulary import compare_vocabulary
 from evox_evogm.problems.checkpoints.base_weights import BaseWeights, without_prefix
 from evox_evogm.problems.checkpoints.checkpoint_files import holds_same, is_finite
 from evox_evogm.problems.checkpoints.compare_config import compare_config, is_tied
-from evox_evogm.problems.checkpoints.full_checkpoint import checkpoint_of, megabytes
+from evox_evogm.problems.checkpoints.full_checkpoint import COMPUTED, checkpoint_of, megabytes
+from evox_evogm.problems.inference.free_memory import free_in_machine
+from evox_evogm.problems.inference.panics import panics_as_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 OTHER_BASE = "it belongs to another base model"
-# Tensors that older versions of transformers saved, and that are no weights.
-COMPUTED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias")
 
 
 def fit_checkpoint(
@@ -76,7 +76,7 @@ def note_on_memory(experts: Sequence[Expert]) -> list[str]:
             size += expert.checkpoint.bytes
             kept = expert.checkpoint.base.kept if expert.checkpoint.base else kept
     size += sum(tensor.nbytes for tensor in kept.values())
-    available = psutil.virtual_memory().available
+    available = free_in_machine()
     if size <= available:
         return []
     return [
@@ -92,7 +92,7 @@ def check_memory(needed: int, what: str, advice: str) -> None:
     :param what: takes it.
     :raises ValueError: with both numbers.
     """
-    available = psutil.virtual_memory().available
+    available = free_in_machine()
     if needed > available:
         raise ValueError(
             f"{what} takes {megabytes(needed)}, expected as much free memory, found "
@@ -103,10 +103,10 @@ def check_memory(needed: int, what: str, advice: str) -> None:
 def is_renamed(model: "PreTrainedModel") -> bool:
     """Whether transformers renames or fuses the tensors of a file when it loads this model."""
     try:
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+        from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError:  # of transformers 4
         return False
-    return get_checkpoint_conversion_mapping(model.config.model_type) is not None
+    return bool(get_model_conversion_mapping(model, add_legacy=False))
 
 
 def _mapped_tensors(
@@ -131,17 +131,13 @@ def _mapped_tensors(
             missing.append(names[0])
             continue
         found[names[0]] = keys[0]
-        _check_alike(keys, expert, where)
+        _check_alike({key: checkpoint.files.tensor(key) for key in keys}, where)
     missing = _without_tied(missing, found, expert, model)
     more = [name for name in stored if name not in used and not _is_ignored(name, model)]
     _check_names(missing, more, where)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     for name, key in found.items():
-        if stored[key].shape != shapes[name]:
-            raise ValueError(
-                f"{where}: expected the shape {shapes[name]} in {name}, found "
-                f"{stored[key].shape}; {OTHER_BASE}"
-            )
+        _check_shape(name, stored[key].shape, shapes[name], where)
     return {name: checkpoint.files.tensor(key) for name, key in found.items()}
 
 
@@ -153,16 +149,25 @@ def names_of_parameters(model: torch.nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _check_alike(keys: Sequence[str], expert: Expert, where: str) -> None:
-    """Refuse different tensors in a file for what is one weight in the base."""
-    files = checkpoint_of(expert).files
-    for other in keys[1:]:
-        if not torch.equal(files.tensor(keys[0]), files.tensor(other)):
+def _check_alike(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse different tensors, by their names, for what is one weight in the base."""
+    first, *others = tensors
+    for other in others:
+        if not torch.equal(tensors[first], tensors[other]):
             raise ValueError(
                 f"{where}: expected an output layer that shares its weight with the embedding, as "
-                f"in the base, found different weights in {keys[0]} and {other}; load the base "
+                f"in the base, found different weights in {first} and {other}; load the base "
                 "with tie_word_embeddings false"
             )
+
+
+def _check_shape(name: str, found: Sequence[int], expected: Sequence[int], where: str) -> None:
+    """Refuse a tensor of another shape than the base's."""
+    if tuple(found) != tuple(expected):
+        raise ValueError(
+            f"{where}: expected the shape {tuple(expected)} in {name}, found {tuple(found)}; "
+            f"{OTHER_BASE}"
+        )
 
 
 def _without_tied(
@@ -182,7 +187,9 @@ def _without_tied(
 def _is_ignored(name: str, model: "PreTrainedModel") -> bool:
     """Whether a tensor in a file is none of the model's weights, and does no harm."""
     buffers = {buffer for buffer, _ in model.named_buffers()}
-    return name in buffers or name.endswith(COMPUTED)
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    unread = any(re.search(pattern, name) for pattern in patterns)  # by transformers too
+    return name in buffers or name.endswith(COMPUTED) or unread
 
 
 def _check_names(missing: Sequence[str], more: Sequence[str], where: str) -> None:
@@ -211,18 +218,28 @@ def _loaded(expert: Expert, model: "PreTrainedModel", where: str) -> dict[str, t
     check_memory(files.bytes, f"{where}: reading a model whose tensors are renamed", advice)
     kind: Any = type(model)
     options = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
-    loaded, info = kind.from_pretrained(expert.folder, **options)
-    missing, more = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    _check_names(missing, more, where)
-    expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    tensors = {}
-    for name, weight in loaded.named_parameters():
-        if expected.get(name) != tuple(weight.shape):
-            raise ValueError(
-                f"{where}: expected the shape {expected.get(name)} in {name}, found "
-                f"{tuple(weight.shape)}; {OTHER_BASE}"
+    try:
+        with panics_as_errors():
+            loaded, info = kind.from_pretrained(
+                expert.folder, ignore_mismatched_sizes=True, **options
             )
-        tensors[name] = weight.detach()
+    except Exception as error:  # each part that reads raises its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{where}: expected a model that transformers loads, found {reason}"
+        ) from error
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        _check_shape(name, found, expected, where)
+    own = dict(loaded.named_parameters(remove_duplicate=False))  # also a tied output layer
+    names = list(names_of_parameters(model).values())
+    missing = set(info["missing_keys"]) | {first for first, *_ in names if first not in own}
+    _check_names(sorted(missing), sorted(info["unexpected_keys"]), where)
+    tensors = {}
+    for aliases in names:
+        _check_alike({name: own[name] for name in aliases if name in own}, where)
+        first = aliases[0]
+        _check_shape(first, own[first].shape, model.get_parameter(first).shape, where)
+        tensors[first] = own[first].detach()
     return tensors
 
 

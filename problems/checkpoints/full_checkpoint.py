@@ -21,6 +21,9 @@ from evox_evogm.problems.checkpoints.checkpoint_files import (
     CheckpointFiles,
 )
 
+# Tensors that older versions of transformers saved, and that are no weights.
+COMPUTED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias")
+
 
 @dataclass(frozen=True)
 class FullCheckpoint:
@@ -79,7 +82,7 @@ def read_checkpoint(folder, *, name: str | None = None) -> Expert:
     where = describe(name, folder)
     files = CheckpointFiles(folder, where)
     for tensor_name, stored in files.stored.items():
-        if stored.dtype not in DTYPES:
+        if stored.dtype not in DTYPES and not tensor_name.endswith(COMPUTED):
             raise ValueError(
                 f"{where}: expected weights in float32, bfloat16 or float16, found "
                 f"{stored.dtype} in {tensor_name}; take the unquantised model"

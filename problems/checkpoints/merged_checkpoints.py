@@ -16,10 +16,10 @@ class MergedCheckpoints:
 
     def __init__(self, differences: Differences, coefficients: torch.Tensor):
         self.differences = differences
-        self.coefficients = coefficients
+        self.coefficients = coefficients.cpu()
         self.names: list[str] = []  # of the weights that change, as the base has them
         for name in differences.experts:
-            if differences.parts(name, coefficients):
+            if differences.parts(name, self.coefficients):
                 self.names.append(name)
         parameters = differences.base.parameters
         self._names_by_id = {id(parameters[name]): name for name in self.names}

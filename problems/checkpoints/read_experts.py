@@ -5,6 +5,7 @@ from pathlib import Path
 
 from evox_evogm.problems.adapters.check_fit import check_together
 from evox_evogm.problems.adapters.read_adapter import Expert, read_expert
+from evox_evogm.problems.adapters.trainer_folders import adapter_in
 from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
 from evox_evogm.problems.checkpoints.full_checkpoint import read_checkpoint
 
@@ -31,16 +32,17 @@ def read_experts(experts: Sequence | Mapping, *, heads: Collection[str] = ()) ->
     return found
 
 
-def read_any_expert(
-    source, *, name: str | None = None, heads: Collection[str] = ()
-) -> Expert:
+def read_any_expert(source, *, name: str | None = None, heads: Collection[str] = ()) -> Expert:
     """Read an adapter or a whole model.
 
-    :param source: the folder of a whole model, or what `read_expert` takes.
+    :param source: the folder of a whole model or of its checkpoints, of which the last is taken,
+        or what `read_expert` takes.
     :param name: of the expert. Defaults to the folder's name.
     :param heads: see `read_expert`.
     :raises ValueError: one sentence saying which expert, what was found and what to do.
     """
-    if isinstance(source, (str, Path)) and is_checkpoint(source):
-        return read_checkpoint(source, name=name)
+    if isinstance(source, (str, Path)):
+        folder = adapter_in(Path(source))
+        if is_checkpoint(folder):
+            return read_checkpoint(folder, name=name or Path(source).name)
     return read_expert(source, name=name, heads=heads)

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from filelock import FileLock
 
+from evox_evogm.problems.adapters.hub_source import SCHEME
 from evox_evogm.problems.inference.check_base import (
     check_config,
     check_folder,
     check_loaded_whole,
     check_model,
 )
+from evox_evogm.problems.inference.find_base import FoundBase, find_base
+from evox_evogm.problems.inference.kinds_of_base import auto_class, check_dtype
 from evox_evogm.problems.inference.panics import panics_as_errors
 
 if TYPE_CHECKING:
@@ -171,27 +174,32 @@ def default_dtype(device: torch.device) -> torch.dtype:
 def load_base(
     base, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a causal language model and its tokenizer.
+    """Load a language model and its tokenizer: a causal one, or an encoder-decoder of texts.
 
-    :param base: a folder, a hub id, or `"smollm2-135m-instruct"` for the packaged model.
+    :param base: a folder, a hub id (see `find_base`), or `"smollm2-135m-instruct"` for the packaged
+        model.
     :param dtype: of the weights.
     :param device: of the weights.
     :param trust_remote_code: passed to transformers; never set from a file.
     :return: the model in evaluation mode without gradients, and its tokenizer.
     :raises ValueError: if transformers cannot read the folder or find the id, if weights are
-        missing, or if it is no causal language model alone.
+        missing, if it is no language model alone, or if its activations overflow in the dtype.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    source = smollm2_folder() if str(base) == SMOLLM2 else base
+    found = FoundBase(smollm2_folder()) if str(base) == SMOLLM2 else find_base(base)
+    source, revision = found
     check_folder(source)
-    options = {"trust_remote_code": trust_remote_code}
-    with _refusing(base):
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if revision is not None:
+        options["revision"] = revision
+    with refusing_what_cannot_be_read(base):
         config = AutoConfig.from_pretrained(source, **options)
     check_config(config, base)
-    with _refusing(base):
+    check_dtype(config, dtype, base)
+    with refusing_what_cannot_be_read(base):
         # use_safetensors: a pickle runs code when it is read.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
         model, info = loaded
@@ -203,12 +211,13 @@ def load_base(
         )
     check_loaded_whole(info, config, base)
     check_model(model)
+    found.mark(model)
     model.to(device)
     return model.requires_grad_(False).eval(), tokenizer
 
 
 @contextmanager
-def _refusing(base) -> Iterator[None]:
+def refusing_what_cannot_be_read(base) -> Iterator[None]:
     """Inside the block whatever transformers raises becomes one sentence about the base."""
     try:
         with panics_as_errors():
@@ -224,7 +233,7 @@ def _refusing(base) -> Iterator[None]:
 
 def _reason_not_loaded(base, error: Exception) -> str:
     """Why a base could not be loaded, in one line."""
-    looks_like_hub_id = str(base).count("/") == 1
+    looks_like_hub_id = str(base).removeprefix(SCHEME).count("/") == 1
     if not Path(str(base)).exists() and not looks_like_hub_id:
         return "no such folder"
     message = str(error).strip() or type(error).__name__

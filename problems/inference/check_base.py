@@ -1,4 +1,4 @@
-"""Refuse a base that is no plain causal language model, or whose weights are not all in its files.
+"""Refuse a base that is no plain language model, or whose weights are not all in its files.
 
 transformers fills missing weights with random numbers, leaves out tensors that it has no place for,
 and loads an adapter that lies beside a model. It says so in its log at most.
@@ -41,15 +41,18 @@ def check_folder(base: str | Path) -> None:
 
 
 def check_config(config, base) -> None:
-    """Refuse an encoder-decoder by its configuration.
+    """Refuse an encoder-decoder that does not read and write texts.
 
     :param base: named in the error.
-    :raises ValueError: saying what to do.
+    :raises ValueError: saying what was found.
     """
-    if getattr(config, "is_encoder_decoder", False):
+    from transformers import AutoModelForSeq2SeqLM
+
+    is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
+    if is_encoder_decoder and type(config) not in AutoModelForSeq2SeqLM._model_mapping:
         raise ValueError(
-            f"base: expected a causal (decoder-only) language model, found {str(base)!r} with the "
-            f"encoder-decoder {config.model_type!r}; experts of such bases cannot be merged here"
+            f"base: expected a causal language model or an encoder-decoder of texts such as T5, "
+            f"found {str(base)!r} with the encoder-decoder {config.model_type!r}"
         )
 
 
@@ -76,7 +79,7 @@ def check_loaded_whole(info: Mapping[str, Collection], config, base) -> None:
         found.append(f"{count} without a place in it ({_some(unexpected)})")
     found += [" ".join(error.split()) for error in errors[:1]]
     raise ValueError(
-        f"base: expected all weights of a causal language model in {str(base)!r}, "
+        f"base: expected all weights of a language model in {str(base)!r}, "
         f"found {' and '.join(found)}; {_remedy(missing, unexpected, config)}"
     )
 
@@ -104,7 +107,7 @@ def check_model(model: torch.nn.Module) -> None:
 
     :raises ValueError: saying what was found and what to give instead.
     """
-    _check_wrappers(model)
+    check_wrappers(model)
     kind = type(model).__name__
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
@@ -115,6 +118,14 @@ def check_model(model: torch.nn.Module) -> None:
             "base: expected a transformers causal language model, found "
             f"{kind} without an output layer over tokens; load it with AutoModelForCausalLM"
         )
+    check_in_memory(model)
+
+
+def check_in_memory(model: torch.nn.Module) -> None:
+    """Refuse a model whose weights are not all in memory, or on several devices.
+
+    :raises ValueError: saying where they are.
+    """
     devices = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
     if any(device.type == "meta" for device in devices):
         raise ValueError(
@@ -129,7 +140,7 @@ def check_model(model: torch.nn.Module) -> None:
         )
 
 
-def _check_wrappers(model: torch.nn.Module) -> None:
+def check_wrappers(model: torch.nn.Module) -> None:
     """Refuse a model inside torch.compile, a data-parallel wrapper or peft."""
     kind = type(model).__name__
     if hasattr(model, "_orig_mod"):

@@ -1,14 +1,25 @@
 """Where a base is: a folder, a hub id with a revision, or the folder `base` beside experts."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from evox_evogm.problems.adapters.hub_source import HubSource, fetch, parse_hub_source
-from evox_evogm.problems.adapters.trainer_folders import EXPERTS
+import torch
 
-MODEL_CONFIG = "config.json"
+from evox_evogm.problems.adapters.hub_source import (
+    HubSource,
+    fetch,
+    name_like,
+    parse_hub_source,
+    source_of_folder,
+)
+from evox_evogm.problems.adapters.trainer_folders import EXPERTS
+from evox_evogm.problems.checkpoints.checkpoint_files import MODEL_CONFIG
+
 BASE = "base"  # the folder of the model beside `experts`
+MARK = "_evogm_commit"  # the attribute of a loaded model
+COMMIT = re.compile(r"[0-9a-f]{40}")
 # What transformers reads of a causal language model; no pickles.
 FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", "LICENSE*")
 
@@ -17,11 +28,16 @@ class FoundBase(NamedTuple):
     """What transformers loads a base from.
 
     :param source: a folder or a hub id.
-    :param revision: of the hub id; None for its main branch.
+    :param revision: of the hub id: its commit, where it is known; None for its main branch.
     """
 
     source: str | Path
     revision: str | None = None
+
+    def mark(self, model: torch.nn.Module) -> None:
+        """Write the commit on a loaded model, where `source_of_model` finds it."""
+        if self.revision is not None and COMMIT.fullmatch(self.revision):
+            setattr(model, MARK, self.revision)
 
 
 def find_base(base: str | Path) -> FoundBase:
@@ -39,10 +55,12 @@ def find_base(base: str | Path) -> FoundBase:
     hub = parse_hub_source(base) if isinstance(base, str) else None
     if hub is None:
         return FoundBase(base)
-    if not hub.folder and _has_file(hub, f"{BASE}/{MODEL_CONFIG}", without=MODEL_CONFIG):
+    at_top = None if hub.folder else _download(hub, MODEL_CONFIG)
+    if not hub.folder and at_top is None and _download(hub, f"{BASE}/{MODEL_CONFIG}"):
         hub = hub.inside(BASE)
-    if not hub.folder:
-        return FoundBase(hub.repository, hub.revision)
+    if not hub.folder and not Path(hub.repository).exists():
+        exact = None if at_top is None else source_of_folder(at_top.parent)
+        return FoundBase(hub.repository, hub.revision if exact is None else exact.revision)
     patterns = [*FILES, "/README.md", "/LICENSE*"]
     snapshot = fetch(hub, patterns, "base", ignore=["*/*"])
     if not (snapshot / hub.folder / MODEL_CONFIG).is_file():
@@ -61,7 +79,7 @@ def base_beside(experts: str, folder: Path) -> str | None:
     hub = parse_hub_source(experts, folder)
     if hub is not None:
         parent = hub.folder.removesuffix(EXPERTS).rstrip("/")
-        return str(replace(hub, folder=parent).inside(BASE))
+        return name_like(replace(hub, folder=parent).inside(BASE), experts)
     parents = [Path(experts)]
     if parents[0].name == EXPERTS:
         parents.append(parents[0].parent)
@@ -74,19 +92,34 @@ def base_beside(experts: str, folder: Path) -> str | None:
 def has_model(base: str) -> bool:
     """Whether a hub id stands for a folder with a model; False where it cannot be asked."""
     hub = parse_hub_source(base)
-    return hub is not None and _can_be_had(hub, f"{hub.folder}/{MODEL_CONFIG}".lstrip("/"))
+    if hub is None:
+        return False
+    return _download(hub, f"{hub.folder}/{MODEL_CONFIG}".lstrip("/")) is not None
 
 
-def _has_file(source: HubSource, name: str, *, without: str) -> bool:
-    """Whether a repository has a file, and not another one; asked where it can be reached."""
-    return not _can_be_had(source, without) and _can_be_had(source, name)
+def source_of_model(model: torch.nn.Module) -> HubSource | None:
+    """What a loaded base is on the hub, at its commit; None of a folder of this machine.
+
+    :param model: as `load_base` gives it. That of others is known by the folder it came from.
+    """
+    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    commit = getattr(model, MARK, None)
+    return source_of_folder(name) if commit is None else HubSource(name, "", commit)
 
 
-def _can_be_had(source: HubSource, name: str) -> bool:
+def revision_of(base: str, model: torch.nn.Module) -> str | None:
+    """The commit of a loaded base, if a name stands for its repository."""
+    source = source_of_model(model)
+    same = source is not None and str(replace(source, revision=None)) == base
+    return source.revision if same and source is not None else None
+
+
+def _download(source: HubSource, name: str) -> Path | None:
+    """A file of a repository in the hub's cache, or None where it cannot be had."""
     from huggingface_hub import hf_hub_download
 
+    revision = source.revision
     try:
-        hf_hub_download(source.repository, name, revision=source.revision, etag_timeout=3)
+        return Path(hf_hub_download(source.repository, name, revision=revision, etag_timeout=3))
     except Exception:  # no network, no such file or repository; transformers says which
-        return False
-    return True
+        return None

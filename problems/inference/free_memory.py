@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+LEAST_MEMORY = 2**26  # of a pass over one row, which is made however little is free
 MAX_MEMORY = 2 * 2**30  # where a device does not say what is free, and on a CPU by default
 SHARE_OF_DEVICE = 0.8  # other tensors and fragmentation have the rest
 SHARE_OF_MACHINE = 0.5  # other programs have the rest
@@ -27,11 +28,11 @@ def limit_of_memory(max_memory: int | str | None, device: torch.device) -> int:
 
 
 def memory_to_use(device: torch.device) -> int:
-    """Bytes that evaluation may take: a share of what is free on a device now."""
+    """Bytes that evaluation may take: a share of what is free on a device, at least some."""
     if device.type == "cpu":
-        return int(SHARE_OF_MACHINE * free_in_machine())
+        return max(LEAST_MEMORY, int(SHARE_OF_MACHINE * free_in_machine()))
     free = free_on_device(device)
-    return MAX_MEMORY if free is None else int(SHARE_OF_DEVICE * free)
+    return MAX_MEMORY if free is None else max(LEAST_MEMORY, int(SHARE_OF_DEVICE * free))
 
 
 def free_on_device(device: torch.device) -> int | None:
@@ -59,8 +60,23 @@ def free_in_machine(group: Path = GROUP) -> int:
     free = psutil.virtual_memory().available
     most, used = _number_in(group / "memory.max"), _number_in(group / "memory.current")
     if most is not None and used is not None:
+        # Of files that were read, which the system keeps as long as nothing else needs the memory.
+        used = max(0, used - _inactive_files(group / "memory.stat"))
         free = min(free, max(0, most - used))
     return free
+
+
+def _inactive_files(stat: Path) -> int:
+    """Bytes of the page cache of a control group that are given up first; 0 if that is not said."""
+    try:
+        lines = stat.read_text().splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        name, _, number = line.partition(" ")
+        if name == "inactive_file" and number.isdecimal():
+            return int(number)
+    return 0
 
 
 def _number_in(path: Path) -> int | None:

@@ -5,7 +5,6 @@ tokens that several rows of a candidate share run once (`prefix_cache.py`), and 
 all candidates have in common (`shared_layers.py`).
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evox_evogm.problems.inference.batch_sizes import BATCH_TOKENS, BatchSizes
 from evox_evogm.problems.inference.batching import Batching, estimate_memory
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.decoding import decode_greedily
@@ -24,19 +24,22 @@ from evox_evogm.problems.inference.derivatives import (
     kept_bytes,
     leads,
 )
-from evox_evogm.problems.inference.forward import Forward, Select
+from evox_evogm.problems.inference.forward import Forward
+from evox_evogm.problems.inference.free_memory import MAX_MEMORY
 from evox_evogm.problems.inference.likelihoods import Likelihoods, score_continuations
 from evox_evogm.problems.inference.limits import limits_of
 from evox_evogm.problems.inference.prefix_cache import PreparedBatch, Row, prepare_batches
 from evox_evogm.problems.inference.prompts import Prompts, Request, Tokens
+from evox_evogm.problems.inference.scored_model import ScoredModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_MEMORY = 2 * 2**30
+# On an accelerator, rows that ended leave a batch once so many have; on the CPU at once.
+LEAST_ENDED = 0.25
 
 
-class LanguageModel:
+class LanguageModel(ScoredModel):
     """A causal LM with its tokenizer.
 
     Inside `with language_model.candidates(population.select)` every request may name the candidate
@@ -44,7 +47,7 @@ class LanguageModel:
 
     :param model: a transformers causal LM, in evaluation mode.
     :param tokenizer: its tokenizer.
-    :param batch_tokens: the most tokens, padding included, in one forward pass.
+    :param batch_tokens: the most tokens, padding included, in one forward pass, or `BatchSizes`.
     :param max_memory: bytes that a forward pass may take beyond the model, as estimated. A single
         row may take more.
     :param share_prefixes: whether first tokens that several requests share may run once.
@@ -60,7 +63,7 @@ class LanguageModel:
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         *,
-        batch_tokens: int = 2048,
+        batch_tokens: int | BatchSizes = BATCH_TOKENS,
         max_memory: int = MAX_MEMORY,
         share_prefixes: bool = True,
         capabilities: Capabilities | None = None,
@@ -68,61 +71,29 @@ class LanguageModel:
     ):
         self.prompts = Prompts(tokenizer, chat_arguments=chat_template)
         self.limits = limits_of(model)
-        self.model = model
+        super().__init__(
+            model,
+            Forward(model),
+            batch_sizes=sizes_of(batch_tokens),
+            max_memory=max_memory,
+            capabilities=capabilities or Capabilities(share_prefixes=share_prefixes),
+        )
         self.tokenizer = tokenizer
-        self.batch_tokens = batch_tokens
-        self.max_memory = max_memory
         self.memory = estimate_memory(model)
-        self.forward = Forward(model)
-        self.coefficients_of_rows: Callable[[], torch.Tensor] | None = None
-        self.rely_on(capabilities or Capabilities(share_prefixes=share_prefixes))
         self.pad_id = self.prompts.padding_token(self.limits.vocabulary)
-
-    def rely_on(self, capabilities: Capabilities) -> None:
-        """Make batches, caches and passes as the base gives them rightly."""
-        self.capabilities = capabilities
-        self.forward.give_positions = capabilities.positions
-
-    @contextmanager
-    def candidates(
-        self,
-        select: Select,
-        shared_layers: int = 0,
-        coefficients_of_rows: Callable[[], torch.Tensor] | None = None,
-    ) -> Iterator[None]:
-        """Inside the block the rows of a batch may belong to different candidates.
-
-        :param select: called before each forward pass with the candidate of each row of the batch,
-            and with the rows that the output layer will see.
-        :param shared_layers: how many of the first decoder layers are the same for all candidates.
-        :param coefficients_of_rows: gives the `(N, n g)` coefficients that the rows of the last
-            batch own, where derivatives are wanted.
-        """
-        outside = self.forward
-        if not self.capabilities.share_layers:
-            shared_layers = 0
-        self.forward = outside.for_candidates(select, shared_layers)
-        self.coefficients_of_rows = coefficients_of_rows
-        try:
-            yield
-        finally:
-            self.forward = outside
-            self.coefficients_of_rows = None
-
-    def with_forward(self, forward: Forward) -> "LanguageModel":
-        """This language model with other forward passes. Both share the tokens they have made."""
-        other = copy.copy(self)
-        other.forward = forward
-        return other
-
-    @property
-    def device(self) -> torch.device:
-        return self.forward.device
 
     @property
     def batching(self) -> Batching:
         """How rows become batches."""
-        return Batching(self.batch_tokens, self.max_memory, self.memory, self.pad_id)
+        return Batching(
+            self.batch_sizes.tokens,
+            self.max_memory,
+            self.memory,
+            self.pad_id,
+            decode_rows=self.batch_sizes.rows,
+            pass_tokens=self.batch_sizes.pass_tokens,
+            step_tokens=self.batch_sizes.step_tokens,
+        )
 
     @property
     def end_token(self) -> int:
@@ -180,18 +151,6 @@ class LanguageModel:
         with layers, torch.enable_grad():
             yield
 
-    def _derivatives(self, values: torch.Tensor) -> torch.Tensor:
-        """The derivatives `(N, n g)` of a number `(N,)` for each row, on the CPU."""
-        assert self.coefficients_of_rows is not None, "no candidates to differentiate by"
-        coefficients = self.coefficients_of_rows()  # (N, n g)
-        if not values.requires_grad:
-            raise ValueError(
-                "gradients: expected a base through which gradients pass, found that its logits do "
-                "not depend on the coefficients; search without gradients"
-            )
-        (found,) = torch.autograd.grad(values.sum(), coefficients)
-        return found.cpu()
-
     @torch.no_grad()
     def next_token_log_probabilities(
         self,
@@ -226,7 +185,7 @@ class LanguageModel:
                     compared = [tokens[row] for row in batch.rows]
                     places = [gold[row] for row in batch.rows]
                     ahead = leads(at_least_float32(logits), compared, places)
-                    derivatives[batch.rows] = self._derivatives(ahead).to(derivatives)
+                    derivatives[batch.rows] = self.derivatives_of(ahead).to(derivatives)
                 write_log_probabilities(logits.detach(), tokens, batch.rows, results)
             return results
         for batch in self._prepare(rows):
@@ -274,7 +233,7 @@ class LanguageModel:
                 with self._recording(batch):
                     logits = batch.run(self.forward, target_offset=offset)
                     values = derivative_of(at_least_float32(logits), target_ids, batch.scored)
-                    found = self._derivatives(values)
+                    found = self.derivatives_of(values)
                 for row, derivative in zip(batch.rows, found, strict=True):
                     derivatives[row] = derivative
             result.fill(batch.rows, score_continuations(logits.detach(), target_ids, batch.scored))
@@ -334,8 +293,14 @@ class LanguageModel:
                 end_tokens=self.end_tokens,
                 is_complete=is_complete,
                 drop_rows=self.capabilities.drop_rows,
+                least_ended=0.0 if self.device.type == "cpu" else LEAST_ENDED,
             )
         return [self.prompts.decode(reply, special=keep_special) for reply in replies]
+
+
+def sizes_of(batch_tokens: int | BatchSizes) -> BatchSizes:
+    """The sizes of batches of so many tokens."""
+    return batch_tokens if isinstance(batch_tokens, BatchSizes) else BatchSizes(batch_tokens)
 
 
 def write_log_probabilities(
@@ -352,6 +317,13 @@ def write_log_probabilities(
     """
     logits = logits.float()
     normalizers = logits.logsumexp(-1)  # (N,)
-    for index, row in enumerate(rows):
-        chosen = logits[index, list(tokens[row])]
-        results[row] = (chosen - normalizers[index]).cpu()
+    counts: list[int] = []
+    columns: list[int] = []
+    for row in rows:
+        counts.append(len(tokens[row]))
+        columns += tokens[row]
+    places = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)).to(logits.device)
+    chosen = logits[places, torch.tensor(columns, device=logits.device)]
+    found = (chosen - normalizers[places]).cpu()  # waits for the device, once a batch
+    for row, part in zip(rows, found.split(counts), strict=True):
+        results[row] = part

@@ -1,12 +1,12 @@
 """Times passes of a language model of growing size, and chooses how large batches are."""
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from evox_evogm.problems.inference.batch_sizes import BatchSizes, Timing, time_passes
+from evox_evogm.problems.inference.device_clock import Clock, clock_of
 from evox_evogm.problems.inference.prefix_cache import copy_cache, rows_of_cache
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 WIDTH = 64  # tokens of each row
 PROMPT_ROWS = tuple(2**power for power in range(1, 12))  # up to 131,072 tokens
 STEP_ROWS = tuple(2**power for power in range(2, 14))  # up to 8,192 rows
-Clock = Callable[[], float]
 
 
 def measure_batch_sizes(
@@ -29,7 +28,7 @@ def measure_batch_sizes(
     """
     batches = RandomBatches(model, candidates)
     clock = clock or clock_of(model.device)
-    prompt_rows = [rows for rows in PROMPT_ROWS if rows == 1 or batches.prompts_fit(rows)]
+    prompt_rows = [rows for rows in PROMPT_ROWS if batches.prompts_fit(rows)]
     if not model.capabilities.batch_rows or not prompt_rows:
         prompt_rows = [1]
     sizes = [rows * WIDTH for rows in prompt_rows]
@@ -116,18 +115,3 @@ class RandomBatches:
 def _run(logits: torch.Tensor) -> None:
     """Have the logits of a pass, as scoring has them."""
     logits.argmax(-1)
-
-
-def clock_of(device: torch.device) -> Clock:
-    """A clock that waits until a device has done its work.
-
-    On one thread of a CPU it is the time of this process, which other programs do not lengthen.
-    """
-    if device.type == "cpu":
-        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-
-    def seconds() -> float:
-        torch.accelerator.synchronize()
-        return time.perf_counter()
-
-    return seconds

@@ -30,7 +30,7 @@ from evox_evogm.problems.adapters.merging import (
     merged,
     merged_in_place,
 )
-from evox_evogm.problems.inference.batching import PASS_TOKENS
+from evox_evogm.problems.inference.batch_sizes import PASS_TOKENS
 from evox_evogm.problems.inference.capabilities import Capabilities, changing_context
 from evox_evogm.problems.inference.decoding import DecodingBatch
 from evox_evogm.problems.inference.logit_differences import (
@@ -62,6 +62,8 @@ def probe_base(
     n_coefficients: int,
     prompts: Sequence[tuple[int, ...]],
     merger: WeightMerger | None = None,
+    *,
+    kind: "type[Probe] | None" = None,
 ) -> Capabilities:
     """Find out what may be relied on, and log it.
 
@@ -70,10 +72,11 @@ def probe_base(
     :param n_coefficients: n g.
     :param prompts: the tokens of all prompts of the run.
     :param merger: puts experts into the weights; None if the copy would take too much memory.
+    :param kind: the comparisons of this kind of base; by default those of causal ones.
     :raises ValueError: if the base is not causal, or plain passes cannot be repeated.
     """
     with torch.no_grad():
-        found = Probe(model, modules, n_coefficients, prompts, merger).find()
+        found = (kind or Probe)(model, modules, n_coefficients, prompts, merger).find()
     if found.notes:
         for note in found.notes:
             log.warning("base: %s", note)

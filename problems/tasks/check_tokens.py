@@ -10,7 +10,7 @@ from evox_evogm.problems.inference.prompts import Request, Tokens
 from evox_evogm.problems.tasks.task import Example, Task, reflection_prompt
 
 log = logging.getLogger(__name__)
-GENERATING = ("exact_match", "multiple_choice_generation", "abstain_qa")
+GENERATING = ("exact_match", "multiple_choice_generation", "abstain_qa", "spearman")
 
 
 class LongText(NamedTuple):

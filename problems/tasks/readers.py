@@ -18,6 +18,7 @@ from evox_evogm.problems.tasks.published import (
     published_set,
     published_settings,
 )
+from evox_evogm.problems.tasks.spearman import SpearmanTask, check_free_answers, is_spearman
 from evox_evogm.problems.tasks.task import (
     BEST_OPTION,
     INSTRUCTIONS,
@@ -62,6 +63,7 @@ def make_example(
     """An `Example` from a row with `question`, `answer` and perhaps `choices` and `id`.
 
     :param row: `choices` are a mapping of keys to texts, or a list of texts with keys A, B, ...
+        With `prompt` in place of `question` the model gets this text, and nothing around it.
     :param where: names the row in an error message.
     :param index: of the row, its id where it has none of its own.
     :param instruction: goes before a question with choices.
@@ -72,12 +74,17 @@ def make_example(
         raise ValueError(
             f"{where}: expected an object with question and answer, found {type(row).__name__}"
         )
-    question = _text_field(row, "question", where)
+    bare = "prompt" in row
+    if bare and "question" in row:
+        raise ValueError(f"{where}: expected a question or a prompt, found both")
+    question = _text_field(row, "prompt" if bare else "question", where)
     answer = _text_field(row, "answer", where)
     choices = _choices_field(row, where)
     id = str(row.get("id", index))
     _check_characters([question, answer, id, instruction, icl, choices], where)
-    if choices:
+    if bare:
+        prompt = question
+    elif choices:
         prompt = choice_prompt(question, choices, instruction=instruction, icl=icl)
     else:
         prompt = answer_prompt(question)
@@ -153,8 +160,11 @@ def _dev_and_test(
     metric = "multiple_choice_generation" if has_choices else "exact_match"
     settings = {"metric": metric, **settings}
     tag = f"{label}{content_version(dev + test)}"
-    dev_task = Task(name, tag, examples=tuple(dev), **settings)
-    test_task = Task(name, tag, examples=tuple(test), **settings)
+    kind = SpearmanTask if is_spearman(settings) else Task
+    if kind is SpearmanTask:
+        check_free_answers(name, [*dev, *test])
+    dev_task = kind(name, tag, examples=tuple(dev), **settings)
+    test_task = kind(name, tag, examples=tuple(test), **settings)
     return dev_task, test_task
 
 

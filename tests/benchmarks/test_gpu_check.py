@@ -2,11 +2,14 @@
 
 import json
 import time
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import gpu_check
+from benchmarks.gpu import checks
 from benchmarks.gpu.random_bases import (
     REGIMES,
     SHAPES,
@@ -18,7 +21,9 @@ from benchmarks.gpu.random_bases import (
 )
 from benchmarks.gpu.rates import DeviceRates, Work
 from benchmarks.gpu.record import JSON, Record
+from benchmarks.gpu.speed import SpeedCheck
 from benchmarks.gpu.table import checks_of, table_of
+from evox_evogm.problems import LoRAMergeProblem
 
 CPU = torch.device("cpu")
 
@@ -157,9 +162,126 @@ def test_what_cannot_run_is_refused(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+class Parts(Record):
+    """Notes the parts that it is asked to run, and runs none."""
+
+    def run(self, part, share, work):
+        self.note(part, f"{share}")
+
+
+def test_contract_comes_before_the_speeds_which_take_all_the_time(tmp_path):
+    record = Parts(tmp_path, minutes=1)
+    gpu_check.check_device(record, CPU, tiny=True)
+    shares = {note["part"]: float(note["note"]) for note in record.notes}
+    parts = list(shares)
+    speeds = [part for part in parts if part.startswith("speed")]
+    assert len(speeds) == 3 and parts[-3:] == speeds
+    assert {"scores", "contract"} < set(parts)
+    assert sum(shares[part] for part in parts[:-3]) <= 0.6
+
+
+def wrong(record):
+    record.add("contract", ok=False)
+
+
+def out_of_memory(record):
+    record.add("speed", base="b", regime="r", procedure="16 GiB", ok=False)
+
+
+def failing(record):
+    record.run("speed of b", 1, lambda: 1 / 0)
+
+
+def unfinished(record):
+    record.note("contract", "not run: no time is left")
+
+
+def right(record):
+    record.add("contract", ok=True)
+    record.note("speed of b", "ended after its 3 s")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [(right, 0), (wrong, 1), (out_of_memory, 1), (failing, 1), (unfinished, 1)],
+)
+def test_the_status_says_whether_all_is_right(tmp_path, monkeypatch, outcome, status):
+    def check_device(record, device, *, tiny):
+        record.machine = gpu_check.describe_machine(device)
+        outcome(record)
+
+    monkeypatch.setattr(gpu_check, "check_device", check_device)
+    words = ["--tiny", "--device", "cpu", "--out", str(tmp_path)]
+    assert gpu_check.main(words) == status
+
+
+def test_generated_scores_that_are_all_the_same_are_refused():
+    generated = Regime(2, 3, 4).task("generated", 50)
+    scored = Regime(2, 3).task("scored", 50)
+    reference = {"generated": torch.zeros(2, 2), "scored": torch.zeros(2, 2)}
+    with pytest.raises(ValueError, match=r"expected the scores 0 and 1, found only \[0.0\]"):
+        checks.check_reference(reference, [scored, generated])
+    reference["generated"][1, 0] = 1
+    checks.check_reference(reference, [scored, generated])
+
+
+@pytest.mark.language_model
+def test_answers_of_other_merges_are_found_to_be_wrong(tmp_path, monkeypatch):
+    """In the merged mode the merges get each other's scores of generated answers."""
+
+    class Swapping(LoRAMergeProblem):
+        def score_together(self, pop, *arguments):
+            scores = super().score_together(pop, *arguments)
+            if set(self.modes.values()) == {"merged"}:
+                scores["generated"] = scores["generated"].flip(0)
+            return scores
+
+    monkeypatch.setattr(checks, "LoRAMergeProblem", Swapping)
+    monkeypatch.setattr(checks, "P", 2)
+    monkeypatch.setattr(checks, "SHAPES", {"Llama-3.1-8B": SHAPES["Llama-3.1-8B"]})
+    record = Record(tmp_path, minutes=1)
+    checks.check_scores(record, CPU)
+    assert [row["ok"] for row in record.rows] == [True, False, True]
+    assert record.rows[1]["difference"] == 1
+
+
+def test_a_smaller_card_holds_one_problem_at_a_time(tmp_path, monkeypatch):
+    problems = []
+
+    class Problem:
+        batch_sizes = 1
+
+        def choose_modes(self, candidates):
+            pass
+
+        def evaluate(self, pop):
+            self.itself = self  # only the garbage collection frees it
+
+    def make(*_, **__):
+        assert all(reference() is None for reference in problems)
+        problem = Problem()
+        problems.append(weakref.ref(problem))
+        return problem
+
+    for name in ("set_per_process_memory_fraction", "memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
+    large = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: large)
+    record = Record(tmp_path, minutes=1)
+    rates = DeviceRates(1.0, 1.0)
+    check = SpeedCheck(record, CPU, "Qwen2.5-1.5B", {}, rates, candidates=2, tiny=True)
+    check.device = torch.device("cuda")
+    monkeypatch.setattr(check, "_problem", make)
+    check._emulate_cards(None, None, [], {"long": None, "generated 10": None})
+    assert [(row["procedure"], row["ok"]) for row in record.rows] == [
+        ("24 GiB", True),
+        ("16 GiB", True),
+    ]
+
+
 @pytest.mark.slow
 def test_all_parts_run_with_tiny_shapes(tmp_path, capsys):
-    gpu_check.main(["--tiny", "--device", "cpu", "--out", str(tmp_path)])
+    assert gpu_check.main(["--tiny", "--device", "cpu", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / JSON).read_text())
     assert found["notes"] == []
     checks = [row for row in found["rows"] if row["part"] in ("scores", "contract")]

@@ -9,12 +9,14 @@ import pytest
 import yaml
 from builders import build_model, build_tokenizer
 from builders_swarm_eval import write_swarm_eval
+from fake_hub import COMMIT, add_to_cache
 
 from evox_evogm.command import cli
 from evox_evogm.command.settings import read_settings
 from evox_evogm.command.tasks import read_tasks
 
 PAPER = Path(__file__).parents[2] / "benchmarks" / "examples" / "paper"
+PUBLISHED = "TaoJiangCN/qwen2.5-1.5b-tulu-v2-lora-experts"
 EIGHT = {
     "mmlu": ("multiple_choice_generation", "equal", 10),
     "mmlu_pro": ("multiple_choice_generation", "equal", 10),
@@ -40,16 +42,17 @@ SMALL = {  # a search of two steps
 
 
 @pytest.fixture
-def paper(tmp_path, make_adapter):
-    """The folder of settings with a tiny base, two adapters, and the sets in place."""
+def paper(tmp_path, make_adapter, hub_cache):
+    """The folder of settings, the sets, and a tiny base and two adapters in the hub's cache."""
     folder = tmp_path / "paper"
     shutil.copytree(PAPER, folder)
-    models = folder / "qwen2.5-1.5b-lora-experts"
+    models = tmp_path / "repository"
     build_model("qwen2").save_pretrained(models / "base")
     build_tokenizer().save_pretrained(models / "base")
     for seed, name in enumerate(("tulu_cot", "tulu_lima")):
         made = make_adapter(name, build_model("qwen2"), seed=seed)
         shutil.copytree(made, models / "experts" / name)
+    add_to_cache(hub_cache, PUBLISHED, models)
     write_swarm_eval(folder / "swarm_eval", dev=2, test=2)
     return folder
 
@@ -66,13 +69,12 @@ def search(paper, name):
 def test_there_is_a_file_for_each_task_and_each_domain_and_one_for_all_tasks():
     assert sorted(path.stem for path in (PAPER / "single").glob("*.yaml")) == sorted(EIGHT)
     assert sorted(path.stem for path in (PAPER / "domains").glob("*.yaml")) == sorted(DOMAINS)
-    assert [path.stem for path in PAPER.glob("*.yaml")] == ["all_eight"]
+    glue = [path for path in PAPER.glob("*.yaml") if path.stem.startswith("glue")]
+    assert [path.stem for path in PAPER.glob("*.yaml") if path not in glue] == ["all_eight"]
     common = []
-    for path in PAPER.rglob("*.yaml"):
+    for path in set(PAPER.rglob("*.yaml")) - set(glue):
         settings = yaml.safe_load(path.read_text())
-        depth = "../" if path.parent != PAPER else ""
-        assert settings.pop("base") == f"{depth}qwen2.5-1.5b-lora-experts/base"
-        assert settings.pop("experts") == f"{depth}qwen2.5-1.5b-lora-experts/experts"
+        assert settings.pop("experts") == PUBLISHED and "base" not in settings
         objective = "harmonic" if path.parent.name == "domains" else None
         assert settings.pop("objective", None) == objective
         settings.pop("tasks")
@@ -128,6 +130,8 @@ def test_a_domain_is_searched_and_reported_by_its_harmonic_mean(paper):
     status, out = search(paper, "domains/medical")
     assert status in (0, 3)
     result = json.loads((out / "result.json").read_text())
+    assert result["sources"]["base"] == f"{PUBLISHED}@{COMMIT}/base"
+    assert result["sources"]["expert tulu_cot"] == f"{PUBLISHED}@{COMMIT}/experts/tulu_cot"
     medical = result["domains"]["medical"]
     assert medical["tasks"] == ["medqa", "medmcqa"]
     lines = (out / "report.md").read_text().splitlines()

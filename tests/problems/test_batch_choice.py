@@ -5,8 +5,10 @@ import logging
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from builders import build_model, two_adapters
 
+from evox_evogm.command.batch_settings import check_max_memory
 from evox_evogm.problems import Example, LoRAMergeProblem, Task, lora_merge, population_scorer
 from evox_evogm.problems.inference import free_memory
 from evox_evogm.problems.inference.batch_sizes import BatchSizes
@@ -80,6 +82,21 @@ def test_a_measurement_that_fails_leaves_the_constants(make_problem, monkeypatch
     )
 
 
+def test_ranks_do_not_measure_batches_which_they_might_choose_differently(
+    make_problem, monkeypatch, caplog, tmp_path
+):
+    monkeypatch.setattr(population_scorer, "measure_batch_sizes", lambda *_, **__: pytest.fail())
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        problem = make_problem(batch_tokens="auto", mode="unmerged")
+        with caplog.at_level(logging.INFO, "evox_evogm.problems.population_scorer"):
+            problem.choose_modes(len(POP))
+    finally:
+        dist.destroy_process_group()
+    assert problem.batch_sizes == BatchSizes()
+    assert "ranks that measured for themselves might choose differently" in caplog.text
+
+
 def test_measuring_really_happens_on_request(make_problem):
     problem = make_problem(batch_tokens="auto", max_memory=2**20)
     problem.choose_modes(3)
@@ -108,6 +125,13 @@ def test_memory_that_is_no_amount_is_refused(make_problem, value):
         make_problem(max_memory=value)
 
 
+def test_where_nothing_is_free_some_memory_is_chosen_that_settings_accept(monkeypatch):
+    monkeypatch.setattr(free_memory, "free_in_machine", lambda: 0)
+    chosen = limit_of_memory("auto", torch.device("cpu"))
+    assert chosen == 64 * 2**20
+    check_max_memory(chosen / 2**30)  # as `config.yaml` holds it
+
+
 @pytest.mark.parametrize("value", ["many", 0])
 def test_batches_that_have_no_size_are_refused(make_problem, value):
     with pytest.raises(ValueError, match=f"^batch_tokens: expected tokens .*, found {value!r}$"):
@@ -115,10 +139,16 @@ def test_batches_that_have_no_size_are_refused(make_problem, value):
 
 
 @pytest.mark.parametrize(
-    ("most", "used", "free"),
-    [("max", "100", 900), ("500", "100", 400), ("100", "300", 0), (None, None, 900)],
+    ("most", "used", "cached", "free"),
+    [
+        ("max", "100", 0, 900),
+        ("500", "100", 0, 400),
+        ("500", "450", 350, 400),  # what was read of files is given up
+        ("100", "300", 0, 0),
+        (None, None, 0, 900),
+    ],
 )
-def test_a_container_has_no_more_than_its_limit(tmp_path, monkeypatch, most, used, free):
+def test_a_container_has_no_more_than_its_limit(tmp_path, monkeypatch, most, used, cached, free):
     class Machine:
         available = 900
 
@@ -126,13 +156,18 @@ def test_a_container_has_no_more_than_its_limit(tmp_path, monkeypatch, most, use
     if most is not None:
         (tmp_path / "memory.max").write_text(f"{most}\n")
         (tmp_path / "memory.current").write_text(f"{used}\n")
+    if cached:
+        stat = f"anon {used}\nactive_file 7\ninactive_file {cached}\nslab 3\n"
+        (tmp_path / "memory.stat").write_text(stat)
     assert free_in_machine(tmp_path) == free
 
 
 def test_on_a_gpu_free_is_what_nobody_has_and_what_torch_keeps_unused(monkeypatch):
-    numbers = {"mem_get_info": (600, 1000), "memory_reserved": 300, "memory_allocated": 200}
+    mib = 2**20
+    numbers = {"mem_get_info": (600 * mib, 1000 * mib)}
+    numbers |= {"memory_reserved": 300 * mib, "memory_allocated": 200 * mib}
     for name, value in numbers.items():
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
     device = torch.device("cuda")
-    assert limit_of_memory(None, device) == limit_of_memory("auto", device) == int(0.8 * 700)
+    assert limit_of_memory(None, device) == limit_of_memory("auto", device) == 560 * mib
     assert limit_of_memory(123, device) == 123

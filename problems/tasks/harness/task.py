@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from evox_evogm.problems.inference.derivatives import log_probabilities, soft_margins
+from evox_evogm.problems.inference.kinds_of_base import check_causal
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request, Tokens
 from evox_evogm.problems.tasks.check_tokens import TokenCheck
@@ -82,6 +83,7 @@ class HarnessTask(CustomTask):
         return (PACKAGE, self.kind, frozenset(ways), long_common_prefix(prompts))
 
     def tokenize(self, model: LanguageModel) -> int:
+        check_causal(model.model, f"task {self.name!r}", "give its questions as json_lines")
         check = TokenCheck(self, model)
         total = 0
         for example in self.examples:

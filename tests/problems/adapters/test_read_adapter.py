@@ -401,8 +401,7 @@ SICK_CONFIGS = {
     ),
     "adapters in folders": (
         with_files(into_folders),
-        f"expected {CONFIG}, found adapters in its folders first, second; "
-        "give one of these",
+        f"expected {CONFIG}, found adapters in its folders first, second; give one of these",
     ),
     "MLX": (
         with_config('{"fine_tune_type": "lora", "lora_parameters": {"rank": 4}}'),

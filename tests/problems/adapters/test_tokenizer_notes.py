@@ -86,6 +86,22 @@ def test_damaged_files_say_nothing(experts, tokenizer):
     assert notes_on_tokenizers(experts, tokenizer) == []
 
 
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (["abc"], None),
+        ([{"name": ["x"], "template": "a"}], None),
+        ([{"name": "default"}], None),
+        ([7, None, {"name": ["x"], "template": "a"}, {"name": "default", "template": "b"}], "b"),
+        ({"default": ["a"]}, None),
+    ],
+)
+def test_of_damaged_templates_what_can_be_read_is_taken(experts, tokenizer, template, expected):
+    write_settings(experts[0], chat_template=template)
+    assert chat_template_of(experts[0].folder) == expected
+    assert len(notes_on_tokenizers(experts, tokenizer)) == (expected is not None)
+
+
 def test_a_problem_has_the_notes(experts, model, tokenizer):
     write_settings(experts[1], chat_template=CHATML)
     task = Task("sums", "1", "gold_log_probability", (Example("0", "1 + 1 =", "2"),))

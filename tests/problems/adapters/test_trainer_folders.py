@@ -10,10 +10,13 @@ from fake_hub import FakeHub
 from safetensors.torch import load_file
 from sick_adapters import fit_folders
 
+from evox_evogm.command.experts import expert_folders
+from evox_evogm.command.named_adapters import named_adapters
 from evox_evogm.problems.adapters.find_adapters import find_adapter
 from evox_evogm.problems.adapters.notes_on_experts import notes_on_experts
 from evox_evogm.problems.adapters.read_adapter import WEIGHTS, read_expert
 from evox_evogm.problems.adapters.trainer_folders import adapters_in, checkpoints_in
+from evox_evogm.problems.checkpoints.read_experts import read_any_expert
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "training_args.bin")
@@ -130,6 +133,47 @@ def test_the_checkpoints_of_one_training_are_no_experts_of_a_run(write):
     for folder in (output, output / RUN):
         with pytest.raises(ValueError, match=message):
             adapters_in(folder)
+
+
+@pytest.fixture
+def write_model(model):
+    """A function that saves a whole model to a folder."""
+
+    def write(folder):
+        model.save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("place", ["", "experts"])
+def test_whole_models_are_experts_beside_adapters(place, write_model, make_adapter, tmp_path):
+    mix = tmp_path / "mix"
+    full = write_model(mix / place / "full")
+    write_model(mix / "base")
+    assert adapters_in(mix) == {"full": full}
+    lora = Path(shutil.move(make_adapter("lora"), mix / place / "lora"))
+    assert adapters_in(mix) == {"full": full, "lora": lora}
+    assert expert_folders("mix", tmp_path) == {"full": full, "lora": lora}
+    assert [named.folder for named in named_adapters([str(mix)])] == [full, lora]
+
+
+def test_checkpoints_of_a_full_training_are_one_expert(write_model, tmp_path):
+    output = tmp_path / "tuned"
+    for step in (500, 1000):
+        write_model(output / f"checkpoint-{step}")
+    with pytest.raises(ValueError, match="found the checkpoints of one training; a list with"):
+        expert_folders("tuned", tmp_path)
+    assert expert_folders(["tuned"], tmp_path) == {"tuned": output / "checkpoint-1000"}
+    expert = read_any_expert(output)
+    assert (expert.name, expert.folder) == ("tuned", output / "checkpoint-1000")
+    (note,) = notes_of(expert)
+    assert note.endswith("took checkpoint-1000, the last of 2")
+    write_model(output)  # as trainers do at the end
+    assert read_any_expert(output).folder == output
+    assert adapters_in(tmp_path) == {"tuned": output}
+    with pytest.raises(ValueError, match="expected a folder of folders in .* found a model itself"):
+        expert_folders("tuned", tmp_path)
 
 
 def test_a_pickle_of_the_trainer_is_not_taken_for_weights(make_adapter):

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from builders import build_model
+from builders_checkpoints import changed
 from safetensors.torch import load_file, save_file
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
-from evox_evogm.problems.checkpoints import fit_checkpoint
-from evox_evogm.problems.checkpoints.find_checkpoints import checkpoints_in, compare_files
+from evox_evogm.problems.checkpoints.find_checkpoints import compare_files
 
 TASK = Task("sums", "1", "gold_log_probability", (Example("0", "1+1=", "2"),))
 
@@ -112,7 +112,7 @@ def test_memory_that_is_not_there_is_refused_with_both_numbers(
     class Little:
         available = 40_000
 
-    monkeypatch.setattr(fit_checkpoint.psutil, "virtual_memory", Little)
+    monkeypatch.setattr("psutil.virtual_memory", Little)
     expert = write_model("expert", 1)
     (note,) = load(base, [expert]).notes  # mapped, without a copy
     assert note == (
@@ -163,6 +163,78 @@ def test_tied_and_untied_output_layers(write_model, tokenizer):
     assert torch.equal(found.checkpoint.tensors["lm_head.weight"], embedding)
 
 
+@pytest.fixture
+def write_mixture(tmp_path, tokenizer):
+    """A function that saves a mixture of experts, whose tensors transformers fuses."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    sizes = {"vocab_size": 257, "hidden_size": 16, "intermediate_size": 32, "eos_token_id": 0}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+    sizes |= {"shared_expert_intermediate_size": 8, "initializer_range": 0.3, "pad_token_id": 0}
+
+    def write(name, seed=None, *, tied=False):
+        torch.manual_seed(7)
+        model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes, tie_word_embeddings=tied))
+        if seed is not None:
+            changed(model, seed)
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def test_tied_and_untied_output_layers_of_mixtures(write_mixture):
+    free, tied = write_mixture("free"), write_mixture("tied", tied=True)
+    own_free, own_tied = write_mixture("own free", 1), write_mixture("own tied", 2, tied=True)
+    (found,) = load(free, [own_tied]).experts
+    embedding = load_file(own_tied / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(found.checkpoint.tensors["lm_head.weight"], embedding)
+    (found,) = load(tied, [own_tied]).experts
+    assert "lm_head.weight" not in found.checkpoint.tensors
+    with pytest.raises(ValueError, match="found different weights in model.embed_tokens.weight a"):
+        load(tied, [own_free])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (drop, "expected the tensors of the base, found 1 missing, as model.norm.weight; it be"),
+        (add, "found 1 that the base does not have, as model.layers.0.mlp.extra.weight; it be"),
+        (cut, r"expected the shape \(16,\) in model.norm.weight, found \(8,\); it belongs to"),
+    ],
+)
+def test_other_tensors_of_mixtures_are_refused(write_mixture, change, sentence):
+    expert = write_mixture("expert", 1)
+    edit(expert, change)
+    with pytest.raises(ValueError, match=rf"expert 'expert' \(.*\): .*{sentence}"):
+        load(write_mixture("base"), [expert])
+
+
+def test_masks_that_older_versions_saved_are_no_weights(tmp_path, tokenizer):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    sizes = {"vocab_size": 257, "hidden_size": 16, "intermediate_size": 32, "eos_token_id": 0}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 4, "bos_token_id": 0}
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes))
+    for name in ("base", "expert"):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        changed(model, 1, only="mlp")
+
+    def add_masks(tensors):
+        prefix = "gpt_neox.layers.0.attention"
+        tensors[f"{prefix}.bias"] = torch.ones(1, 1, 8, 8).tril().bool()
+        tensors[f"{prefix}.masked_bias"] = torch.tensor(-1e9)
+        tensors[f"{prefix}.rotary_emb.inv_freq"] = torch.ones(1)
+
+    edit(tmp_path / "expert", add_masks)
+    (found,) = load(tmp_path / "base", [tmp_path / "expert"]).experts
+    names = {name for name, _ in model.named_parameters() if "mlp" in name}
+    assert set(found.checkpoint.tensors) == names and len(names) == 4
+
+
 def test_another_rope_is_told(base, write_model):
     expert = write_model("expert", 1)
     rope = {"rope_type": "default", "rope_theta": 5e5}
@@ -182,14 +254,6 @@ def test_pickles_and_missing_shards_are_refused(base, write_model):
         load(base, [pickled])
 
 
-def test_folders_of_whole_models_are_found_without_the_base_and_beside_no_adapters(
-    base, write_model, make_adapter
-):
-    folder = base.parent
-    first = write_model("first", 1, only="mlp")
-    assert checkpoints_in(folder) == {"first": first}
-    compared = compare_files(first, base)
+def test_files_are_compared_without_loading_a_model(base, write_model):
+    compared = compare_files(write_model("first", 1, only="mlp"), base)
     assert compared.words() == "6 of 21 tensors differ from the base, 12.0 KiB of differences"
-    make_adapter("lora")
-    (folder / "experts" / "lora").rename(folder / "lora")
-    assert checkpoints_in(folder) == {}

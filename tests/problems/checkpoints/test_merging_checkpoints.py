@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.adapters.merging import merged_in_place
+from evox_evogm.problems.checkpoints import checkpoint_files
+from evox_evogm.problems.checkpoints.differences import Differences
 from evox_evogm.problems.one_merge import as_one_merge
 
 SUMS = Task(
@@ -76,21 +78,22 @@ def test_scores_and_logits_are_those_of_the_sum_of_state_dicts(base, write_model
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("architecture", "targets", "settings"),
+    ("architecture", "targets", "settings", "chunk"),
     [
-        ("llama", ["q_proj", "embed_tokens"], {}),
-        ("llama", ["q_proj", "embed_tokens"], {"tie_word_embeddings": True}),
-        ("llama", ["lm_head"], {"tie_word_embeddings": True}),
-        ("gpt2", ["c_attn", "c_proj"], {}),
-        ("qwen2", ["k_proj", "down_proj"], {}),
+        ("llama", ["q_proj", "embed_tokens"], {}, 40),  # two rows at a time, of 257 and 16
+        ("llama", ["q_proj", "embed_tokens"], {"tie_word_embeddings": True}, 2**16),
+        ("llama", ["lm_head"], {"tie_word_embeddings": True}, 50),
+        ("gpt2", ["c_attn", "c_proj"], {}, 100),
+        ("qwen2", ["k_proj", "down_proj"], {}, 2**16),
     ],
 )
 def test_a_mixed_set_is_plain_peft_plus_the_difference(
-    architecture, targets, settings, write_model, make_adapter, tokenizer
+    architecture, targets, settings, chunk, write_model, make_adapter, tokenizer, monkeypatch
 ):
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
+    monkeypatch.setattr(checkpoint_files, "CHUNK", chunk)
     folder = write_model("base", architecture=architecture, **settings)
     tokenizer.save_pretrained(folder)
     full = write_model("full", 1, architecture=architecture, **settings)
@@ -257,7 +260,9 @@ def test_tensors_that_transformers_fuses_are_loaded_by_it(tmp_path, tokenizer):
 
 
 @torch.no_grad()
-def test_on_a_device_weights_come_from_the_files_of_the_machine(base, write_model, make_adapter):
+def test_on_a_device_weights_come_from_the_files_of_the_machine(
+    base, write_model, make_adapter, monkeypatch
+):
     experts = [write_model("expert", 1), make_adapter("lora", seed=2)]
     coefficients = torch.tensor([0.6, -0.8])
     expected = make_problem(base, experts).score_tasks(coefficients)["sums"]
@@ -265,6 +270,17 @@ def test_on_a_device_weights_come_from_the_files_of_the_machine(base, write_mode
         problem = make_problem(base, experts, device=device)
         kept = problem.scorer.differences.base.kept.values()
         assert all(tensor.device.type == "cpu" for tensor in kept)
+        devices = []
+        own = Differences.parts
+
+        def parts(differences, name, numbers):
+            devices.append(numbers.device.type)
+            return own(differences, name, numbers)
+
+        monkeypatch.setattr(Differences, "parts", parts)
+        problem.scorer.weight_merger.load(coefficients.to(device))
+        problem.scorer.weight_merger.restore()
+        assert devices == ["cpu"] * 21  # no number waits for the device
         found = problem.score_tasks(coefficients)["sums"]
     torch.testing.assert_close(found, expected)
 

@@ -46,8 +46,10 @@ def sequence_classifier(**changes):
 def encoder_decoder():
     import transformers as hf
 
-    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-    return hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=257, **sizes))
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = hf.WhisperConfig(vocab_size=257, pad_token_id=0, **sizes)
+    return hf.WhisperForConditionalGeneration(config)
 
 
 def test_the_default_dtype_is_one_that_the_processor_computes_in():
@@ -110,7 +112,7 @@ def test_tied_weights_and_buffers_of_old_releases_are_not_missed(tmp_path):
         (build_model, "module.", None, "wrapped.module"),
         (build_model, "base_model.model.", None, r"merge_and_unload\(\)"),
         (build_model, None, "norm", r"5 missing .*; download it again"),
-        (encoder_decoder, None, None, r"causal \(decoder-only\).* the encoder-decoder 't5'"),
+        (encoder_decoder, None, None, "encoder-decoder of texts .* encoder-decoder 'whisper'"),
     ],
 )
 def test_a_base_that_would_be_loaded_in_part_is_refused(tmp_path, make, rename, keep, message):
@@ -167,7 +169,7 @@ def test_a_wrapped_model_is_refused(make_adapter):
         r"found DataParallel; give its .module": torch.nn.DataParallel(build_model()),
         "found LlamaForSequenceClassification without an output layer": sequence_classifier(),
         "found LlamaModel without an output layer": build_model().model,
-        "the encoder-decoder 't5'": encoder_decoder(),
+        "the encoder-decoder 'whisper'": encoder_decoder(),
         "found Linear without an output layer": torch.nn.Linear(2, 2),
         "found some offloaded": build_model().to("meta"),
     }

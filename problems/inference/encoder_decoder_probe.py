@@ -1,0 +1,202 @@
+"""What an encoder-decoder gives rightly, found out on this very base with prompts of the run.
+
+Prompts and answers of different length in one pass, steps with a cache, and candidates that share a
+batch are compared with plain passes: one prompt and one answer, without padding or cache. A base
+that gives something else is refused. Where experts cannot be added by hooks, or candidates change
+each other, merges go into the weights one by one.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from evox_evogm.problems.inference.capabilities import Capabilities
+from evox_evogm.problems.inference.encoder_decoder import Answer, EncoderDecoderModel
+from evox_evogm.problems.inference.encoder_decoder_forward import pad_right
+from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.logit_differences import (
+    largest_difference,
+    rounded_differently,
+    usable,
+)
+from evox_evogm.problems.inference.probe import Probe, in_one_line
+from evox_evogm.problems.inference.probe_rows import STEPS
+from evox_evogm.problems.inference.prompts import Tokens
+
+
+class EncoderDecoderProbe(Probe):
+    """Comparisons of shared passes with plain ones.
+
+    The rows are those of `Probe`. The encoder reads a row, and the decoder writes its beginning.
+    """
+
+    model: EncoderDecoderModel
+
+    def find(self) -> Capabilities:
+        """Make all comparisons, the plain passes first.
+
+        :raises ValueError: if passes differ from plain ones.
+        """
+        self._make_plain_passes()
+        if not all(bool(usable(logits).any()) for logits in self.expected.values()):
+            return self.able.note("found no finite logits, so nothing could be compared")
+        if self.model.forward.is_compiled:
+            self.able = self.able.note(
+                "was compiled in place and runs as it was before, because compiled code ignores "
+                "the experts"
+            )
+        answers = [
+            Answer(0, self.short, self._inputs(self.short, STEPS)),
+            Answer(0, self.long, self._inputs(self.long, STEPS - 2)),
+            Answer(0, self.other, self._inputs(self.other, STEPS)),
+        ]
+        plain = [self.expected[answer.prompt][: len(answer.tokens)] for answer in answers]
+        self._require("padding", largest_difference(self._pass(answers), plain))
+        self._require("steps with a cache", self._apart_in_steps(answers, plain))
+        if self.modules:
+            self._check_candidates()
+        return self.able
+
+    def _make_plain_passes(self) -> None:
+        """Compute what everything else is compared with.
+
+        :raises ValueError: if two passes differ, or later tokens change earlier logits.
+        """
+        for row in (self.short, self.other, self.long):
+            self.expected[row] = self._plain(row, STEPS)
+        self.rounding = self._measure_rounding()
+        self._check_repeatable()
+        changed = list(self._inputs(self.short, STEPS))
+        changed[-1] = next(token for token in self.long if token != changed[-1])
+        before = self._plain_logits(self.short, changed)[:-1]
+        if not self._agree(before, self.expected[self.short][:-1]):
+            raise ValueError(
+                "base: expected a decoder that writes from left to right, found "
+                f"{type(self.model.model).__name__}, in which later tokens change earlier logits"
+            )
+
+    def _inputs(self, row: Tokens, count: int) -> Tokens:
+        """What the decoder reads: its start token, and the beginning of a row."""
+        return (self.model.start_token, *row[: count - 1])
+
+    def _plain(self, row: Tokens, count: int) -> torch.Tensor:
+        return self._plain_logits(row, self._inputs(row, count))
+
+    def _plain_logits(self, row: Tokens, inputs: Sequence[int]) -> torch.Tensor:
+        """The logits `(W, V)` of one prompt and one answer, as a plain user computes them."""
+        forward = self.model.forward
+        given = {
+            "input_ids": torch.tensor([row], device=forward.device),
+            "decoder_input_ids": torch.tensor([list(inputs)], device=forward.device),
+            "use_cache": False,
+        }
+        return forward.run_model(given).logits[0].float()
+
+    def _pass(self, answers: Sequence[Answer]) -> list[torch.Tensor]:  # type: ignore[override]
+        """The logits of answers that share one pass, as tasks make it."""
+        model = self.model
+        owners = [answer.candidate for answer in answers]
+        read = model.read([answer.prompt for answer in answers], owners)
+        tokens = [answer.tokens for answer in answers]
+        inputs, _ = pad_right(tokens, model.pad_id, model.device)
+        lengths = [len(one) for one in tokens]
+        logits = model.forward.decode(owners, read, inputs, lengths).float()  # (Q, V)
+        return list(logits.split(lengths))
+
+    def _apart_in_steps(self, answers: Sequence[Answer], expected: Sequence[torch.Tensor]) -> float:
+        """The largest difference of answers that are decoded together; each ends by itself.
+
+        :param expected: for each answer its logits.
+        """
+        model = self.model
+        owners = [answer.candidate for answer in answers]
+        read = model.read([answer.prompt for answer in answers], owners)
+        running = list(range(len(answers)))
+        found: list[list[torch.Tensor]] = [[] for _ in answers]
+        cache = None
+        for step in range(max(len(answer.tokens) for answer in answers)):
+            ongoing = [place for place in running if step < len(answers[place].tokens)]
+            if len(ongoing) < len(running):
+                places = [running.index(place) for place in ongoing]
+                kept = torch.tensor(places, device=model.device)
+                read = read.rows(kept)
+                assert cache is not None, "every answer has a first token"
+                cache.batch_select_indices(kept)
+                running = ongoing
+            tokens = [[answers[place].tokens[step]] for place in running]
+            given = torch.tensor(tokens, device=model.device)
+            of_rows = [owners[place] for place in running]
+            logits, cache = model.forward.step(of_rows, read, given, cache)
+            for place, row in zip(running, logits, strict=True):
+                found[place].append(row.float())
+        return largest_difference([torch.stack(rows) for rows in found], expected)
+
+    def _require(self, what: str, apart: float) -> None:
+        """Refuse a base on which a comparison does not agree.
+
+        :param what: is compared.
+        :param apart: the largest difference from plain passes.
+        """
+        if not apart <= self.most_roundings * self.rounding:
+            raise ValueError(
+                f"base: expected passes that agree with plain ones, found for {what} that logits "
+                f"differ by {apart:.2g}, where rounding moves them by {self.rounding:.2g}"
+            )
+
+    def _check_candidates(self) -> None:
+        """Experts by hooks and in the weights, and two candidates in one batch."""
+        pop = torch.full((2, self.n_coefficients), 0.5)
+        pop[0, 1::2] = -0.4
+        pop[1, ::2] = -0.3
+        answers = []
+        pairs = ((self.short, 0), (self.short, 1), (self.other, 1), (self.long, 1))
+        for row, candidate in pairs:
+            count = STEPS if row != self.long else STEPS - 2
+            answers.append(Answer(candidate, row, self._inputs(row, count)))
+
+        def each_alone() -> list[torch.Tensor]:
+            return [self._pass([answer])[0] for answer in answers]
+
+        with self._candidates(pop):
+            try:
+                apart = each_alone()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # each model raises its own
+                self._switch_off_hooks(f"make the base raise {in_one_line(error)}")
+                return
+            with rounded_differently(self.model.model):
+                moved = largest_difference(each_alone(), apart)
+            if math.isfinite(moved):
+                self.rounding = max(self.rounding, moved)
+        self._check_modes(apart[0], pop[:1])
+        if not self.able.unmerged:
+            return
+        with self._candidates(pop):
+            reason = self._reason_against_mixing(answers, apart)
+        if reason is not None:
+            self._switch_off_hooks(reason)
+
+    def _reason_against_mixing(
+        self, answers: Sequence[Answer], apart: Sequence[torch.Tensor]
+    ) -> str | None:
+        """What speaks against two candidates in one batch, or None.
+
+        :param apart: the logits of each answer alone.
+        """
+        try:
+            moved = largest_difference(self._pass(answers), apart)
+            moved = max(moved, self._apart_in_steps(answers, apart))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # each model raises its own
+            return f"make the base raise {in_one_line(error)} for two candidates in one batch"
+        if moved <= self.most_roundings * self.rounding:
+            return None
+        return f"give logits that differ by {moved:.2g} for two candidates in one batch"
+
+
+def probe_of(model: LanguageModel) -> type[Probe]:
+    """The comparisons for the kind of a base."""
+    return EncoderDecoderProbe if isinstance(model, EncoderDecoderModel) else Probe
