@@ -9,12 +9,13 @@ Qwen2.5-1.5B and Llama 3.1 8B, with ten random adapters of rank 16 on every line
 | part | what it does |
 | --- | --- |
 | scores | both modes on small bases in float32, against the CPU and plain peft |
+| step | a step of the searches without its evaluations |
 | contract | every search on the device: eager, under vmap, compiled |
 | speed | P = 20 merges in bfloat16, against the published procedure and peft; memory |
-| step | a step of the searches without its evaluations |
 
 Every number is in `gpu_check.json` as soon as it is known. A part that fails or takes longer than
-its share of the time is noted, and the next goes on. The table is in `gpu_check.md`.
+its share of the time is noted, and the next goes on. The table is in `gpu_check.md`. The status is
+1 if a result is wrong, a part failed, or the time was too short for scores or contract.
 """
 
 import argparse
@@ -29,9 +30,9 @@ import torch
 from benchmarks.gpu.checks import check_contract, check_scores
 from benchmarks.gpu.random_bases import REGIMES, TINY_REGIMES
 from benchmarks.gpu.rates import DeviceRates, measure_device
-from benchmarks.gpu.record import Record
+from benchmarks.gpu.record import Record, is_right
 from benchmarks.gpu.speed import SpeedCheck, measure_steps
-from benchmarks.gpu.table import checks_of, table_of
+from benchmarks.gpu.table import CHECKS, checks_of, table_of
 
 TABLE = "gpu_check.md"
 # The base that goals are set for comes first: time may run out.
@@ -97,6 +98,8 @@ def check_device(record: Record, device: torch.device, *, tiny: bool) -> None:
     record.run("scores", 0.12, partial(check_scores, record, device))
     compiled = not tiny
     record.run("step", 0.08, partial(measure_steps, record, device))
+    # Before the speeds, which take all the time that is left.
+    record.run("contract", 0.25, partial(check_contract, record, device, compiled=compiled))
     candidates = 3 if tiny else 20
     regimes = TINY_REGIMES if tiny else REGIMES
     for name in BASES:
@@ -108,10 +111,10 @@ def check_device(record: Record, device: torch.device, *, tiny: bool) -> None:
             0.3,
             lambda check=check, name=name: check().run(cards=name == CARDS_ON),
         )
-    record.run("contract", 0.25, partial(check_contract, record, device, compiled=compiled))
 
 
-def main(words: list[str] | None = None) -> None:
+def main(words: list[str] | None = None) -> int:
+    """The status: 0 if everything that was checked is right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=torch.device(default))
@@ -127,7 +130,8 @@ def main(words: list[str] | None = None) -> None:
     check_device(record, arguments.device, tiny=arguments.tiny)
     print()
     print(write_table(record), end="")
+    return 0 if is_right(record, CHECKS) else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,8 +1,10 @@
 """Is what a device computes right? Scores against the CPU and plain peft, and EvoX's contract."""
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from benchmarks.gpu.random_bases import (
     write_adapters,
 )
 from benchmarks.gpu.record import Record
-from benchmarks.speed.plain_procedures import Peft
+from benchmarks.speed.plain_procedures import Peft, generated_texts
 from evox_evogm import EvoGM, GradientSearch, SurrogateEvoGM
 from evox_evogm.problems import LoRAMergeProblem, Task
 
@@ -51,6 +53,8 @@ def _check_base(record: Record, config, tokenizer, tasks: list[Task], device, fo
     model = build_model(config, torch.float32, CPU, std=0.2)
     folders = write_adapters(model, folder, count=N, rank=4)
     pop = random_population(P, N)
+    on_cpu = Peft(copy.deepcopy(model), tokenizer, folders)
+    tasks = [with_right_answers(task, on_cpu, pop) for task in tasks]
     reference: dict[str, torch.Tensor] = {}
     found: dict[str, dict[str, torch.Tensor]] = {}
     for where, mode in ((CPU, "unmerged"), (device, "unmerged"), (device, "merged")):
@@ -62,6 +66,7 @@ def _check_base(record: Record, config, tokenizer, tasks: list[Task], device, fo
             reference = scores
         else:
             found[mode] = scores
+    check_reference(reference, tasks)
     # peft changes the model, so it comes last.
     by_peft = Peft(model, tokenizer, folders)(pop, tasks)  # (P, S)
     parts = by_peft.split([len(task.examples) for task in tasks], 1)
@@ -78,6 +83,33 @@ def _check_base(record: Record, config, tokenizer, tasks: list[Task], device, fo
             difference=difference,
             ok=difference < SAME,
         )
+
+
+def with_right_answers(task: Task, by_peft: Peft, pop: torch.Tensor) -> Task:
+    """A task whose generated answers can be right: every second asks for what one merge writes.
+
+    :param by_peft: writes it.
+    :param pop: the merges `(P, n)`, which are asked for in turn.
+    """
+    if task.metric != "exact_match":
+        return task
+    examples = list(task.examples)
+    for index in range(0, len(examples), 2):
+        with by_peft.candidate(pop[index // 2 % len(pop)].tolist()):
+            texts = generated_texts(by_peft.model, by_peft.tokenizer, task, [examples[index]])
+        examples[index] = replace(examples[index], target=texts[0])
+    return replace(task, examples=tuple(examples))
+
+
+def check_reference(reference: dict[str, torch.Tensor], tasks: list[Task]) -> None:
+    """Refuse scores of generated answers that are all the same, which show no difference.
+
+    :raises ValueError: if they are.
+    """
+    for task in tasks:
+        found = reference[task.name].unique().tolist()
+        if task.metric == "exact_match" and found != [0.0, 1.0]:
+            raise ValueError(f"{task.name}: expected the scores 0 and 1, found only {found}")
 
 
 def make_algorithm(name: str, device: torch.device, n: int = N, **settings) -> Algorithm:

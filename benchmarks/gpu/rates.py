@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.gpu.random_bases import Regime
+from evox_evogm.problems.inference.device_clock import synchronize
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,3 @@ def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 
         work()
     synchronize(device)
     return (time.perf_counter() - start) / repeats
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a device has done its work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize()

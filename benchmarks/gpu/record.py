@@ -9,7 +9,7 @@ import json
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,6 +84,17 @@ class Record:
             text = f"failed: {type(error).__name__}: {message}"
             self.note(part, text, traceback.format_exc())
         free_memory()
+
+
+def is_right(record: Record, checks: Sequence[str]) -> bool:
+    """Whether no part failed, and all that was checked is right.
+
+    :param checks: parts that must have ended. Others may have run out of time.
+    """
+    for note in record.notes:
+        if "details" in note or note["part"] in checks:
+            return False
+    return all(row.get("ok", True) for row in record.rows)
 
 
 @contextmanager

@@ -23,11 +23,12 @@ from benchmarks.gpu.random_bases import (
     random_population,
     write_adapters,
 )
-from benchmarks.gpu.rates import DeviceRates, Work, synchronize
+from benchmarks.gpu.rates import DeviceRates, Work
 from benchmarks.gpu.record import Record, free_memory
 from benchmarks.speed.plain_procedures import BATCH, Peft, plain_scores
 from evox_evogm.problems import LoRAMergeProblem, Task
 from evox_evogm.problems.adapters.read_adapter import read_expert
+from evox_evogm.problems.inference.device_clock import synchronize
 
 GIB = 2**30
 MODES = ("unmerged", "merged")
@@ -219,18 +220,24 @@ class SpeedCheck:
             torch.cuda.set_per_process_memory_fraction(gib * GIB / total, self.device)
             try:
                 free = gib * GIB - torch.cuda.memory_reserved(self.device)
-                problem = self._problem(model, tokenizer, folders, few, max_memory=int(0.8 * free))
-                problem.choose_modes(len(self.pop))
-                before = problem.batch_sizes
-                problem.evaluate(self.pop)
-                # Where memory runs out, batches are halved.
-                same = problem.batch_sizes == before
+                same = self._keeps_batches(model, tokenizer, folders, few, int(0.8 * free))
                 self._add_row(f"{gib} GiB", "long and generated 10", ok=same)
             except torch.OutOfMemoryError as error:
                 self._add_row(f"{gib} GiB", "long and generated 10", ok=False, error=str(error))
             finally:
                 torch.cuda.set_per_process_memory_fraction(1.0, self.device)
                 free_memory()
+
+    def _keeps_batches(self, model, tokenizer, folders, tasks, max_memory: int) -> bool:
+        """Whether a population is scored without halving batches, as a lack of memory does.
+
+        Nothing of the problem is left behind.
+        """
+        problem = self._problem(model, tokenizer, folders, tasks, max_memory=max_memory)
+        problem.choose_modes(len(self.pop))
+        before = problem.batch_sizes
+        problem.evaluate(self.pop)
+        return problem.batch_sizes == before
 
     def _seconds(self, work: Callable[[], object], *, warm: bool = False) -> float:
         """The seconds of a run, which is not the first of its kind."""

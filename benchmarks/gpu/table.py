@@ -18,6 +18,7 @@ HEADERS = (
     "allowed",
 )
 MISSING = "-"
+CHECKS = ("scores", "contract")  # parts that say what is right
 
 
 def table_of(rows: Sequence[dict]) -> str:
@@ -57,7 +58,7 @@ def _cells(base: str, regime: str, measured: dict[str, dict]) -> list[str]:
 def checks_of(rows: Sequence[dict]) -> str:
     """A line for each kind of check: how many are right, and which are not."""
     lines = []
-    for part in ("scores", "contract"):
+    for part in CHECKS:
         checks = [row for row in rows if row["part"] == part]
         right = [row for row in checks if row["ok"]]
         lines.append(f"- {part}: {len(right)} of {len(checks)} right")

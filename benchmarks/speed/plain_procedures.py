@@ -5,7 +5,8 @@
 - `Peft`: `add_weighted_adapter("cat")` and `set_adapter`, otherwise as published.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -71,13 +72,19 @@ class Peft:
         """Scores `(P, S)` of all examples."""
         scores = []
         for coefficients in pop.tolist():
-            self.model.add_weighted_adapter(
-                self.names, coefficients, "candidate", combination_type="cat"
-            )
-            self.model.set_adapter("candidate")
-            scores.append(plain_scores(self.model, self.tokenizer, tasks))
-            self.model.delete_adapter("candidate")
+            with self.candidate(coefficients):
+                scores.append(plain_scores(self.model, self.tokenizer, tasks))
         return torch.stack(scores)
+
+    @contextmanager
+    def candidate(self, coefficients: list[float]) -> Iterator[None]:
+        """Inside the block the model is a candidate."""
+        self.model.add_weighted_adapter(
+            self.names, coefficients, "candidate", combination_type="cat"
+        )
+        self.model.set_adapter("candidate")
+        yield
+        self.model.delete_adapter("candidate")
 
 
 @torch.no_grad()
@@ -134,6 +141,17 @@ def generated_scores(
     model: torch.nn.Module, tokenizer, task: Task, examples: Sequence[Example]
 ) -> list[float]:
     """Whether generated answers agree with the right ones."""
+    texts = generated_texts(model, tokenizer, task, examples)
+    scores = []
+    for text, example in zip(texts, examples, strict=True):
+        scores.append(float(agrees(text, gold_text(task, example), task.match)))
+    return scores
+
+
+def generated_texts(
+    model: torch.nn.Module, tokenizer, task: Task, examples: Sequence[Example]
+) -> list[str]:
+    """The likeliest answers, token by token."""
     rows = [prompt_tokens(tokenizer, example) for example in examples]
     tokens, mask = [part.to(model.device) for part in pad_left(tokenizer, rows)]
     replies = model.generate(
@@ -144,8 +162,4 @@ def generated_scores(
         max_new_tokens=task.max_new_tokens,
         do_sample=False,
     )
-    texts = tokenizer.batch_decode(replies[:, tokens.shape[1] :], skip_special_tokens=True)
-    scores = []
-    for text, example in zip(texts, examples, strict=True):
-        scores.append(float(agrees(text, gold_text(task, example), task.match)))
-    return scores
+    return tokenizer.batch_decode(replies[:, tokens.shape[1] :], skip_special_tokens=True)
