@@ -234,7 +234,8 @@ def extra_evaluations(merge_run: MergeRun) -> dict[str, float]:
         found["the trial"] = cost_of_trial(problem, trial) + training
     if settings.confirm:
         tasks = merge_run.further, problem.tasks
-        found["the best merges again"] = cost_of_confirmation(*tasks, settings.confirm)
+        what = f"the best merges again (at most {settings.confirm})"
+        found[what] = cost_of_confirmation(*tasks, settings.confirm)
     if wants_contributions(settings.contributions, problem.n_experts):
         found["the merge without each expert"] = problem.n_experts
     return found

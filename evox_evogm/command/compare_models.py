@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from evox_evogm.command.number_format import short, with_error
 from evox_evogm.command.result import EXAMPLES
 from evox_evogm.command.run_folder import has_begun, read_table, saved_digests
-from evox_evogm.command.significance import p_value, short, signed
+from evox_evogm.command.significance import p_value
 from evox_evogm.command.statistics import (
     LEVEL,
     Difference,
@@ -202,13 +203,8 @@ def print_comparison(lines: Sequence[Compared], console: Console) -> None:
         lead = line.lead
         p = p_value(lead.p).removeprefix("p = ").removeprefix("p ") if lead.p == lead.p else ""
         first, second = line.errors
-        numbers = [short(line.first) + _spread(first), short(line.second) + _spread(second)]
-        difference = signed(lead.difference) + _spread(lead.se)
+        numbers = [with_error(line.first, first), with_error(line.second, second)]
+        difference = with_error(lead.difference, lead.se)
         cells = [sanitize(line.task), str(line.examples), *numbers, difference, p]
         table.add_row(*[Text(cell) for cell in cells])
     console.print(table)
-
-
-def _spread(se: float) -> str:
-    """A standard error as it stands after its number; nothing where it is unknown."""
-    return f" ± {short(se)}" if math.isfinite(se) else ""

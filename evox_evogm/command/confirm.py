@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evox_evogm.command.best_candidates import best_candidates
+from evox_evogm.command.number_format import with_error
 from evox_evogm.command.objective_errors import objective_error
 from evox_evogm.command.run_inputs import task_content
 from evox_evogm.command.scores import ByExample, known_examples, score_models
@@ -40,11 +40,13 @@ class Confirmed:
     :param point: `(n g,)` effective coefficients.
     :param first: by task the scores of the examples that the search saw.
     :param further: by task those of further examples; not of all tasks.
+    :param recommended: whether it is the merge that the search recommends.
     """
 
     point: torch.Tensor
     first: ByExample
     further: ByExample
+    recommended: bool = False
 
     @property
     def pooled(self) -> dict[str, list[float]]:
@@ -80,25 +82,21 @@ def cost_of_confirmation(further: Sequence[Task], dev: Sequence[Task], count: in
     return count * sum(len(task.examples) for task in further) / examples
 
 
-def confirm(run: "MergeRun", recommended: torch.Tensor, further: Sequence[Task]) -> dict[str, Any]:
+def confirm(run: "MergeRun", points: torch.Tensor, further: Sequence[Task]) -> dict[str, Any]:
     """Score the best merges on further dev examples, and choose one.
 
     :param run: whose search is over.
-    :param recommended: `(n g,)` effective coefficients, the merge that the search recommends.
+    :param points: a `(k, n g)` tensor of coefficients, the recommended merge first.
     :param further: the tasks with further dev examples.
     :return: what `result.json` says under `confirm`.
     """
     problem, settings = run.problem, run.settings
-    assert settings.confirm is not None
-    points = best_candidates(
-        run.workflow.algorithm, problem, run.records, recommended, settings.confirm
-    )
     scored = score_on(problem, points, further, run.out)
     candidates = []
-    for point in points:
+    for place, point in enumerate(points):
         first, found = known_examples(problem, point), scored.get(tuple(point.tolist()))
         if first and found:
-            candidates.append(Confirmed(point, first, found))
+            candidates.append(Confirmed(point, first, found, recommended=place == 0))
     if not candidates:
         raise RuntimeError("confirm: expected scores on further dev examples, found none")
     chosen = choose(candidates, problem.objective)
@@ -115,7 +113,7 @@ def confirm(run: "MergeRun", recommended: torch.Tensor, further: Sequence[Task])
 def choose(candidates: Sequence[Confirmed], objective: Objective) -> int:
     """The place of the merge that is best over all examples; of equals the first.
 
-    :param candidates: the recommended merge first.
+    :param candidates: the recommended merge first, if it did not fail.
     """
     ranks = [candidate.rank(objective) for candidate in candidates]
     return ranks.index(max(ranks))
@@ -124,6 +122,7 @@ def choose(candidates: Sequence[Confirmed], objective: Objective) -> int:
 def describe(candidate: Confirmed, objective: Objective) -> dict[str, Any]:
     """What `result.json` says of a merge that was scored again."""
     table: dict[str, Any] = {"point": candidate.point.tolist()}
+    table["recommended"] = candidate.recommended
     for sample in SAMPLES:
         scores = getattr(candidate, sample)
         score, error = candidate.score(objective, sample)
@@ -210,8 +209,11 @@ def remarks_on_confirm(found: Mapping[str, Any] | None) -> list[str]:
         f"Before it was chosen, {merges} scored on {count} further dev examples, as much as "
         f"{found['cost']:.3g} evaluations more."
     ]
-    if len(candidates) > 1:
-        words = f"{_shown(best['pooled'])} over first and further dev examples"
+    words = f"{_shown(best['pooled'])} over first and further dev examples"
+    if not is_recommended(candidates, 0):
+        failed = "The recommended merge could not be scored on all of them"
+        remarks.append(f"{failed}. The best other is taken: {words}.")
+    elif len(candidates) > 1:
         if place == 0:
             other = max(candidates[1:], key=lambda candidate: candidate["pooled"]["score"])
             remarks.append(
@@ -229,6 +231,14 @@ def remarks_on_confirm(found: Mapping[str, Any] | None) -> list[str]:
     return remarks
 
 
+def is_recommended(candidates: Sequence[Mapping[str, Any]], place: int) -> bool:
+    """Whether a merge that was scored again is the one that the search recommends.
+
+    :param candidates: as in `result.json`; older ones do not say which one it is, and it is first.
+    """
+    return bool(candidates[place].get("recommended", place == 0))
+
+
 def confirm_cells(found: Mapping[str, Any] | None) -> list[list[str]]:
     """A header and a line for each merge that was scored again; empty if there is one or none.
 
@@ -238,14 +248,13 @@ def confirm_cells(found: Mapping[str, Any] | None) -> list[list[str]]:
         return []
     cells = [["merge", "first dev", "further dev", "together", ""]]
     for place, candidate in enumerate(found["candidates"]):
-        name = "recommended" if place == 0 else f"number {place + 1}"
+        recommended = is_recommended(found["candidates"], place)
+        name = "recommended" if recommended else f"number {place + 1}"
         scores = [_shown(candidate[sample]) for sample in SAMPLES]
         cells.append([name, *scores, "chosen" if place == found["chosen"] else ""])
     return cells
 
 
 def _shown(score: Mapping[str, Any]) -> str:
-    from evox_evogm.command.html_report.formats import with_error
-
     error = score["error"]
     return with_error(float(score["score"]), math.nan if error is None else float(error))

@@ -7,10 +7,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from evox_evogm.command.number_format import with_error
 from evox_evogm.command.objective_errors import harmonic_error
 from evox_evogm.command.score_table import errors_of
 from evox_evogm.command.scores import ScoreRow, label
-from evox_evogm.command.significance import short
 from evox_evogm.command.task_settings import SPLITS
 
 
@@ -68,7 +68,7 @@ def domain_cells(rows: Sequence[Mapping], domains: Mapping[str, Mapping]) -> lis
             for split in SPLITS:
                 mean = harmonic_mean([row[split][task] for task in domain["tasks"]])
                 error = _error(row, split, domain["tasks"])
-                means.append(short(mean) + (f" ± {short(error)}" if math.isfinite(error) else ""))
+                means.append(with_error(mean, error))
             line.append(" / ".join(means))
         cells.append(line)
     return cells

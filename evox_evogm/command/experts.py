@@ -10,7 +10,6 @@ from evox_evogm.problems.adapters.find_adapters import (
     name_of_source,
 )
 from evox_evogm.problems.adapters.read_adapter import describe
-from evox_evogm.problems.checkpoints.find_checkpoints import checkpoints_in
 from evox_evogm.problems.tasks.task import Task
 
 
@@ -26,7 +25,7 @@ def expert_folders(
     :raises ValueError: if there is no expert, two have one name, or the hub does not have one.
     """
     if isinstance(experts, str):
-        return checkpoints_in(folder / experts) or find_adapters(experts, folder, commits)
+        return find_adapters(experts, folder, commits)
     if not isinstance(experts, (list, dict)):
         raise ValueError(f"experts: expected a folder, a list or a table, found {experts!r}")
     if not experts:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def given_task(word: str, folder: Path) -> dict:
     """
     reader, _, source = word.partition(":")
     if reader in READERS and source:
+        if reader == "reasoning_gym":
+            check_data_set(source)
         return {reader: source, "dev": DEV, "test": TEST}
     files = [Path(name) for name in word.split(",")]
     if len(files) == 1 and files[0].suffix == ".jsonl" and "dev" in files[0].name:
@@ -32,8 +35,7 @@ def given_task(word: str, folder: Path) -> dict:
     for file in files:
         if not file.is_file():
             forms = "DEV.jsonl,TEST.jsonl, a JSON file with dev and test, reasoning_gym:NAME"
-            expected = f"expected {forms} or lm_eval:NAME"
-            raise ValueError(f"task: {expected}, found no file {file}")
+            raise ValueError(f"task: found no file {file}; expected {forms} or lm_eval:NAME")
     if len(files) == 2:
         dev, test = files
         task = {"json_lines": path_from(dev, folder), "test_file": path_from(test, folder)}
@@ -43,6 +45,18 @@ def given_task(word: str, folder: Path) -> dict:
     if len(files) == 1 and files[0].suffix == ".json":
         return {"swarm_eval": path_from(files[0], folder), "metric": "choice_likelihood"}
     raise ValueError(f"task: expected DEV.jsonl,TEST.jsonl or one JSON file, found {word!r}")
+
+
+def check_data_set(name: str) -> None:
+    """Refuse a name that reasoning-gym, where it is installed, does not know.
+
+    :raises ValueError: with the nearest name.
+    """
+    known = data_sets_of_reasoning_gym()
+    if known and name not in known:
+        near = get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"task: expected a data set of reasoning-gym, found {name!r}{hint}")
 
 
 def name_without_split(dev: Path) -> str:

@@ -14,9 +14,14 @@ from pathlib import Path
 import torch
 
 from evox_evogm.monitoring.escaping import sanitize
-from evox_evogm.problems.adapters.hub_source import parse_hub_source, snapshot_of
-from evox_evogm.problems.adapters.same_base import hub_id
+from evox_evogm.problems.adapters.hub_source import (
+    HubSource,
+    parse_hub_source,
+    snapshot_of,
+    source_of_folder,
+)
 from evox_evogm.problems.inference.base_model import SMOLLM2
+from evox_evogm.problems.inference.find_base import source_of_model
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 CARD = "README.md"
@@ -173,8 +178,10 @@ def licences_of(problem: LoRAMergeProblem, used: Sequence[bool] | None = None) -
 
     :param used: whether each expert has a coefficient other than 0; all by default.
     """
-    source = str(getattr(problem.language_model.model.config, "_name_or_path", "") or "")
-    parts = [part_of("base", source)]
+    model = problem.language_model.model
+    loaded_by = str(getattr(model.config, "_name_or_path", "") or "")
+    at_commit = None if Path(loaded_by).is_dir() else source_of_model(model)
+    parts = [part_of("base", str(at_commit or loaded_by))]
     for index, expert in enumerate(problem.experts):
         if used is None or used[index]:
             parts.append(part_of(expert.name, expert.folder))
@@ -187,7 +194,7 @@ def part_of(name: str, source) -> Part:
     :param source: as `read_licence` takes it.
     """
     licence = read_licence(source)
-    on_hub = hub_id(str(snapshot_of(source) or source)) is not None
+    on_hub = _repository_of(snapshot_of(source) or source) is not None
     away = licence is None and on_hub and _find(source, CARD) is None
     return Part(name, licence, away)
 
@@ -324,23 +331,30 @@ def _find(source, name: str) -> Path | None:
     if file.is_file():
         return file
     # A snapshot in the cache has only the files that were asked for.
-    named = parse_hub_source(str(source))  # may be a folder of a repository
-    repository = hub_id(str(source)) if named is None else named.repository
-    return None if repository is None else _from_hub(repository, name)
+    found = _repository_of(source)
+    return None if found is None else _from_hub(found.repository, found.revision, name)
+
+
+def _repository_of(source) -> HubSource | None:
+    """The repository whose card is that of a hub id or a snapshot in the cache, or None."""
+    snapshot = source_of_folder(source)
+    if snapshot is None:
+        return parse_hub_source(str(source))  # may be a folder of a repository
+    return None if snapshot.folder else snapshot
 
 
 @cache
-def _from_hub(repository: str, name: str) -> Path | None:
+def _from_hub(repository: str, revision: str | None, name: str) -> Path | None:
     """A card from the hub, or a file of the local cache; None where it is in neither."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     if name == CARD:
         try:
-            return Path(hf_hub_download(repository, name, etag_timeout=3))
+            return Path(hf_hub_download(repository, name, revision=revision, etag_timeout=3))
         except Exception:  # no network, no such file or repository, no right to it
             pass
     try:
-        cached = try_to_load_from_cache(repository, name)
+        cached = try_to_load_from_cache(repository, name, revision=revision)
     except ValueError:  # no name of a repository
         return None
     return Path(cached) if isinstance(cached, str) else None

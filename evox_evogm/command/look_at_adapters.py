@@ -99,7 +99,7 @@ def _look_at(named: NamedAdapter, name: str) -> LookedAt:
         kinds=kinds_of(expert),
         licence=read_licence(folder),
         data=data_of(folder),
-        hub=None if named.hub is None else str(named.hub),
+        hub=named.hub,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from evox.workflows import StdWorkflow
 
 from evox_evogm.command.batch_settings import batch_tokens_of, chosen_batches, max_memory_of
+from evox_evogm.command.best_candidates import best_candidates
 from evox_evogm.command.chosen_settings import FOUND_OUT, chosen
 from evox_evogm.command.confirm import confirm, is_confirmed
 from evox_evogm.command.constraint_settings import objective_of_settings, objectives_of
@@ -100,7 +101,8 @@ class MergeRun:
         self.tasks = read_tasks(settings.tasks, folder)
         self.confirmed: dict | None = None  # what `confirm` has found
         self.further: list[Task] = []  # with further dev examples, for `confirm`
-        if settings.confirm and not self._is_confirmed():
+        goes_further = self.saved is not None and self._goes_further(self.saved)
+        if settings.confirm and (goes_further or not self._is_confirmed()):
             count = settings.confirm_examples
             self.further = read_further(settings.tasks, self.tasks, folder, count)
         self.objective = objective_of_settings(settings, self.tasks.dev)
@@ -322,15 +324,21 @@ class MergeRun:
             objective=self.problem.objective,
         )
 
-    def confirm(self, best: torch.Tensor) -> torch.Tensor:
-        """Score the best merges on further dev examples, if the settings want it.
+    def to_confirm(self, best: torch.Tensor) -> torch.Tensor:
+        """The merges that are scored on further dev examples, a `(k, n g)` tensor.
 
-        :param best: `(n g,)` effective coefficients, what the algorithm recommends.
-        :return: those of the merge that is best over all examples; `confirmed` says more.
+        :param best: `(n g,)` effective coefficients, what the algorithm recommends; it comes first.
         """
-        if not self.settings.confirm:
-            return best
-        self.confirmed = confirm(self, best, self.further)
+        count = self.settings.confirm or 0
+        return best_candidates(self.workflow.algorithm, self.problem, self.records, best, count)
+
+    def confirm(self, candidates: torch.Tensor) -> torch.Tensor:
+        """Score the best merges on further dev examples, and choose one.
+
+        :param candidates: what `to_confirm` gave.
+        :return: `(n g,)` coefficients of the best over all examples; `confirmed` says more.
+        """
+        self.confirmed = confirm(self, candidates, self.further)
         return torch.tensor(self.confirmed["candidates"][self.confirmed["chosen"]]["point"])
 
     def _has_converged(self, records: Sequence[dict]) -> bool:

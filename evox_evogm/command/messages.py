@@ -56,13 +56,13 @@ def print_trial(merge_run: "MergeRun") -> None:
         print_notes(remarks_on_trial(trial))
 
 
-def print_confirmation(merge_run: "MergeRun") -> None:
-    """Say what scoring the best merges on further dev examples takes, before it is done."""
+def print_confirmation(merge_run: "MergeRun", count: int) -> None:
+    """Say what scoring the best merges on further dev examples takes, before it is done.
+
+    :param count: of merges.
+    """
     from evox_evogm.command.confirm import cost_of_confirmation
 
-    count = merge_run.settings.confirm
-    if not count:
-        return
     examples = sum(len(task.examples) for task in merge_run.further)
     cost = cost_of_confirmation(merge_run.further, merge_run.problem.tasks, count)
     merges = "the recommended merge" if count == 1 else f"the best {count} merges"

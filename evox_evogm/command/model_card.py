@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from evox_evogm.command.number_format import with_error
 from evox_evogm.command.score_table import has_errors, table_cells
 from evox_evogm.command.templates import render
 from evox_evogm.monitoring.escaping import sanitize
@@ -161,9 +162,7 @@ def _score_lines(export: dict) -> list[list[str]]:
 def _with_error(score, error) -> str:
     if not isinstance(score, float):
         return "none"
-    if not isinstance(error, float) or not math.isfinite(error):
-        return f"{score:.3f}"
-    return f"{score:.3f} ± {error:.3f}"
+    return with_error(score, error if isinstance(error, float) else math.nan)
 
 
 def _is_hub_id(name: str, folder: Path) -> bool:

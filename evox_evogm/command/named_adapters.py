@@ -10,7 +10,12 @@ from evox_evogm.problems.adapters.find_adapters import (
     holds_adapter,
     name_of_source,
 )
-from evox_evogm.problems.adapters.hub_source import HubSource, parse_hub_source, source_of_folder
+from evox_evogm.problems.adapters.hub_source import (
+    HubSource,
+    name_like,
+    parse_hub_source,
+    source_of_folder,
+)
 from evox_evogm.problems.adapters.read_adapter import CONFIG
 from evox_evogm.problems.adapters.trainer_folders import (
     adapter_in,
@@ -18,7 +23,6 @@ from evox_evogm.problems.adapters.trainer_folders import (
     list_adapters,
 )
 from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
-from evox_evogm.problems.checkpoints.find_checkpoints import checkpoints_in
 from evox_evogm.problems.inference.find_base import base_beside, has_model
 
 
@@ -28,12 +32,12 @@ class NamedAdapter:
 
     :param folder: where it is read.
     :param path: what names it, a path or a hub id without revision. Its last part is its name.
-    :param hub: what it is on the hub, as the user gave it; None of a folder.
+    :param hub: its hub id, at the revision that the user gave; None of a folder.
     """
 
     folder: Path
     path: Path
-    hub: HubSource | None = None
+    hub: str | None = None
 
 
 def named_adapters(words: Sequence[str]) -> list[NamedAdapter]:
@@ -70,7 +74,7 @@ def _in_folder(folder: Path) -> list[NamedAdapter]:
     single = (folder / CONFIG).is_file() or not folder.is_dir() or is_checkpoint(folder)
     if single or last_checkpoint(folder) is not None:
         return [NamedAdapter(adapter_in(folder), folder)]
-    found = [NamedAdapter(path, path) for path in checkpoints_in(folder).values()]
+    found = []
     for child, adapter in list_adapters(folder).items():
         found.append(NamedAdapter(adapter, child))
     return found
@@ -79,14 +83,14 @@ def _in_folder(folder: Path) -> list[NamedAdapter]:
 def _on_hub(word: str, source: HubSource) -> list[NamedAdapter]:
     where = f"adapters {word}"
     if holds_adapter(word, where):
-        return [_named_on_hub(name_of_source(word), find_adapter(word, where), source)]
+        return [_named_on_hub(name_of_source(word), find_adapter(word, where), word, source)]
     found = []
     for name, folder in find_adapters(word).items():
-        found.append(_named_on_hub(name, folder, source))
+        found.append(_named_on_hub(name, folder, word, source))
     return found
 
 
-def _named_on_hub(name: str, folder: Path, source: HubSource) -> NamedAdapter:
+def _named_on_hub(name: str, folder: Path, word: str, source: HubSource) -> NamedAdapter:
     exact = source_of_folder(folder)
     hub = source if exact is None else replace(source, folder=exact.folder)
-    return NamedAdapter(folder, Path(source.repository) / name, hub)
+    return NamedAdapter(folder, Path(source.repository) / name, name_like(hub, word))

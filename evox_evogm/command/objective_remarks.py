@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 
+from evox_evogm.command.number_format import short, with_error
 from evox_evogm.command.objective_errors import objective_error
 from evox_evogm.command.score_table import errors_of
 from evox_evogm.command.scores import label
 from evox_evogm.command.task_settings import SPLITS
+from evox_evogm.monitoring.counted import counted
 from evox_evogm.problems.scalarization import Objective
 
 WORDS = {"base": "the base", "best_expert": "the best expert", "average": "the average"}
@@ -25,8 +27,8 @@ def remarks_on_objective(result: dict) -> list[str]:
     elif kind == "harmonic":
         remarks.append("The search made the harmonic mean of the tasks large.")
     elif kind == "pareto":
-        count = len(result.get("front", []))
-        remarks.append(f"The front has {count} merges that no other beats in every dev task.")
+        merges = counted(len(result.get("front", [])), "merge")
+        remarks.append(f"The front has {merges} that no other beats in every dev task.")
     if weights:
         listed = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
         remarks.append(f"Tasks weigh 1 in the search, but for {listed}.")
@@ -51,8 +53,8 @@ def sentence_of(task: str, found: dict) -> str:
         else:
             verdict = "kept" if kept else "broken"
             error = found[split].get("error")
-            spread = "" if error is None else f" ± {float(error):.3f}"
-            parts.append(f"{verdict} on {split} ({float(score):.3f}{spread}, least {least:.3f})")
+            shown = with_error(float(score), math.nan if error is None else float(error))
+            parts.append(f"{verdict} on {split} ({shown}, least {short(least)})")
     return f"{asked}: {' and '.join(parts)}."
 
 
@@ -76,14 +78,9 @@ def objective_cells(result: dict) -> list[list[str]]:
             known = all(math.isfinite(score) for score in scores.values())
             value = objective.value(scores) if known else math.nan
             error = objective_error(objective, scores, errors_of(row, split))
-            values.append(_three_decimals(value, error))
+            values.append(with_error(value, error))
         cells.append([label(row["kind"], row["name"]), " / ".join(values)])
     return cells
-
-
-def _three_decimals(value: float, error: float) -> str:
-    """A number with its standard error, where that is known."""
-    return f"{value:.3f} ± {error:.3f}" if math.isfinite(error) else f"{value:.3f}"
 
 
 def front_cells(front: Sequence[dict]) -> list[list[str]]:
@@ -102,7 +99,7 @@ def front_cells(front: Sequence[dict]) -> list[list[str]]:
             scores = []
             for split in SPLITS:
                 error = errors_of(entry, split).get(task, math.nan)
-                scores.append(_three_decimals(float(entry[split][task]), error))
+                scores.append(with_error(float(entry[split][task]), error))
             line.append(" / ".join(scores))
         line += [f"{value:+.2f}" for value in entry["coefficients"].values()]
         cells.append([*line, "exported" if entry["exported"] else ""])

@@ -231,12 +231,20 @@ def change_budget(out: Path, saved: RunSettings, settings: RunSettings) -> None:
     """
     if (out / RESULT).is_file():
         words = str(saved.budget).replace(" ", "")
-        (out / RESULT).replace(out / f"result_{words}.json")
+        (out / RESULT).replace(_free_name(out, f"result_{words}"))
         for report in REPORTS:  # they show the earlier result
             (out / report).unlink(missing_ok=True)
     changed = {name: getattr(settings, name) for name in ENDS}
     table = saved.model_copy(update=changed).as_table()
     atomic_write(out / CONFIG, yaml.safe_dump(table, sort_keys=False).encode())
+
+
+def _free_name(out: Path, stem: str) -> Path:
+    """The path of a new JSON file: `result_60.json`, or `result_60-2.json` where that is taken."""
+    path, number = out / f"{stem}.json", 2
+    while path.exists():
+        path, number = out / f"{stem}-{number}.json", number + 1
+    return path
 
 
 def is_newer(path: Path, other: Path) -> bool:

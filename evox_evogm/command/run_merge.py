@@ -1,6 +1,7 @@
 """What `evogm merge` does: read settings, search, score, export, and print the result."""
 
 import os
+import statistics
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from evox_evogm.command.check_run import minutes, table_seconds
 from evox_evogm.command.experts import regressed_on
 from evox_evogm.command.finished_run import complete_report, export_again, fault_of_adapter
 from evox_evogm.command.html_report.page import REPORT, write_page
@@ -23,6 +25,7 @@ from evox_evogm.command.messages import (
     print_trial,
 )
 from evox_evogm.command.run_folder import RESULT, is_newer
+from evox_evogm.command.search_algorithm import cost_of_point
 from evox_evogm.command.settings import read_settings
 from evox_evogm.command.statuses import NO_ADAPTER, NO_INFORMATION
 from evox_evogm.command.tracker_settings import final_numbers, make_trackers, name_coefficients
@@ -143,9 +146,11 @@ def _finish(merge_run: MergeRun, console: Console, display, tracked: Callbacks) 
             tracked(progress)
 
         best = merge_run.search(on_progress)
-    print_confirmation(merge_run)
-    best = merge_run.confirm(best)
-    print("\nscoring the base, the experts and the merge on test examples ...", flush=True)
+    if merge_run.settings.confirm:
+        candidates = merge_run.to_confirm(best)
+        print_confirmation(merge_run, len(candidates))
+        best = merge_run.confirm(candidates)
+    print_table_time(merge_run)
     rows = merge_run.score_rows(best)
     noted = len(merge_run.notes)
     result = merge_run.finish(best, rows)
@@ -153,6 +158,15 @@ def _finish(merge_run: MergeRun, console: Console, display, tracked: Callbacks) 
     further = "stop=null" if result["stopped"] else "a larger --budget"
     print(f"next: {further} goes on from here, or evogm export {merge_run.out}")
     return result
+
+
+def print_table_time(merge_run: MergeRun) -> None:
+    """Say that the models of the final table are scored, and how long that may take."""
+    known = [record["seconds"] for record in merge_run.records]
+    cost = cost_of_point(merge_run.settings.algorithm)  # gradients take longer than scores
+    seconds = statistics.median(known) / cost if known else 0.0
+    time = f", {minutes(table_seconds(merge_run, seconds))}" if seconds else ""
+    print(f"\nscoring the base, the experts and the merge on test examples{time} ...", flush=True)
 
 
 def reopen(merge_run: MergeRun) -> dict:

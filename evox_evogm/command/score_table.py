@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evox_evogm.command.constraint_settings import MULTI_OBJECTIVE
+from evox_evogm.command.number_format import short, with_error
 from evox_evogm.command.scores import label
 from evox_evogm.command.statistics import standard_error_of_mean
 from evox_evogm.command.task_settings import SPLITS
@@ -80,16 +81,6 @@ def _mean(scores: dict[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def with_error(score: float, error: float) -> str:
-    """A score and its standard error, where that is known."""
-    return _short(score) if math.isnan(error) else f"{_short(score)} ± {_short(error)}"
-
-
-def _short(score: float) -> str:
-    text = f"{score:.3f}"
-    return text.replace("0.", ".", 1) if 0 <= score < 1 else text
-
-
 def remarks_on_merge(rows: Sequence[dict], confirm: dict | None = None) -> list[str]:
     """What a reader of the table has to know about its last row, the merge: a line each.
 
@@ -104,14 +95,15 @@ def remarks_on_merge(rows: Sequence[dict], confirm: dict | None = None) -> list[
         chosen = "the merge of the front with the best mean dev score"
     elif merge["name"] != "EvoGM":
         chosen = "the recommended merge, which need not have the best observed dev score"
-    if confirm and len(confirm["candidates"]) > 1:
+    scored = confirm["candidates"] if confirm else []
+    if len(scored) > 1 or (scored and not scored[0].get("recommended", True)):
         chosen = "the merge that scored best over the dev examples and further ones"
     remarks = [f"{merge['name']} is {chosen}."]
     better = []
     for split in SPLITS:
         score, expert = _best_expert(rows, split)
         if round(score, 3) > round(_mean(merge[split]), 3):
-            better.append(f"on {split} ({expert}, {_short(score)})")
+            better.append(f"on {split} ({expert}, {short(score)})")
     if better:
         remarks.append(f"It is below the best single expert {' and '.join(better)}.")
     return remarks

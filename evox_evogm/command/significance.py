@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from evox_evogm.command.number_format import short, with_error
 from evox_evogm.command.scores import ByExample, ScoreRow, known_examples, label
 from evox_evogm.command.statistics import (
     LEVEL,
@@ -304,6 +305,8 @@ def _remark_on_best_two(found: dict, basis: str) -> str:
         return f"{apart}: beyond chance ({p_value(p)})."
     if found["needed"] is None:
         return f"{apart}: no number of examples is known to tell them apart."
+    if found["needed"] <= found["examples"]:  # half of such differences are shown by fewer
+        return f"{apart}: it would take somewhat more than these to tell them apart."
     return f"{apart}: it would take about {round_up(found['needed']):,} to tell them apart."
 
 
@@ -319,7 +322,7 @@ def further_remarks(result: dict) -> list[str]:
     for gain in found["gains"]:
         dev, test = (as_difference(gain[split]).difference for split in ("dev", "test"))
         if gain["kind"] == "average" and dev > 0 and math.isfinite(test):
-            gain_by_split = f"{short(dev)} on dev and {signed(test)} on test"
+            gain_by_split = f"{short(dev)} on dev and {short(test)} on test"
             remarks.append(f"Its gain over the average is {gain_by_split}.")
     if found["reliability"] is not None:
         share = f"{100 * found['reliability']:.0f} %"
@@ -330,21 +333,10 @@ def further_remarks(result: dict) -> list[str]:
         )
     line = found["regression"]
     if line and line["se"] is not None:
-        rise = f"{signed(line['slope'] / 10)} ± {short(line['se'] / 10)}"
+        rise = f"{with_error(line['slope'] / 10, line['se'] / 10)}"
         over = f"Over the {line['rows']} models of the table"
         remarks.append(f"{over}, a dev score higher by .1 goes with a test score {rise} higher.")
     return remarks
-
-
-def short(number: float) -> str:
-    """A number with three decimals, without the 0 before the point."""
-    return f"{number:.3f}".replace("0.", ".", 1) if abs(number) < 1 else f"{number:.3f}"
-
-
-def signed(number: float) -> str:
-    """The same, with - before a number that is shown below 0."""
-    text = short(abs(number))
-    return f"-{text}" if number < 0 and text != ".000" else text
 
 
 def p_value(p: float) -> str:

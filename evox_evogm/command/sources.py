@@ -7,11 +7,14 @@ from pathlib import Path
 from evox_evogm.command.run_folder import INPUTS, has_begun, read_table
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.problems.adapters.hub_source import (
+    SCHEME,
     HubSource,
+    name_like,
     parse_hub_source,
     shown_source,
     source_of_folder,
 )
+from evox_evogm.problems.inference.find_base import source_of_model
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 HUB = "hub"  # in `inputs.json`: commits by repository and revision
@@ -29,7 +32,10 @@ def base_of_settings(
     if local.is_dir():
         return str(local)
     source = parse_hub_source(settings.base, folder)
-    return settings.base if source is None else str(source.pinned(commits or {}))
+    if source is None:
+        return settings.base
+    elsewhere = Path(source.repository).exists()  # in the folder of the process
+    return name_like(source.pinned(commits or {}), SCHEME if elsewhere else settings.base)
 
 
 def saved_commits(out: Path) -> dict[str, str]:
@@ -79,13 +85,7 @@ def sources_of(problem: LoRAMergeProblem) -> dict[str, str]:
 
 def source_of_base(problem: LoRAMergeProblem) -> HubSource | None:
     """What the base is on the hub, at its commit, or None if it is a folder of this machine."""
-    config = problem.language_model.model.config
-    name = str(getattr(config, "_name_or_path", "") or "")
-    commit = getattr(config, "_commit_hash", None)
-    if commit is None:
-        return source_of_folder(name)
-    source = parse_hub_source(name)
-    return source_of_folder(name) if source is None else HubSource(source.repository, "", commit)
+    return source_of_model(problem.language_model.model)
 
 
 def note_of_sources(problem: LoRAMergeProblem) -> list[str]:

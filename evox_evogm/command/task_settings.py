@@ -148,9 +148,9 @@ class TaskSettings(StrictSettings):
         None,
         "a text",
         "choice_likelihood, gold_log_probability, exact_match, multiple_choice_generation, "
-        "abstain_qa, or spearman for answers that are numbers. By default answers are generated, and matched, or parsed where there are "
-        "choices. With lm_eval: a metric of the task, by default its first that is better when "
-        "higher.",
+        "abstain_qa, or spearman for answers that are numbers. By default answers are generated, "
+        "and matched, or parsed where there are choices. With lm_eval: a metric of the task, by "
+        "default its first that is better when higher.",
     )
     max_new_tokens: int | None = setting(
         None, "a whole number", "Length of generated answers, in tokens."

@@ -63,8 +63,12 @@ def make_trackers(entries: Sequence, settings: Any, out: Path) -> "list[Tracker]
 
 
 def name_coefficients(trackers: "Sequence[Tracker]", run: "MergeRun") -> None:
-    """Give trackers the names of the experts, which are known when the run is loaded."""
+    """Give trackers the names of the experts and the number of evaluations that there are.
+
+    Both are known when the run is loaded.
+    """
     for tracker in trackers:
+        tracker.evaluations = len(run.lock.journal.records)
         tracker.experts = [expert.name for expert in run.problem.experts]
         tracker.groups = run.problem.groups.count
 

@@ -6,6 +6,7 @@ and trackers are, it is entered before the first evaluation and left after the l
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ class Callbacks:
 
     def __init__(self, callbacks: Sequence[Callback]):
         self.running = list(callbacks)
+        self.entered: list[Any] = []  # contexts that are to be left
         self.begun = False
 
     def __call__(self, progress: Progress) -> None:
@@ -39,17 +41,19 @@ class Callbacks:
         for callback in list(self.running):
             if hasattr(callback, "__enter__"):
                 self._attempt(callback, callback.__enter__)
+                if callback in self.running:
+                    self.entered.append(callback)
 
     def __enter__(self) -> "Callbacks":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *error) -> None:
         if not self.begun:
             return
         self.begun = False
-        for callback in reversed(list(self.running)):
-            if hasattr(callback, "__exit__"):
-                self._attempt(callback, partial(callback.__exit__, None, None, None))
+        while self.entered:
+            callback = self.entered.pop()
+            self._attempt(callback, partial(callback.__exit__, *error))
 
     def log_numbers(self, numbers: dict[str, float]) -> None:
         """Give the trackers among the callbacks the numbers of the end of a run.
@@ -67,8 +71,16 @@ class Callbacks:
             action()
         except Exception as error:
             self.running.remove(callback)
+            self._leave(callback, error)
             name = type(callback).__name__
             if hasattr(callback, "__qualname__"):  # a function
                 name = callback.__qualname__
             what = f"{type(error).__name__}: {error}"
             log.warning("%s has failed and is left out from here on: %s", name, what)
+
+    def _leave(self, callback: Any, error: Exception) -> None:
+        """End a callback that has failed, if it has begun. It is warned of once."""
+        if callback in self.entered:
+            self.entered.remove(callback)
+            with suppress(Exception):
+                callback.__exit__(type(error), error, error.__traceback__)

@@ -37,7 +37,7 @@ class MergeMonitor(EvalMonitor):
     - **Callbacks** are called with a `Progress` after every evaluation: displays, trackers
       (`evox_evogm.monitoring.trackers`) and functions of yours. One that fails is left out.
     - **Journal**: `history.jsonl`, the lines that `ResumableSearch` writes. That one also goes on
-      with a search, from such a journal too.
+      with a search, from such a journal too. One point alone is written when its step is over.
     - Steps can be compiled and vmapped. Many runs at once have no display and no journal.
     """
 
@@ -103,6 +103,12 @@ class MergeMonitor(EvalMonitor):
         if problem is not None:
             _listen(problem, recorder)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Have EvoX call `record_auxiliary`, which it looks for in a monitor's class itself."""
+        super().__init_subclass__(**options)
+        if "record_auxiliary" not in cls.__dict__:
+            cls.record_auxiliary = cls.record_auxiliary  # type: ignore[method-assign]
+
     @property
     def recorder(self) -> Recorder:
         """What is kept outside of the tensors."""
@@ -122,7 +128,7 @@ class MergeMonitor(EvalMonitor):
         """Keep the `(P, n)` points that the problem gets."""
         if self.listens and isinstance(transformed_candidate_solution, torch.Tensor):
             self.latest_points = transformed_candidate_solution
-            self._tell(BEGIN)
+            self._tell(BEGIN, points=transformed_candidate_solution)
 
     def post_eval(self, fitness: torch.Tensor) -> None:
         """Write down the `(P,)` or `(P, M)` fitness that the problem gives."""
@@ -175,8 +181,8 @@ class MergeMonitor(EvalMonitor):
     def __enter__(self) -> "MergeMonitor":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, *error) -> None:
+        self.recorder.close(*error)
 
     def _tell(
         self, what: int, values: torch.Tensor | None = None, points: torch.Tensor | None = None
@@ -220,11 +226,11 @@ def _tell_recorder(
     """
     recorder = RECORDERS[monitor]
     if what == BEGIN:
-        recorder.begin_evaluation()
+        recorder.begin_evaluation(len(points))
     elif what == POPULATION:
         recorder.note_population(points.detach(), values.detach())
     elif what == STEP:
-        recorder.step += 1
+        recorder.end_step()
     elif what == OUTCOMES:
         recorder.outcomes.append(values.detach().cpu().clone())
     else:

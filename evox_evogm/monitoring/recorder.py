@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,10 +13,19 @@ from evox_evogm.monitoring.callbacks import Callback, Callbacks
 from evox_evogm.monitoring.progress import ProgressCounter
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.resume.journal import Journal, to_json
+from evox_evogm.resume.journaled_problem import RECOMMENDED
 from evox_evogm.resume.ranks import is_rank_0
 from evox_evogm.resume.resumable_search import JOURNAL
 
 BY_EXAMPLE = ("examples", "margins", "gradient")  # entries that the journal alone keeps
+
+
+class Block(NamedTuple):
+    """Evaluations that were made together."""
+
+    size: int
+    """P of their population."""
+    records: list[dict]
 
 
 class Recorder:
@@ -51,6 +60,9 @@ class Recorder:
         self.counter: ProgressCounter | None = None
         self.count = 0  # evaluations
         self.step = 0
+        self.size = 0  # P of the present population
+        self.held: list[Block] = []  # since the last step, not written yet
+        self.singles: int | None = None  # how many evaluations of one point a step makes
         self.began = time.perf_counter()
 
     @property
@@ -80,9 +92,21 @@ class Recorder:
             scores = [evaluation.by_task.get(name, nan) for evaluation in evaluations]
             self.tasks.setdefault(name, []).append(torch.tensor(scores, device="cpu"))
 
-    def begin_evaluation(self) -> None:
-        """Note when a population begins to be evaluated."""
+    def begin_evaluation(self, size: int) -> None:
+        """Note when a population begins to be evaluated.
+
+        :param size: P.
+        """
+        self.size = size
         self.began = time.perf_counter()
+
+    def end_step(self) -> None:
+        """Write down what was held back until it is known to belong to a step."""
+        found = sum(block.size == 1 for block in self.held)
+        usual = found if self.singles is None else min(found, self.singles)
+        self._write_held(outside=found - usual)
+        self.singles = usual
+        self.step += 1
 
     def note_population(self, points: torch.Tensor, fitness: torch.Tensor) -> None:
         """Write down a population whose problem reports nothing itself.
@@ -101,11 +125,28 @@ class Recorder:
         for number, row in enumerate(rows, self.count):
             records.append({"evaluation": number, "step": self.step, **to_json(row)})
         if self.journal is not None:
-            self.journal.append(records)
-            self.journal.records.clear()  # they are on disk, and nobody reads them here
+            # Outside of steps algorithms evaluate one point, the recommended one.
+            self.held.append(Block(self.size, records))
+            if self.size > 1 and len(self.held) == 1:
+                self._write_held()
         if self.callbacks.running:
             self._tell([self._without_examples(record) for record in records])
         self.count += len(records)
+
+    def _write_held(self, outside: int = 0) -> None:
+        """Write down what was held back.
+
+        :param outside: of how many single points, the first ones, no step is: they are marked.
+        """
+        for size, records in self.held:
+            if size == 1 and outside:
+                outside -= 1
+                for record in records:
+                    record |= {RECOMMENDED: True, "step": max(0, self.step - 1)}
+            assert self.journal is not None
+            self.journal.append(records)
+            self.journal.records.clear()  # they are on disk, and nobody reads them here
+        self.held = []
 
     def _tell(self, records: list[dict]) -> None:
         if self.counter is None:
@@ -124,11 +165,17 @@ class Recorder:
             kept["score"] = (-score if self.minimised else score) if isfinite(score) else None
         return kept
 
-    def close(self) -> None:
-        """End displays and trackers, and let another process have the journal."""
-        self.callbacks.__exit__(None, None, None)
+    def close(self, *error) -> None:
+        """End displays and trackers, and let another process have the journal.
+
+        :param error: type, error and traceback, if the search ended by one.
+        """
+        self.callbacks.__exit__(*(error or (None, None, None)))
         if self.journal is not None:
-            self.journal.close()
+            try:
+                self._write_held(outside=len(self.held))
+            finally:
+                self.journal.close()
 
 
 def _new_journal(folder: Path) -> Journal:

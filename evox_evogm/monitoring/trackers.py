@@ -4,6 +4,8 @@ Each is imported when it is used. All get the same numbers, see `numbers_of`.
 """
 
 import math
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -45,7 +47,7 @@ class Tracker:
         self.folder = Path(folder)
         self.settings = flat(settings or {})
         self.experts, self.groups = list(experts), groups
-        self.evaluations = 0
+        self.evaluations = 0  # in the history, of earlier processes too
         self.api = self._import()
 
     def _import(self) -> Any:
@@ -64,24 +66,27 @@ class Tracker:
         """Add numbers.
 
         :param numbers: finite ones, by name.
-        :param step: the number of evaluations until now.
+        :param step: the number of evaluations in the history until now.
         """
         raise NotImplementedError
 
-    def stop(self) -> None:
-        """End the run."""
+    def stop(self, error: type[BaseException] | None = None) -> None:
+        """End the run.
+
+        :param error: by which the search ended, or None.
+        """
 
     def __enter__(self) -> "Tracker":
         self.start()
         return self
 
     def __call__(self, progress: Progress) -> None:
-        self.evaluations = len(progress.scores)
         if progress.is_new:  # an earlier process has told of the others
+            self.evaluations = progress.record["evaluation"] + 1
             self.log(numbers_of(progress, self.experts, self.groups), self.evaluations)
 
-    def __exit__(self, *_) -> None:
-        self.stop()
+    def __exit__(self, error: type[BaseException] | None, *_) -> None:
+        self.stop(error)
 
     def log_numbers(self, numbers: Numbers) -> None:
         """Add the numbers of the end of a run."""
@@ -109,7 +114,7 @@ class TensorBoard(Tracker):
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
-    def stop(self) -> None:
+    def stop(self, error: type[BaseException] | None = None) -> None:
         """Close the file."""
         self.writer.close()
 
@@ -120,23 +125,31 @@ class Wandb(Tracker):
     package = module = "wandb"
 
     def start(self) -> None:
-        """Begin, or go on with, the run of this name."""
+        """Begin, or go on with, the run of this folder."""
         self.api.init(
-            project=self.project, name=self.name, config=self.settings, resume="allow", **self.more
+            project=self.project, config=self.settings, resume="allow", **self.names_of_run()
         )
 
-    @property
-    def more(self) -> dict[str, Any]:
-        """Arguments of `init` that not all packages with this interface have."""
-        return {"id": run_id(self.name, self.folder), "dir": str(self.folder)}
+    def names_of_run(self) -> dict[str, Any]:
+        """Arguments of `init` by which the package finds the run again."""
+        return {"name": self.name, "id": self.run_id(), "dir": str(self.folder)}
+
+    def run_id(self) -> str:
+        """A name of this run alone, from a file in its folder: letters, digits and `-`."""
+        note = self.folder / f"{self.package}_run_id"
+        if not note.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            letters = re.sub("[^0-9A-Za-z]", "-", self.name)
+            note.write_text(f"{letters[:40]}-{secrets.token_hex(4)}")
+        return note.read_text().strip()
 
     def log(self, numbers: Numbers, step: int) -> None:
         """Add numbers."""
         self.api.log(numbers, step=step)
 
-    def stop(self) -> None:
-        """End the run."""
-        self.api.finish()
+    def stop(self, error: type[BaseException] | None = None) -> None:
+        """End the run, as one that failed if there was an error."""
+        self.api.finish(exit_code=0 if error is None else 1)
 
 
 class Trackio(Wandb):
@@ -144,10 +157,13 @@ class Trackio(Wandb):
 
     package = module = "trackio"
 
-    @property
-    def more(self) -> dict[str, Any]:
-        """None: trackio finds a run by its name."""
-        return {}
+    def names_of_run(self) -> dict[str, Any]:
+        """The id alone: trackio finds a run by its name."""
+        return {"name": self.run_id()}
+
+    def stop(self, error: type[BaseException] | None = None) -> None:
+        """End the run."""
+        self.api.finish()
 
 
 class MLflow(Tracker):
@@ -172,9 +188,12 @@ class MLflow(Tracker):
         """Add numbers. Names get the characters that MLflow allows."""
         self.api.log_metrics({_allowed(name): value for name, value in numbers.items()}, step=step)
 
-    def stop(self) -> None:
-        """End the run."""
-        self.api.end_run()
+    def stop(self, error: type[BaseException] | None = None) -> None:
+        """End the run, as one that was killed or failed if there was an error."""
+        if error is None:
+            self.api.end_run("FINISHED")
+        else:
+            self.api.end_run("FAILED" if issubclass(error, Exception) else "KILLED")
 
 
 TRACKERS: dict[str, type[Tracker]] = {
@@ -220,15 +239,6 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif value is not None:
             found[f"{prefix}{name}"] = value
     return found
-
-
-def run_id(name: str, folder: Path) -> str:
-    """A name for a run that is the same in a later process: letters, digits and `-`."""
-    from hashlib import sha256
-
-    place = sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    letters = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
-    return f"{letters[:40]}-{place}"
 
 
 def _allowed(name: str) -> str:

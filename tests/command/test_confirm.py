@@ -3,11 +3,14 @@
 import json
 import math
 import statistics
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from builders import change_settings, history, merge
 
+from evox_evogm.command import confirm as module
 from evox_evogm.command.confirm import (
     Confirmed,
     choose,
@@ -16,6 +19,7 @@ from evox_evogm.command.confirm import (
     remarks_on_confirm,
 )
 from evox_evogm.command.further_examples import read_further
+from evox_evogm.command.messages import print_confirmation
 from evox_evogm.command.task_settings import parse_task
 from evox_evogm.command.tasks import read_tasks
 from evox_evogm.problems.scalarization import Constraint, Objective
@@ -67,7 +71,9 @@ def test_constraints_are_kept_over_all_examples():
 
 def table(candidates, chosen):
     objective = Objective()
-    described = [describe(found, objective) for found in candidates]
+    described = []
+    for place, found in enumerate(candidates):
+        described.append(describe(replace(found, recommended=place == 0), objective))
     return {"candidates": described, "chosen": chosen, "examples": {"t": 4}, "cost": 2.0}
 
 
@@ -85,6 +91,43 @@ def test_the_report_says_what_was_taken_and_why():
     assert [line[-1] for line in cells] == ["", "", "chosen"]
     assert cells[1][3] == ".625 ± .183"  # 5 of 8: sqrt(8/7 * 15/64 / 8)
     assert remarks_on_confirm(None) == [] and confirm_cells(None) == []
+
+
+def test_without_the_recommended_merge_no_other_has_its_name():
+    found = table([LUCKY, STEADY], 1)
+    for candidate in found["candidates"]:
+        del candidate["recommended"]  # results of earlier versions do not have it
+    assert [line[0] for line in confirm_cells(found)[1:]] == ["recommended", "number 2"]
+    failed = table([LUCKY, STEADY], 1)
+    failed["candidates"][0]["recommended"] = False
+    second = remarks_on_confirm(failed)[1]
+    assert second.startswith("The recommended merge could not be scored on all of them. The best ")
+    assert "other is taken: .750 ± " in second
+    assert [line[0] for line in confirm_cells(failed)[1:]] == ["number 1", "number 2"]
+
+
+@pytest.mark.parametrize("count, merges", [(1, "the recommended merge"), (2, "the best 2 merges")])
+def test_what_is_announced_is_what_there_is_to_score(capsys, count, merges):
+    """A front may have fewer merges than are wanted. By hand: 6 of 4 examples, for each merge."""
+    further, dev = ([SimpleNamespace(examples=size * [None])] for size in (6, 4))
+    settings = SimpleNamespace(confirm=5)
+    run = SimpleNamespace(further=further, problem=SimpleNamespace(tasks=dev), settings=settings)
+    print_confirmation(run, count)
+    cost = {1: "1.5", 2: "3"}[count]
+    expected = f"scoring {merges} on 6 further dev examples, as much as {cost} evaluations ..."
+    assert capsys.readouterr().out.strip() == expected
+
+
+def test_a_recommended_merge_that_fails_on_further_examples_is_not_named(monkeypatch, tmp_path):
+    points = torch.tensor([[0.0], [1.0]])
+    monkeypatch.setattr(module, "score_on", lambda *_: {(1.0,): {"t": [1.0]}})
+    monkeypatch.setattr(module, "known_examples", lambda *_: {"t": [0.0]})
+    monkeypatch.setattr(module, "cost_of_confirmation", lambda *_: 1.0)
+    problem = SimpleNamespace(objective=Objective(), tasks=[])
+    settings = SimpleNamespace(confirm=2, confirm_examples=None)
+    run = SimpleNamespace(problem=problem, settings=settings, out=tmp_path)
+    (only,) = module.confirm(run, points, [])["candidates"]
+    assert only["point"] == [1.0] and not only["recommended"]
 
 
 def test_further_examples_of_files_are_the_lines_after_those_of_dev(tmp_path):
@@ -135,8 +178,21 @@ def run(project):
     return project
 
 
-def result_of(folder):
-    return json.loads((folder / "result.json").read_text())
+ASIDE = ("result_7.json", "result_7-2.json")  # before `--confirm`, and before the second one
+
+
+def result_of(folder, name="result.json"):
+    return json.loads((folder / name).read_text())
+
+
+@pytest.mark.lengthy
+def test_a_confirmed_run_goes_on_with_a_larger_budget(run, capsys):
+    assert merge(run, "--confirm", "2") == 0
+    assert merge(run, "--budget", "9") == 0
+    assert "scoring the best 2 merges on 4 further dev examples" in capsys.readouterr().out
+    result = result_of(run / "out")
+    assert result["budget"] == 9 and result["confirm"]["examples"] == {"sums": 2, "quiz": 2}
+    assert result_of(run / "out", "result_7.json")["confirm"]["k"] == 2
 
 
 @pytest.mark.lengthy
@@ -184,6 +240,8 @@ def test_a_finished_run_can_be_confirmed_and_nothing_is_computed_twice(run, caps
     assert scored == [2] and result_of(run / "out")["confirm"]["k"] == 2
     assert merge(run, "--confirm", "3") == 0
     assert scored == [2, 1]
+    results = [result_of(run / "out", name)["confirm"] for name in ASIDE]
+    assert results[0] is None and results[1]["k"] == 2
     capsys.readouterr()
     assert merge(run) == 0
     assert "this run is finished" in capsys.readouterr().out

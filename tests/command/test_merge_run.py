@@ -167,12 +167,9 @@ def test_options_of_the_command_replace_settings(project):
 
 def test_progress_tells_best_score_and_time_left(finished):
     _, shown = finished
-    assert re.search(
-        r"^1 of 16 evaluations, best score -?\d\.\d{4}, \d+ min \d\d s left$", shown, re.M
-    )
-    assert re.search(
-        r"^16 of 16 evaluations, best score -?\d\.\d{4}, 0 min 00 s left$", shown, re.M
-    )
+    best = r"best score -?\d\.\d{4} ± \d\.\d{3}"
+    assert re.search(rf"^1 of 16 evaluations, {best}, \d+ min \d\d s left$", shown, re.M)
+    assert re.search(rf"^16 of 16 evaluations, {best}, 0 min 00 s left$", shown, re.M)
     assert "round" not in shown and "iteration" not in shown and "\x1b" not in shown
 
 

@@ -77,8 +77,8 @@ def test_a_licence_of_the_whole_is_in_the_metadata():
 def test_an_export_has_its_own_scores_beside_those_of_the_merge():
     card, text = card_of(export=EXPORT)
     assert "with at most 16 channels in each module, and differs from it by 0.032" in text
-    assert "| add | dev | 0.700 ± 0.110 | 0.750 ± 0.100 |" in text
-    assert "| add | test | 0.600 | 0.625 |" in text
+    assert "| add | dev | .700 ± .110 | .750 ± .100 |" in text
+    assert "| add | test | .600 | .625 |" in text
     assert "`rank 16: vllm serve BASE --enable-lora --max-lora-rank 16`" in text
     assert "the base was loaded in bfloat16" in text
     assert {one.metric_value for one in card.data.eval_results} == {0.7, 0.6}

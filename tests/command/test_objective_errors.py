@@ -64,18 +64,18 @@ def test_tables_show_errors_where_they_are_known():
     # Slopes of 2/9 and 8/9 at the harmonic mean of 1/3.
     assert domain_cells([ROW], domains)[1] == ["base", ".333 ± .036 / .333"]
     cells = objective_cells({"objective": "worst", "scores": [ROW]})
-    assert cells[1] == ["base", "0.250 ± 0.040 / 0.250"]
+    assert cells[1] == ["base", ".250 ± .040 / .250"]
     entry = {**ROW, "coefficients": {"x": 1.0}, "exported": True}
     assert front_cells([entry])[1][1:3] == [
-        "0.500 ± 0.030 / 0.500 ± 0.010",
-        "0.250 ± 0.040 / 0.250",
+        ".500 ± .030 / .500 ± .010",
+        ".250 ± .040 / .250",
     ]
 
 
 def test_a_constraint_has_the_error_of_the_score_that_it_is_about():
     kept = {"least": 0.4, "score": 0.5, "kept": True, "error": 0.03}
     found = {"against": None, "lose": 0, "dev": kept, "test": {**kept, "error": None}}
-    expected = "kept on dev (0.500 ± 0.030, least 0.400) and kept on test (0.500, least 0.400)"
+    expected = "kept on dev (.500 ± .030, least .400) and kept on test (.500, least .400)"
     assert expected in sentence_of("a", found)
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from evox_evogm.command import cli
 from evox_evogm.command.merge_run import MergeRun
+from evox_evogm.command.objective_remarks import remarks_on_objective
 from evox_evogm.command.settings import parse_settings, read_settings
 
 TASKS = [{"json_lines": "a.jsonl", "test_file": "b.jsonl"}, {"swarm_eval": "quiz.json"}]
@@ -58,6 +59,12 @@ def read(out):
 def test_what_does_not_go_together_is_refused_in_a_sentence(changes, message):
     with pytest.raises(ValueError, match=message):
         parse_settings({"base": "b", "experts": "e", "tasks": TASKS, **changes}, "run.yaml")
+
+
+@pytest.mark.parametrize("count, words", [(1, "1 merge that"), (2, "2 merges that")])
+def test_the_front_is_counted_in_words(count, words):
+    remarks = remarks_on_objective({"objective": "pareto", "front": count * [{}]})
+    assert remarks == [f"The front has {words} no other beats in every dev task."]
 
 
 def test_pareto_has_an_algorithm_of_its_own():

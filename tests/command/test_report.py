@@ -38,10 +38,10 @@ def printed(rows, **console):
 def test_the_table_shows_dev_and_test_of_every_task_and_their_mean():
     assert printed(ROWS) == [
         "                    long_task_",
-        "model  add          name           mean",
-        "─" * 48,
-        "base   .250 / .500  1.000 / .000   .625 / .250",
-        "EvoGM  .750 / .125  .500 / -0.250  .625 / -0.062",
+        "model  add          name          mean",
+        "─" * 46,
+        "base   .250 / .500  1.000 / .000  .625 / .250",
+        "EvoGM  .750 / .125  .500 / -.250  .625 / -.062",
     ]
 
 
@@ -98,7 +98,7 @@ def test_the_report_to_the_letter():
         "| model | add | long\\_task\\_name | mean |",
         "| --- | --- | --- | --- |",
         "| base | .250 / .500 | 1.000 / .000 | .625 / .250 |",
-        "| EvoGM | .750 / .125 | .500 / -0.250 | .625 / -0.062 |",
+        "| EvoGM | .750 / .125 | .500 / -.250 | .625 / -.062 |",
         "",
         "EvoGM is the merge with the best observed dev score.",
         "",
@@ -228,7 +228,7 @@ def test_the_card_names_the_base_in_its_metadata_where_the_hub_can_have_it(base,
     assert found.get("base_model") == base_model and found["library_name"] == "peft"
     assert {"lora", "merge", "evogm"} <= set(found["tags"])
     assert "| a | +0.5000 |\n| b | -1.0000 |" in text
-    assert "| EvoGM | .750 / .125 | .500 / -0.250 | .625 / -0.062 |" in text
+    assert "| EvoGM | .750 / .125 | .500 / -.250 | .625 / -.062 |" in text
 
 
 @pytest.mark.parametrize("here", ["settings", "process"])

@@ -6,6 +6,7 @@ import pytest
 
 from evox_evogm.command.run_folder import (
     RunLock,
+    change_budget,
     check_same_inputs,
     check_same_settings,
     saved_settings,
@@ -32,6 +33,14 @@ def begun(tmp_path):
         {"threads": 2},
     )
     return tmp_path
+
+
+def test_every_earlier_result_is_kept(begun):
+    for number in range(3):
+        (begun / "result.json").write_text(str(number))
+        change_budget(begun, settings(budget=60), settings(budget=60, confirm=number + 1))
+    kept = [(begun / f"result_60{end}.json").read_text() for end in ("", "-2", "-3")]
+    assert kept == ["0", "1", "2"] and not (begun / "result.json").exists()
 
 
 def test_the_same_settings_go_on_and_auto_agrees_with_what_was_chosen(begun):

@@ -113,6 +113,21 @@ def test_a_weighted_objective_is_compared_in_its_weighted_mean():
     assert remarks[0].startswith("On test, in the weighted mean of the tasks, it is .160 ± ")
 
 
+@pytest.mark.parametrize(
+    "needed, expected",
+    [
+        (2, "it would take somewhat more than these to tell them apart."),
+        (41, "it would take about 41 to tell them apart."),
+        (None, "no number of examples is known to tell them apart."),
+    ],
+)
+def test_no_fewer_examples_than_there_are_would_tell_merges_apart(needed, expected):
+    two = {"difference": 0.3, "se": 0.2, "p": 0.2, "examples": 6, "needed": needed}
+    (remark,) = remarks_on_chance({"statistics": {"gains": [], "best_two": two}})
+    apart = "The two best merges of the search are .300 ± .200 apart on 6 dev examples: "
+    assert remark == apart + expected
+
+
 def test_the_two_best_merges_are_those_of_the_objective():
     tables = {"x": [[1.0, 1.0], [0.0, 1.0], [0.0, 1.0]], "y": [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]}
     history = HistoryScores(

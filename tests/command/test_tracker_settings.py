@@ -66,7 +66,8 @@ def test_a_run_tells_its_tracker_all_and_one_that_fails_does_not_end_it(
     expected = "Wandb has failed and is left out from here on: ConnectionError: no route"
     assert warnings == [expected]
     (name, begun), *logged, last = trackio
-    assert (name, begun["project"], begun["name"]) == ("init", "mine", "out")
+    assert (name, begun["project"]) == ("init", "mine")
+    assert begun["name"] == (project / "out" / "trackio_run_id").read_text()
     assert begun["config"]["tasks.1.dev"] == 4
     *evaluations, final = logged
     assert [step for step, _ in evaluations] == list(range(1, 9))

@@ -230,6 +230,52 @@ def test_a_resumable_search_goes_on_from_the_journal_of_a_monitor(tmp_path):
     assert Counted.points == 3  # those of the fifth step
 
 
+def test_a_journal_marks_what_was_recommended(tmp_path):
+    """What is right is the journal of a `ResumableSearch`, which knows when it steps."""
+    with MergeMonitor(journal=tmp_path / "ours") as monitor:
+        workflow = run(monitor, steps=3)
+        workflow.algorithm.recommend()
+        workflow.step()
+        workflow.algorithm.recommend()
+    torch.manual_seed(0)
+    workflow = StdWorkflow(surrogate(), Margins(), opt_direction="max")
+    with ResumableSearch(workflow, tmp_path / "theirs") as search:
+        for steps in (3, 4):
+            search.run(steps)
+            workflow.algorithm.recommend()
+    ours, theirs = lines_of(tmp_path / "ours"), lines_of(tmp_path / "theirs")
+    assert ours == theirs and sum("recommended" in record for record in ours) == 2
+    torch.manual_seed(0)
+    workflow = StdWorkflow(surrogate(), Margins(), opt_direction="max")
+    with ResumableSearch(workflow, tmp_path / "ours") as search:
+        search.run(5)
+    assert len(lines_of(tmp_path / "ours")) == 5 * 3 + 2
+
+
+class Alone(Draws):
+    """Evaluates one random point a step."""
+
+    def step(self):
+        self.pop = torch.rand(1, N)
+        self.fit = self.evaluate(self.pop)
+
+
+class Watched(MergeMonitor):
+    """A monitor of a user."""
+
+
+@pytest.mark.parametrize("kind", [MergeMonitor, Watched])
+def test_a_journal_tells_steps_of_one_point_from_a_recommended_one(tmp_path, kind):
+    with kind(journal=tmp_path) as monitor:
+        workflow = run(monitor, algorithm=Alone(), steps=3)
+        workflow.algorithm.evaluate(torch.zeros(1, N))
+        workflow.step()
+        workflow.algorithm.evaluate(torch.ones(1, N))
+    found = [(line["step"], "recommended" in line) for line in lines_of(tmp_path)]
+    steps = [(0, False), (1, False), (2, False), (2, True), (3, False), (3, True)]
+    assert found == steps
+
+
 def test_a_journal_needs_a_folder_without_one(tmp_path):
     with MergeMonitor(journal=tmp_path) as monitor:
         run(monitor)
@@ -244,6 +290,8 @@ def test_a_problem_that_reports_nothing_is_refused():
         MergeMonitor().get_task_history()
 
 
-def test_a_copy_of_a_workflow_goes_on():
-    workflow = run(MergeMonitor())
+def test_a_copy_of_a_workflow_goes_on_and_is_told():
+    told = []
+    workflow = run(MergeMonitor(callbacks=[told.append]))
     copy.deepcopy(workflow).step()
+    assert [progress.record["step"] for progress in told[::3]] == [0, 1, 2, 3, 4]

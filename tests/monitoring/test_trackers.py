@@ -1,15 +1,18 @@
 """Trackers get every evaluation: tensorboard itself, and the others by stand-ins with their API."""
 
 import inspect
+import shutil
 import sys
+from contextlib import suppress
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from evox_evogm.command.tracker_settings import name_coefficients
 from evox_evogm.monitoring.budget import Budget
 from evox_evogm.monitoring.callbacks import Callbacks
 from evox_evogm.monitoring.progress import ProgressCounter
-from evox_evogm.monitoring.trackers import TRACKERS, MLflow, flat, numbers_of, run_id
+from evox_evogm.monitoring.trackers import TRACKERS, MLflow, flat, numbers_of
 
 SETTINGS = {"base": "b", "tasks": [{"name": "t", "dev": 4}], "search": {"lr": 0.1}, "stop": None}
 FLAT = {"base": "b", "tasks.0.name": "t", "tasks.0.dev": 4, "search.lr": 0.1}
@@ -199,11 +202,68 @@ def test_wandb_and_trackio_share_an_adapter(name, key, apis, tmp_path):
     feed(make(name, tmp_path))
     api = apis[name]
     (begun,) = api.called("init")
-    assert begun["project"] == "evogm" and begun["name"] == "mine"
+    assert begun["project"] == "evogm"
     assert begun["config"] == FLAT and begun["resume"] == "allow"
-    assert (begun.get("id") == run_id("mine", tmp_path)) == (name == "wandb")
+    found = begun["id" if name == "wandb" else "name"]
+    assert found == (tmp_path / f"{name}_run_id").read_text() and found.startswith("mine-")
     check_numbers(api.called("log"), key)
     assert len(api.called("finish")) == 1
+
+
+@pytest.mark.parametrize("name, key", [("wandb", "id"), ("trackio", "name")])
+def test_a_run_is_one_run_of_a_tracker_and_its_folder_made_again_is_another(
+    name, key, apis, tmp_path
+):
+    first, second = tmp_path / "a" / "out", tmp_path / "b" / "out"
+    for folder in (first, first, second):
+        feed(make(name, folder))
+    shutil.rmtree(first)
+    feed(make(name, first))
+    one, again, other, anew = [call[key] for call in apis[name].called("init")]
+    assert one == again and len({one, other, anew}) == 3
+
+
+def test_the_step_is_the_place_in_the_history(apis, tmp_path):
+    """An evaluation of the history is of a recommended merge, which the counter passes over."""
+    tracker = make("wandb", tmp_path)
+    known = [*RECORDS[:2], {**RECORDS[2], "recommended": True}]
+    counter = ProgressCounter(Budget(9), known, 3, Callbacks([tracker]))
+    counter.report([record(3, 0.5)], 3)
+    assert [call["step"] for call in apis["wandb"].called("log")] == [4]
+
+
+def test_a_process_without_a_new_evaluation_logs_after_the_last(apis, tmp_path):
+    tracker = make("mlflow", tmp_path)
+    problem = SimpleNamespace(experts=[], groups=SimpleNamespace(count=1))
+    lock = SimpleNamespace(journal=SimpleNamespace(records=RECORDS))
+    name_coefficients([tracker], SimpleNamespace(problem=problem, lock=lock))
+    with Callbacks([tracker]) as callbacks:
+        callbacks.log_numbers({"final_dev/merge": 0.5})
+    assert [call["step"] for call in apis["mlflow"].called("log_metrics")] == [3]
+
+
+@pytest.mark.parametrize(
+    "error, status, code",
+    [(None, "FINISHED", 0), (KeyboardInterrupt, "KILLED", 1), (ValueError, "FAILED", 1)],
+)
+def test_a_run_that_was_interrupted_is_not_finished(apis, tmp_path, error, status, code):
+    trackers = Callbacks([make("mlflow", tmp_path), make("wandb", tmp_path)])
+    with suppress(KeyboardInterrupt, ValueError), trackers:
+        trackers.log_numbers({"test": 0.5})
+        if error:
+            raise error
+    assert apis["mlflow"].called("end_run") == [{"status": status}]
+    assert apis["wandb"].called("finish") == [{"exit_code": code}]
+
+
+def test_a_tracker_that_fails_is_ended_once(apis, tmp_path, caplog, monkeypatch):
+    def down(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(apis["wandb"], "log", down)
+    feed(make("wandb", tmp_path))
+    assert apis["wandb"].called("finish") == [{"exit_code": 1}]
+    assert len(caplog.records) == 1
 
 
 def test_mlflow_goes_on_with_the_run_of_a_folder(apis, tmp_path):

@@ -42,7 +42,7 @@ def demo(
     json_lines: JsonLines = False,
     debug: Debug = False,
 ) -> None:
-    """Merge the shipped adapters of SmolLM2-135M-Instruct, in about two minutes."""
+    """Merge the shipped adapters of SmolLM2-135M-Instruct, in about three minutes."""
     if short:
         fail("demo: expected --full or nothing, found --quick; the demo is quick without it")
         raise typer.Exit(UNUSABLE_INPUT)

@@ -32,6 +32,7 @@ from evox_evogm.problems.adapters.factor_norms import relative_error
 from evox_evogm.problems.adapters.read_adapter import Factors
 from evox_evogm.problems.checkpoints.what_is_possible import check_adapters_only
 from evox_evogm.problems.inference.base_model import ready_to_score
+from evox_evogm.problems.inference.find_base import revision_of
 from evox_evogm.problems.inference.kinds_of_base import is_encoder_decoder, task_type_of
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
@@ -116,7 +117,14 @@ def _write(
     rank = max(module.a.shape[-2] for module in written.values())
     with staged(out, replace=job.replace) as part:
         task_type = task_type_of(job.model)
-        write_adapter(factors, part, base=job.base, dtype=dtype, task_type=task_type)
+        write_adapter(
+            factors,
+            part,
+            base=job.base,
+            dtype=dtype,
+            task_type=task_type,
+            revision=revision_of(job.base, job.model),
+        )
         with ready_to_score(job.model), loaded_by_peft(job.model, part):
             apart = difference_from_factors(job.model, written)
             if not apart <= READ:  # nor NaN

@@ -26,6 +26,7 @@ from evox_evogm.problems.adapters.merged_model import rounding_error, weight_err
 from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.adapters.same_base import hub_id
 from evox_evogm.problems.checkpoints.full_checkpoint import module_of
+from evox_evogm.problems.inference.find_base import revision_of
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.resume.atomic_write import atomic_write
 
@@ -107,6 +108,9 @@ def make_recipe(job: Job, dtype: str) -> dict:
     problem = job.problem
     table = problem.groups.by_expert(job.coefficients)  # (n, g)
     base = _base_of(job)
+    revision = revision_of(base, job.model)
+    if revision is not None:
+        base = f"{base}@{revision}"
     models = []
     for expert, row, used in zip(problem.experts, table.tolist(), job.used, strict=True):
         if used:

@@ -1,15 +1,16 @@
 """Numbers as the report shows them."""
 
 import math
+import re
+
+from evox_evogm.command import number_format
 
 MINUS = "\N{MINUS SIGN}"
 
 
 def short(score: float) -> str:
     """A score with three decimals, without the 0 before the point."""
-    text = f"{abs(score):.3f}"
-    text = text.replace("0.", ".", 1) if text.startswith("0.") else text
-    return f"{MINUS}{text}" if score < 0 and text != ".000" else text
+    return number_format.short(score).replace("-", MINUS)
 
 
 def signed(value: float) -> str:
@@ -22,7 +23,12 @@ def with_error(value: float, error: float) -> str:
     """A score and its standard error, where that is known."""
     if math.isnan(value):
         return "none"
-    return short(value) + (f" ± {short(error)}" if math.isfinite(error) else "")
+    return number_format.with_error(value, error).replace("-", MINUS)
+
+
+def with_minus(text: str) -> str:
+    """A text of the run's other reports, with a minus sign before numbers."""
+    return re.sub(r"(?<![\w.])-(?=\.?\d)", MINUS, text)
 
 
 def percent(share: float) -> str:

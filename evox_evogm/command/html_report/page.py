@@ -1,7 +1,7 @@
 """The page: what the template shows of a run."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from evox_evogm.command.html_report.figures import (
     page_css,
     write_figures,
 )
+from evox_evogm.command.html_report.formats import with_minus
 from evox_evogm.command.html_report.run_data import RunData, read_run
 from evox_evogm.command.html_report.svg import Figure
 from evox_evogm.command.html_report.tables import (
@@ -100,8 +101,8 @@ def render_page(run: RunData, figures: Mapping[str, Figure], figures_note: str =
         "remarks": _remarks(run),
         "tables": main_tables(run),
         "every_row": every_row_table(run),
-        "confirm": confirm_cells(run.result.get("confirm")),
-        "front": front_cells(run.result.get("front") or []),
+        "confirm": _with_minus(confirm_cells(run.result.get("confirm"))),
+        "front": _with_minus(front_cells(run.result.get("front") or [])),
         "coefficients": coefficient_table(run),
         "worth": worth_of(run),
         "examples": shown_examples(run),
@@ -123,4 +124,10 @@ def _remarks(run: RunData) -> list[str]:
     if result.get("statistics"):  # the first paragraph has the gains
         others = {**result["statistics"], "gains": []}
         remarks += remarks_on_chance({**result, "statistics": others})
-    return remarks + further_remarks(result)
+    return [with_minus(remark) for remark in remarks + further_remarks(result)]
+
+
+def _with_minus(cells: Sequence[Sequence[str]]) -> list[list[str]]:
+    """A table with a minus sign before numbers, but in its header of names."""
+    lines = [[with_minus(cell) for cell in line] for line in cells[1:]]
+    return [*map(list, cells[:1]), *lines]

@@ -106,6 +106,8 @@ def test_tasks_may_be_given(adapters, capsys):
     assert not (adapters / "sub" / "example_dev.jsonl").exists()
     assert init("--task", "nowhere.jsonl", "--replace") == 2
     assert "found no file nowhere.jsonl" in capsys.readouterr().err
+    assert init("--task", "reasoning_gym:sylogism", "--replace") == 2
+    assert "found 'sylogism'; did you mean 'syllogism'?" in capsys.readouterr().err
 
 
 def test_a_data_set_with_the_name_of_an_adapter_is_its_task(adapters):

@@ -13,7 +13,7 @@ from evox_evogm.command.html_report.coefficient_charts import (
     without_common_beginning,
 )
 from evox_evogm.command.html_report.figures import figures_of
-from evox_evogm.command.html_report.formats import duration, percent, short, signed
+from evox_evogm.command.html_report.formats import duration, percent, short, signed, with_minus
 from evox_evogm.command.html_report.run_data import read_run
 from evox_evogm.command.html_report.svg import shorten, spread_labels, tick_label, ticks
 from evox_evogm.command.html_report.verdict import is_it_chance, unpaired_lead
@@ -153,6 +153,9 @@ def test_numbers_as_the_report_shows_them():
         "\N{MINUS SIGN}0.250",
         "0.000",
     ]
+    assert with_minus("expert-1: -.25 ± .1, +0.5 / -1") == (
+        "expert-1: \N{MINUS SIGN}.25 ± .1, +0.5 / \N{MINUS SIGN}1"
+    )
     assert [percent(share) for share in (-0.1, 0.126, 1.2)] == ["0%", "13%", "100%"]
     assert [duration(seconds) for seconds in (3, 150, 7000, 9000)] == [
         "3 s",
