@@ -14,9 +14,12 @@ from evox.workflows import StdWorkflow
 from evox_evogm.command.confirm import cost_of_confirmation
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.messages import print_notes, print_text
+from evox_evogm.command.number_format import with_error
+from evox_evogm.command.objective_errors import objective_error
 from evox_evogm.command.report_data import wants_contributions
 from evox_evogm.command.search_algorithm import RECOMMENDING, cost_of_point, make_algorithm
 from evox_evogm.command.settings import RunSettings
+from evox_evogm.command.statistics import standard_errors
 from evox_evogm.command.trial import cost_of_trial
 from evox_evogm.monitoring.budget import Budget
 from evox_evogm.monitoring.counted import counted
@@ -165,10 +168,12 @@ def describe_average(average: Evaluation, *, regressed: bool) -> None:
     if average.failure:
         print(f"{name} could not be evaluated: {sanitize(average.failure)}")
         return
-    print(f"{name} on dev: score {average.score:.3f}")
-    for name, score in average.by_task.items():
+    errors = standard_errors(average.scores)
+    error = objective_error(average.objective, average.by_task, errors)
+    print(f"{name} on dev: score {with_error(average.score, error)}")
+    for task, score in average.by_task.items():
         remark = " (are the answers parsed? see --prompts)" if score == 0 else ""
-        print(f"    {sanitize(name)} {score:.3f}{remark}")
+        print(f"    {sanitize(task)} {with_error(score, errors[task])}{remark}")
 
 
 def show_prompts(merge_run: MergeRun) -> None:

@@ -32,6 +32,7 @@ from evox_evogm.command.tracker_settings import final_numbers, make_trackers, na
 from evox_evogm.monitoring.callbacks import Callbacks
 from evox_evogm.monitoring.display.choose import show_progress
 from evox_evogm.monitoring.display.facts import RunFacts
+from evox_evogm.monitoring.display.heartbeat import Heartbeat
 from evox_evogm.monitoring.display.lines import JsonLines
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.monitoring.progress import Progress
@@ -151,9 +152,11 @@ def _finish(merge_run: MergeRun, console: Console, display, tracked: Callbacks) 
         print_confirmation(merge_run, len(candidates))
         best = merge_run.confirm(candidates)
     print_table_time(merge_run)
-    rows = merge_run.score_rows(best)
+    with Heartbeat("scoring"):
+        rows = merge_run.score_rows(best)
     noted = len(merge_run.notes)
-    result = merge_run.finish(best, rows)
+    with Heartbeat("writing adapter and reports"):
+        result = merge_run.finish(best, rows)
     print_result(result, result["notes"][noted:], merge_run.out, console)
     further = "stop=null" if result["stopped"] else "a larger --budget"
     print(f"next: {further} goes on from here, or evogm export {merge_run.out}")

@@ -27,6 +27,7 @@ from evox_evogm.command.trial_settings import EXPECTED as EXPECTED_TRIAL
 from evox_evogm.command.trial_settings import TrialSettings, parse_trial
 from evox_evogm.monitoring.budget import EXPECTED as EXPECTED_BUDGET
 from evox_evogm.monitoring.budget import Budget, parse_budget
+from evox_evogm.near_path import near_path
 
 PROPOSALS = {"paper": "EvoGM", "screened": "SurrogateEvoGM"}  # formerly in `search`
 
@@ -352,7 +353,7 @@ def read_settings(path, words: Sequence[str] = (), **overrides) -> tuple[RunSett
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"settings: expected a YAML file, found none at {path}")
+        raise ValueError(f"settings: expected a YAML file, found none at {path}{near_path(path)}")
     values = read_table(path)
     apply_overrides(values, words, lambda text: yaml.load(text, SettingsLoader))
     for name, value in overrides.items():

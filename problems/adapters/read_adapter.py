@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evox_evogm.near_path import near_path
 from evox_evogm.problems.adapters.adapter_config import (
     CONFIG,
     WEIGHTS,
@@ -102,7 +103,9 @@ def read_expert(folder, *, name: str | None = None, heads: Collection[str] = ())
     where = describe(name, folder)
     folder = find_adapter(folder, where)
     if not folder.is_dir():
-        advice = "" if hub_id(str(folder)) is None else "; give a hub id as a str, not as a Path"
+        advice = near_path(folder)
+        if not advice and hub_id(str(folder)) is not None:
+            advice = "; give a hub id as a str, not as a Path"
         raise ValueError(
             f"{where}: expected a folder with {CONFIG} and {WEIGHTS}, found no such folder{advice}"
         )

@@ -10,6 +10,7 @@ import json
 import re
 from pathlib import Path
 
+from evox_evogm.near_path import near_path
 from evox_evogm.problems.adapters.adapter_config import CONFIG, WEIGHTS
 from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
 
@@ -80,7 +81,7 @@ def adapters_in(parent: Path, *, whole: bool = True) -> dict[str, Path]:
     found = list_adapters(parent, whole=whole)
     if not found:
         expected = f"expected adapter folders with {CONFIG} in {parent}"
-        nothing = "none" if parent.is_dir() else "no such folder"
+        nothing = "none" if parent.is_dir() else f"no such folder{near_path(parent)}"
         raise ValueError(f"experts: {expected}, found {nothing}")
     return {child.name: folder for child, folder in found.items()}
 

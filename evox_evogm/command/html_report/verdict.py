@@ -29,15 +29,16 @@ def what_was_merged(run: RunData) -> str:
 
 
 def what_came_out(run: RunData) -> str:
-    """One sentence: the mean test scores of merge, base, best expert and average."""
+    """One sentence: the mean test scores, with errors, of merge, base, best expert and average."""
     test = sum(task["test"] for task in run.result["tasks"].values())
     merge = run.merge.mean("test")
     if math.isnan(merge.value):
         return "The merge has no test score."
     rivals = []
     for row, words in _rivals(run):
-        score = row.mean("test").value
-        rivals.append(f"{words} {'no score' if math.isnan(score) else short(score)}")
+        score = row.mean("test")
+        shown = "no score" if math.isnan(score.value) else with_error(score.value, score.error)
+        rivals.append(f"{words} {shown}")
     return (
         f"On {counted(test, 'test example')} that the search did not see, the merge scores "
         f"{with_error(merge.value, merge.error)}, {_listed(rivals)}."

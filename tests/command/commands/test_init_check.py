@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,8 +82,12 @@ def test_what_check_says_of_the_average_is_what_merging_finds(project, capsys):
     assert merge(project) == 0
     result = json.loads((project / "out" / "result.json").read_text())
     (average,) = [row for row in result["scores"] if row["name"] == "average"]
+    rows = json.loads((project / "out" / "scores_by_example.json").read_text())["rows"]
+    (scores,) = [row["dev"] for row in rows if row["name"] == "average"]
     for task, score in average["dev"].items():
-        assert f"    {task} {score:.3f}" in printed
+        error = statistics.stdev(scores[task]) / len(scores[task]) ** 0.5
+        shown = [f"{number:.3f}".replace("0.", ".", 1) for number in (score, error)]
+        assert f"    {task} {' ± '.join(shown)}\n" in printed
 
 
 def test_an_existing_file_is_kept_unless_it_may_be_replaced(adapters, capsys):

@@ -109,8 +109,9 @@ def test_the_page_says_what_was_merged_how_and_what_it_cost(run):
     for words in (
         "SurrogateEvoGM searched merges of 3 LoRA experts of base in 12 evaluations, on 8 dev "
         "examples of 2 tasks. On 16 test examples that the search did not see, the merge scores "
-        ".625 ± .129, the base .125, the expert that is best on dev (b) .375 and the average of "
-        "the experts .500.",
+        # Errors by hand: sqrt(p (1 - p) / 7 / 2), of two tasks with 8 examples each.
+        ".625 ± .129, the base .125 ± .088, the expert that is best on dev (b) .375 ± .129 and the "
+        "average of the experts .500 ± .134.",
         "evogm merge run.yaml --out out",
         "time of the evaluations 6 s",
         "time of leaving each expert out 2 s",

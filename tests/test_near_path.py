@@ -1,0 +1,15 @@
+"""Names beside a path that does not exist."""
+
+from evox_evogm.near_path import near_path
+
+
+def test_a_name_that_is_like_it_is_suggested(tmp_path):
+    (tmp_path / "my-adapters").mkdir()
+    near = str(tmp_path / "my-adapters")
+    assert near_path(tmp_path / "my-adapter") == f"; did you mean {near!r}?"
+
+
+def test_nothing_is_suggested_where_nothing_is_like_it(tmp_path):
+    (tmp_path / "my-adapters").mkdir()
+    assert near_path(tmp_path / "run.yaml") == ""
+    assert near_path(tmp_path / "none" / "run.yaml") == ""
