@@ -7,8 +7,10 @@ from pathlib import Path
 def near_path(path: Path) -> str:
     """`"; did you mean 'my-adapters'?"`, or nothing where no name beside the path is like it.
 
-    :param path: that does not exist.
+    :param path: where nothing is that can be used.
     """
+    if path.exists():  # as something else than was expected
+        return ""
     try:
         names = [child.name for child in path.parent.iterdir()]
     except OSError:

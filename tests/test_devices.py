@@ -129,7 +129,11 @@ def check_same_scores(problems, pretend, pop=POP):
         torch.testing.assert_close(scores, by_task[name])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)],
+    ids=["float32", "bfloat16"],
+)
 @pytest.mark.parametrize("mode", ["unmerged", "merged"])
 @pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_merges_score_on_the_device_as_on_the_cpu(both, pretend, architecture, mode, dtype):
@@ -156,7 +160,7 @@ def test_racing_on_the_device(both, pretend):
     assert check[1].budget_used == check[0].budget_used
 
 
-@pytest.mark.parametrize("make", [evogm, surrogate_evogm])
+@pytest.mark.parametrize("make", [pytest.param(evogm, marks=pytest.mark.slow), surrogate_evogm])
 def test_a_search_of_merges_that_is_cut_off_goes_on_on_the_device(both, pretend, tmp_path, make):
     def run_search(folder, *steps):
         for count in steps:

@@ -13,3 +13,4 @@ def test_nothing_is_suggested_where_nothing_is_like_it(tmp_path):
     (tmp_path / "my-adapters").mkdir()
     assert near_path(tmp_path / "run.yaml") == ""
     assert near_path(tmp_path / "none" / "run.yaml") == ""
+    assert near_path(tmp_path / "my-adapters") == ""  # it is there

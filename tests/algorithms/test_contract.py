@@ -37,6 +37,12 @@ MIXED = [
     (search, *shape, DTYPES[index % 2])
     for index, (search, shape) in enumerate(zip(SEARCHES, SHAPES, strict=True))
 ]
+# Compiled: variants of a search take the same paths.
+PLAIN = ("EvoGM", "SurrogateEvoGM", "outcomes")
+MIXED_COMPILED = []
+for case in MIXED:
+    marks = () if case[0] in PLAIN else pytest.mark.slow
+    MIXED_COMPILED.append(pytest.param(*case, marks=marks))
 # The risky pairs: one dimension, fewer points than dimensions, one more than dimensions, many.
 RISKY_SHAPES = [(1, 2), (64, 2), (64, 65), (1, 7), (3, 4)]
 CORNERS = [
@@ -101,14 +107,14 @@ def test_a_box_in_half_precision_or_without_an_end_is_refused(search, box, messa
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(CASES, MIXED)
+@pytest.mark.parametrize(CASES, MIXED_COMPILED)
 def test_steps_run_compiled(search, n, pop_size, dtype):
     workflow = make_workflow(search, n, pop_size, dtype)
     check_record(run_algorithm(workflow, compile(workflow.step)), n, pop_size, dtype)
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(CASES, MIXED)
+@pytest.mark.parametrize(CASES, MIXED_COMPILED)
 def test_steps_run_vmapped_and_compiled_and_differ_between_runs(search, n, pop_size, dtype):
     workflow = make_workflow(search, n, pop_size, dtype)
     check_vmapped(run_vmapped(workflow), n, pop_size, dtype)
