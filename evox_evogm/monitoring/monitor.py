@@ -95,13 +95,13 @@ class MergeMonitor(EvalMonitor):
             by_candidates=problem is not None,
             several_objectives=multi_obj,
         )
-        self.by_candidates, self.listens = recorder.by_candidates, recorder.listens
+        self.by_candidates, self.has_outputs = recorder.by_candidates, recorder.has_outputs
         self.latest_points = Mutable(torch.empty(0, device=self.device))
         self._told = Mutable(torch.tensor(0, device=self.device))
         RECORDERS[self._id_] = recorder
         weakref.finalize(self, _forget, self._id_)
         if problem is not None:
-            _listen(problem, recorder)
+            _subscribe(problem, recorder)
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Have EvoX call `record_auxiliary`, which it looks for in a monitor's class itself."""
@@ -126,7 +126,7 @@ class MergeMonitor(EvalMonitor):
 
     def pre_eval(self, transformed_candidate_solution: torch.Tensor) -> None:
         """Keep the `(P, n)` points that the problem gets."""
-        if self.listens and isinstance(transformed_candidate_solution, torch.Tensor):
+        if self.has_outputs and isinstance(transformed_candidate_solution, torch.Tensor):
             self.latest_points = transformed_candidate_solution
             self._tell(BEGIN, points=transformed_candidate_solution)
 
@@ -134,7 +134,7 @@ class MergeMonitor(EvalMonitor):
         """Write down the `(P,)` or `(P, M)` fitness that the problem gives."""
         if self.by_candidates:
             self._tell(END, fitness)
-        elif self.listens:
+        elif self.has_outputs:
             points = self.latest_points
             if len(points) != len(fitness):  # the workflow is distributed: these are a share
                 points = self.latest_solution
@@ -151,7 +151,7 @@ class MergeMonitor(EvalMonitor):
     # Without this method here, EvoX's workflow would not call that of the base class.
     def record_auxiliary(self, aux: dict[str, torch.Tensor]) -> None:
         """Record what the algorithm says of a step."""
-        if self.listens:
+        if self.has_outputs:
             self._tell(STEP)
         super().record_auxiliary(aux)
 
@@ -202,7 +202,7 @@ def _tell_of_many_runs(
 ) -> torch.Tensor:
     """`_tell_recorder` under vmap, with a further dimension in front."""
     recorder = RECORDERS[monitor]
-    if recorder.listens:
+    if recorder.has_outputs:
         raise ValueError(
             "monitor: expected one run with display, callbacks or journal, found many under vmap"
         )
@@ -238,7 +238,7 @@ def _tell_recorder(
     return told + 1
 
 
-def _listen(problem: Any, recorder: Recorder) -> None:
+def _subscribe(problem: Any, recorder: Recorder) -> None:
     """Have a problem report its evaluations to a recorder, and to whom it did before."""
     before = problem.on_evaluations
 

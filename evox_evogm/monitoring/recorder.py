@@ -66,8 +66,8 @@ class Recorder:
         self.began = time.perf_counter()
 
     @property
-    def listens(self) -> bool:
-        """Whether somebody is told of evaluations."""
+    def has_outputs(self) -> bool:
+        """Whether callbacks or a journal get the evaluations."""
         return self.journal is not None or bool(self.callbacks.running)
 
     def note_candidates(self, evaluations: Sequence[Evaluation]) -> None:
@@ -76,7 +76,7 @@ class Recorder:
         :param evaluations: of merges that were evaluated together.
         """
         self.pending += evaluations
-        if self.listens:
+        if self.has_outputs:
             self._add([evaluation.as_record() for evaluation in evaluations])
 
     def end_population(self, size: int) -> None:
@@ -145,7 +145,7 @@ class Recorder:
                     record |= {RECOMMENDED: True, "step": max(0, self.step - 1)}
             assert self.journal is not None
             self.journal.append(records)
-            self.journal.records.clear()  # they are on disk, and nobody reads them here
+            self.journal.records.clear()  # they are on disk, and are not read here
         self.held = []
 
     def _tell(self, records: list[dict]) -> None:

@@ -8,8 +8,12 @@ import torch
 from evox_evogm.problems.adapters.read_adapter import Expert, describe
 from evox_evogm.problems.checkpoints.what_is_possible import first_checkpoint
 from evox_evogm.problems.images.heads import CLASSIFIER
-from evox_evogm.problems.inference.base_model import default_dtype, refusing_what_cannot_be_read
-from evox_evogm.problems.inference.check_base import check_folder, check_in_memory, check_wrappers
+from evox_evogm.problems.inference.base_model import (
+    default_dtype,
+    read_base_config,
+    refusing_what_cannot_be_read,
+)
+from evox_evogm.problems.inference.check_base import check_in_memory, check_wrappers
 from evox_evogm.problems.inference.find_base import find_base
 
 if TYPE_CHECKING:
@@ -47,16 +51,11 @@ def _load(
     base, experts: Sequence[Expert], dtype: torch.dtype, trust_remote_code: bool
 ) -> "PreTrainedModel":
     """Load a base, with a classifier if the experts were trained so."""
-    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+    from transformers import AutoModel, AutoModelForImageClassification
 
     found = find_base(base)
-    source, revision = found
-    check_folder(source)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if revision is not None:
-        options["revision"] = revision
-    with refusing_what_cannot_be_read(base):
-        config = AutoConfig.from_pretrained(source, **options)
+    config, options = read_base_config(base, found, trust_remote_code)
+    source, _ = found
     kind: Any = AutoModel
     mapping: Any = AutoModelForImageClassification._model_mapping
     if type(config) in mapping:

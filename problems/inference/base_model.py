@@ -29,7 +29,7 @@ from evox_evogm.problems.inference.kinds_of_base import auto_class, check_dtype
 from evox_evogm.problems.inference.panics import panics_as_errors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SMOLLM2 = "smollm2-135m-instruct"  # the name of the packaged model in settings
 
@@ -171,6 +171,26 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def read_base_config(
+    base, found: FoundBase, trust_remote_code: bool
+) -> "tuple[PreTrainedConfig, dict[str, Any]]":
+    """The configuration of a base, and the options to load the rest of it with.
+
+    :param base: as the user names it in errors.
+    :param found: where it is.
+    :raises ValueError: if transformers cannot read it, in one sentence.
+    """
+    from transformers import AutoConfig
+
+    source, revision = found
+    check_folder(source)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if revision is not None:
+        options["revision"] = revision
+    with refusing_what_cannot_be_read(base):
+        return AutoConfig.from_pretrained(source, **options), options
+
+
 def load_base(
     base, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -185,16 +205,11 @@ def load_base(
     :raises ValueError: if transformers cannot read the folder or find the id, if weights are
         missing, if it is no language model alone, or if its activations overflow in the dtype.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     found = FoundBase(smollm2_folder()) if str(base) == SMOLLM2 else find_base(base)
-    source, revision = found
-    check_folder(source)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if revision is not None:
-        options["revision"] = revision
-    with refusing_what_cannot_be_read(base):
-        config = AutoConfig.from_pretrained(source, **options)
+    config, options = read_base_config(base, found, trust_remote_code)
+    source, _ = found
     check_config(config, base)
     check_dtype(config, dtype, base)
     with refusing_what_cannot_be_read(base):
