@@ -38,7 +38,7 @@ MIXED = [
     for index, (search, shape) in enumerate(zip(SEARCHES, SHAPES, strict=True))
 ]
 # Compiled: variants of a search take the same paths.
-PLAIN = ("EvoGM", "SurrogateEvoGM", "outcomes")
+PLAIN = ("EvoGM", "outcomes")
 MIXED_COMPILED = []
 for case in MIXED:
     marks = () if case[0] in PLAIN else pytest.mark.slow
@@ -106,8 +106,9 @@ def test_a_box_in_half_precision_or_without_an_end_is_refused(search, box, messa
         search(4, *box)
 
 
+@pytest.mark.slow  # the default tests compile the vmapped step
 @pytest.mark.compiled
-@pytest.mark.parametrize(CASES, MIXED_COMPILED)
+@pytest.mark.parametrize(CASES, MIXED)
 def test_steps_run_compiled(search, n, pop_size, dtype):
     workflow = make_workflow(search, n, pop_size, dtype)
     check_record(run_algorithm(workflow, compile(workflow.step)), n, pop_size, dtype)

@@ -85,7 +85,7 @@ class TwoPeaks(Problem):
 
 
 STEPPED = [(name, -1e6) for name in MULTI_OBJECTIVE if name != "NSGA3"]
-COMPILED = pytest.param("NSGA3", -1e6, marks=pytest.mark.lengthy)
+COMPILED = pytest.param("NSGA3", -1e6, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("name", "failed"), [*STEPPED, COMPILED, ("RVEA", -1.0), ("RVEAa", -1.0)])
