@@ -203,10 +203,14 @@ def measure_rates(
 
 
 def _prompt_rate(model: LanguageModel) -> Rate:
-    """The rate of passes over prompts, with the model as it is."""
+    """The rate of passes over prompts, with the model as it is.
+
+    Where the sizes of batches were measured it is that of passes of such a size.
+    """
     most_rows = max(1, model.batch_tokens // WIDTH)
+    largest = [most_rows] if model.batch_sizes.is_measured else []
     points = []
-    for rows in sorted({min(rows, most_rows) for rows in PROMPT_ROWS}):
+    for rows in sorted({min(rows, most_rows) for rows in [*PROMPT_ROWS, *largest]}):
         candidates, tokens, mask = _random_batch(model, rows)
 
         def run_prompts(candidates=candidates, tokens=tokens, mask=mask):
@@ -224,7 +228,9 @@ def _step_rate(model: LanguageModel) -> Rate:
     if not model.capabilities.cache:
         return Rate(0.0, 0.0)
     points = []
-    for rows in STEP_ROWS:
+    measured = model.batch_sizes.rows
+    largest = [] if measured is None else [measured]
+    for rows in sorted({*STEP_ROWS, *largest}):
         candidates, tokens, mask = _random_batch(model, rows)
         cache = model.forward.new_cache()
         model.forward(candidates, tokens, mask, [0] * len(candidates), cache)

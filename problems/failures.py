@@ -1,4 +1,4 @@
-"""The error of a problem that has no fitness for any point of a population."""
+"""Errors of problems: no point of a population has a fitness, or a rank is gone."""
 
 import torch
 
@@ -24,3 +24,7 @@ class AllFailed(RuntimeError):
             f"evaluate: expected scores, found that all {len(self.fitness)} merges of a population "
             f"failed: {self.reason}"
         )
+
+
+class RankLost(RuntimeError):
+    """A rank of several has died, or cannot be reached. The search cannot go on."""

@@ -5,8 +5,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,7 +22,9 @@ from evox_evogm.problems.checkpoints.checkpoint_merger import CheckpointMerger
 from evox_evogm.problems.checkpoints.differences import differences_of
 from evox_evogm.problems.checkpoints.full_checkpoint import changed_modules
 from evox_evogm.problems.checkpoints.what_is_possible import merged_only
+from evox_evogm.problems.close_calls import is_close_call, time_modes
 from evox_evogm.problems.cost_model import Rates, measure_rates, predict
+from evox_evogm.problems.failures import RankLost
 from evox_evogm.problems.functions.fitness_task import FitnessTask
 from evox_evogm.problems.functions.function_scorer import (
     functions_of,
@@ -38,34 +39,24 @@ from evox_evogm.problems.inference.batch_sizes import BatchSizes
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.encoder_decoder_probe import probe_of
 from evox_evogm.problems.inference.kinds_of_base import is_encoder_decoder
-from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.measure_batches import measure_batch_sizes
 from evox_evogm.problems.inference.probe import probe_base
+from evox_evogm.problems.inference.quantised_base import quantised_as
+from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.inference.shared_layers import count_shared_layers
+from evox_evogm.problems.inference.texts import reading_texts
+from evox_evogm.problems.task_scores import TaskScores, zeros_by_task
 from evox_evogm.problems.tasks.metrics import group_tasks, score_tasks
 from evox_evogm.problems.tasks.requests import cases_or_all, prompts_of
 from evox_evogm.problems.tasks.task import Task
+
+if TYPE_CHECKING:
+    from evox_evogm.problems.shared_scoring import SharedScoring
 
 log = logging.getLogger(__name__)
 RANKS_DIFFER = "ranks that measured for themselves might choose differently"
 # What the probe reads where no task has prompts.
 TEXTS = ("The sum of two and three is", "Question: Is seven a colour or a number?\nAnswer:")
-
-
-class TaskScores(NamedTuple):
-    """What P merges reached on tasks.
-
-    :param scores: by task name a `(P, S)` tensor on the CPU, higher is better.
-    :param margins: the same for margins, see `margins.METRICS_BY_SIGN`.
-    :param derivatives: by task name a `(P, S, n g)` tensor on the CPU, of the margins by the
-        coefficients, see `metrics.METRICS`; empty if they were not asked for.
-    :param failures: by row of a merge, why a function did not score it.
-    """
-
-    scores: dict[str, torch.Tensor]
-    margins: dict[str, torch.Tensor]
-    derivatives: dict[str, torch.Tensor]
-    failures: Mapping[int, str] = MappingProxyType({})
 
 
 class PopulationScorer:
@@ -81,12 +72,13 @@ class PopulationScorer:
     :param modes: the modes of tasks that are decided already, by task name. All others are chosen
         by a cost model, from rates measured when they are first needed.
     :param max_memory: bytes that scoring may take beside the base and the experts, as estimated.
-    :param measure_batches: whether the sizes of batches are measured before the first scores.
+    :param measure_batches: whether the sizes of batches are measured before the first scores, and
+        modes timed that are expected to be about as fast.
     """
 
     def __init__(
         self,
-        language_model: LanguageModel,
+        language_model: ScoredModel,
         experts: Sequence[Expert],
         *,
         groups: Groups | None = None,
@@ -101,8 +93,9 @@ class PopulationScorer:
         self.differences = differences_of(experts, self.groups)
         self.modes = dict(modes)
         self.max_memory = max_memory
-        self.measure_batches = measure_batches
+        self.measure_batches = self.times_modes = measure_batches
         self.rates: Rates | None = None
+        self.sharing: SharedScoring | None = None  # set while ranks score together
         self._weight_merger: WeightMerger | None = None
         self._warned_of_copy = False
 
@@ -132,6 +125,8 @@ class PopulationScorer:
             found = self._probe(tasks, merger)
         if self.differences is not None:
             found = merged_only(found)
+        if quantised_as(model.model) is not None:
+            found = found.without("merged")
         model.rely_on(found)
         impossible = "unmerged" if not found.unmerged else "merged" if not found.merged else None
         for name, mode in self.modes.items():
@@ -150,6 +145,7 @@ class PopulationScorer:
         prompts: list[tuple[int, ...]] = []
         for task in tasks:
             prompts += prompts_of(task, model, cases_or_all(task, None))
+        model = reading_texts(model)
         if not prompts:
             prompts = [model.prompt_tokens(text) for text in TEXTS]
         return probe_base(model, modules, count, prompts, merger, kind=probe_of(model))
@@ -166,7 +162,7 @@ class PopulationScorer:
         return self._weight_merger
 
     def score(self, pop: torch.Tensor, tasks: Sequence[Task]) -> TaskScores:
-        """Score merges by task and example.
+        """Score merges by task and example, together with other ranks if there are any.
 
         :param pop: a `(P, n g)` tensor of effective coefficients.
         :param tasks: with different names. Those whose mode is not decided get the faster one for P
@@ -174,8 +170,18 @@ class PopulationScorer:
         :return: scores and margins, in the order of `tasks`.
         """
         self.choose_batches()
+        if self.sharing is not None:
+            return self.sharing.score(self, pop, tasks)
+        return self.score_here(pop, tasks, self.modes_for(tasks, len(pop)))
+
+    def score_here(
+        self, pop: torch.Tensor, tasks: Sequence[Task], modes: Mapping[str, str]
+    ) -> TaskScores:
+        """Score merges in this process, see `score`.
+
+        :param modes: of all tasks, by name.
+        """
         with on_cpu_by_default():
-            modes = self._modes_for(tasks, len(pop))
             with_examples = without_functions(tasks)
             unmerged_tasks = tasks_in_mode("unmerged", with_examples, modes)
             merged_tasks = tasks_in_mode("merged", with_examples, modes)
@@ -197,8 +203,14 @@ class PopulationScorer:
         :param tasks: with different names.
         :return: scores, margins and derivatives, in the order of `tasks`.
         """
-        model = self.language_model
         self.choose_batches()
+        if self.sharing is not None:
+            return self.sharing.score(self, pop, tasks, differentiate=True)
+        return self.differentiate_here(pop, tasks)
+
+    def differentiate_here(self, pop: torch.Tensor, tasks: Sequence[Task]) -> TaskScores:
+        """Score and differentiate merges in this process, see `differentiate`."""
+        model = self.language_model
         with on_cpu_by_default():
             margins = zeros_by_task(tasks, len(pop))
             derivatives = {}
@@ -218,27 +230,31 @@ class PopulationScorer:
         """Measure how large batches are, if that is wanted and not done, and log it."""
         if not self.measure_batches:
             return
-        self.measure_batches = False
         model = self.language_model
-        if in_process_group():
+        if self.sharing is None and in_process_group():
+            # Measured where the ranks score together, later or not at all.
             log.info("batches: %s; %s", model.batch_sizes.in_words(), RANKS_DIFFER)
             return
+        self.measure_batches = False
         start = time.perf_counter()
         try:
             with on_cpu_by_default():
-                model.batch_sizes = self._measure_batches()
+                measure = self._measure_batches
+                found = self.sharing.agree(measure) if self.sharing else measure()
+                model.batch_sizes = found
+        except RankLost:
+            raise
         except (RuntimeError, MemoryError) as error:
-            found = f"{type(error).__name__}: {error}"
-            log.warning(
-                "batches: they could not be measured (%s): %s", found, model.batch_sizes.in_words()
-            )
+            reason = f"{type(error).__name__}: {error}"
+            sizes = model.batch_sizes.in_words()
+            log.warning("batches: they could not be measured (%s): %s", reason, sizes)
             return
         seconds = time.perf_counter() - start
         log.info("batches: %s; measured in %.1f s", model.batch_sizes.in_words(), seconds)
 
     def _measure_batches(self) -> BatchSizes:
         """Measure with two merges that share batches, or where this does not work with the base."""
-        model = self.language_model
+        model = reading_texts(self.language_model)
         if not model.capabilities.unmerged:
             return measure_batch_sizes(model)
         pop = torch.full((2, self.n_coefficients), 0.5)
@@ -254,8 +270,12 @@ class PopulationScorer:
         :param candidates: P, how many are scored together.
         """
         self.choose_batches()
-        with on_cpu_by_default():
-            self.modes = self._modes_for(tasks, candidates)
+        if self.sharing is None:
+            self.modes = self.modes_for(tasks, candidates)
+        elif any(task.name not in self.modes for task in tasks):
+            # The other ranks might measure, and choose, otherwise.
+            chosen = self.sharing.agree(lambda: self.modes_for(tasks, candidates))
+            self.modes = chosen
         if "merged" in self.modes.values():
             self.language_model.max_memory = max(1, self.max_memory - self._bytes_copied())
             self._warn_of_a_large_copy()
@@ -283,8 +303,12 @@ class PopulationScorer:
                     scores[name][row] = values[0]
         return scores
 
-    def _modes_for(self, tasks: Sequence[Task], candidates: int) -> dict[str, str]:
+    def modes_for(self, tasks: Sequence[Task], candidates: int) -> dict[str, str]:
         """The mode of each task: the decided one, or the faster one for so many candidates."""
+        with on_cpu_by_default():
+            return self._modes_for(tasks, candidates)
+
+    def _modes_for(self, tasks: Sequence[Task], candidates: int) -> dict[str, str]:
         modes, undecided = {}, []
         for task in tasks:
             if task.name in self.modes:
@@ -322,13 +346,18 @@ class PopulationScorer:
         :param loads_anyway: whether the merges go into the weights for another task.
         """
         assert self.rates is not None, "rates are measured before modes are compared"
-        model = self.language_model
+        model = reading_texts(self.language_model)
         groups = group_tasks(tasks, model)
         shared_layers = count_shared_layers(model.model, self.stacked)
         seconds = []  # per group, by mode
         for group in groups:
             seconds.append(predict(self.rates, group, model, candidates, shared_layers))
         load_seconds = 0.0 if loads_anyway else candidates * self.rates.load
+        if self.times_modes:
+            for place, group in enumerate(groups):
+                if is_close_call(seconds[place], load_seconds):
+                    loading = candidates * self.rates.load
+                    seconds[place] = time_modes(self, group, candidates, seconds[place], loading)
         group_modes = faster_modes(seconds, load_seconds)
         modes: dict[str, str] = {}
         for group, mode, expected in zip(groups, group_modes, seconds, strict=True):
@@ -345,16 +374,15 @@ class PopulationScorer:
             return f"merged weights would take a copy of {size}, over half of max_memory"
         if isinstance(self.language_model, ImageModel):
             return None  # nothing is measured
-        if in_process_group():
+        if self.sharing is None and in_process_group():
             return RANKS_DIFFER
         if is_encoder_decoder(self.language_model.model):
             return "modes are not compared on encoder-decoders; mode: merged takes the other one"
         if self.rates is not None:
             return None
         try:
-            self.rates = measure_rates(
-                self.language_model, self.stacked, self.weight_merger, self.n_coefficients
-            )
+            model = reading_texts(self.language_model)
+            self.rates = measure_rates(model, self.stacked, self.weight_merger, self.n_coefficients)
         except (RuntimeError, MemoryError, IndexError) as error:
             self._weight_merger = None
             return f"the merged mode could not be measured: {type(error).__name__}: {error}"
@@ -387,14 +415,6 @@ class PopulationScorer:
 def tasks_in_mode(mode: str, tasks: Sequence[Task], modes: Mapping[str, str]) -> list[Task]:
     """The tasks that are scored in a mode."""
     return [task for task in tasks if modes[task.name] == mode]
-
-
-def zeros_by_task(tasks: Sequence[Task], candidates: int) -> dict[str, torch.Tensor]:
-    """By task name a `(P, S)` tensor to write scores or margins to."""
-    tables = {}
-    for task in tasks:
-        tables[task.name] = torch.zeros(candidates, len(task.examples))
-    return tables
 
 
 def faster_modes(seconds: Sequence[Mapping[str, float]], load_seconds: float) -> list[str]:
@@ -438,7 +458,7 @@ def log_choice(
 
 
 def stack_for(
-    model: LanguageModel, experts: Sequence[Expert], groups: Groups
+    model: ScoredModel, experts: Sequence[Expert], groups: Groups
 ) -> dict[str, StackedModule]:
     """The factors of all experts by module, where the model's weights are and in their dtype."""
     return stack_experts(experts, model.model.dtype, model.device, model.model, groups)

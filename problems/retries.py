@@ -8,27 +8,30 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 
 from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.failures import RankLost
 from evox_evogm.problems.inference.scored_model import ScoredModel
 
 log = logging.getLogger(__name__)
 Evaluate = Callable[[torch.Tensor], Sequence[Evaluation]]  # (P, n g) -> P evaluations
+Found = TypeVar("Found")  # what an evaluation of P merges gives
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Attempt(Generic[Found]):
     """The outcome of evaluating some merges together.
 
-    :param evaluations: one per merge, or None if an error ended the attempt. One without finite
-        scores has a `failure`.
+    :param evaluations: what was found, by default an evaluation per merge, or None if an error
+        ended the attempt. An evaluation without finite scores has a `failure`.
     :param error: the error's type and message in one line.
     :param out_of_memory: whether the error says that memory ran out.
     """
 
-    evaluations: Sequence[Evaluation] | None
+    evaluations: Found | None
     error: str = ""
     out_of_memory: bool = False
 
@@ -68,8 +71,8 @@ def evaluate_with_retries(
 
 
 def attempt_in_smaller_batches(
-    pop: torch.Tensor, evaluate: Evaluate, model: ScoredModel
-) -> Attempt:
+    pop: torch.Tensor, evaluate: Callable[[torch.Tensor], Found], model: ScoredModel
+) -> Attempt[Found]:
     """Evaluate merges together, with batches of half the tokens whenever memory runs out."""
     result = attempt(pop, evaluate)
     while result.out_of_memory and model.batch_tokens > 1:
@@ -117,14 +120,14 @@ def evaluate_once_more(pop: torch.Tensor, evaluate: Evaluate, start: float) -> E
     return Evaluation(tuple(pop[0].tolist()), {}, seconds, again.error)
 
 
-def attempt(pop: torch.Tensor, evaluate: Evaluate) -> Attempt:
+def attempt(pop: torch.Tensor, evaluate: Callable[[torch.Tensor], Found]) -> Attempt[Found]:
     """Evaluate merges together.
 
     An error is kept as text: the error itself would keep the tensors of what failed.
     """
     try:
         return Attempt(evaluate(pop))
-    except ValueError:
+    except (ValueError, RankLost):
         raise
     except Exception as error:
         message = " ".join(str(error).split())

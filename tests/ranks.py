@@ -4,6 +4,7 @@
 """
 
 import multiprocessing
+import queue
 import tempfile
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import torch
 import torch.distributed as dist
 
 
-def on_ranks(count, function, *arguments):
+def on_ranks(count, function, *arguments, seconds=60):
     """Call a function on every rank of a group.
 
     :param count: how many ranks.
     :param function: must not differentiate, which torch forbids in a fork under some conditions.
+    :param seconds: to wait for each; ranks that are left then are killed.
     :return: per rank what the function returned, or its error as text.
     """
     context = multiprocessing.get_context("fork")
@@ -28,11 +30,17 @@ def on_ranks(count, function, *arguments):
             process = context.Process(target=run_rank, args=(place, findings, function, arguments))
             process.start()
             processes.append(process)
-        for _ in processes:
-            rank, outcome = findings.get(timeout=60)
-            found[rank] = outcome
-        for process in processes:
-            process.join()
+        try:
+            for _ in processes:
+                rank, outcome = findings.get(timeout=seconds)
+                found[rank] = outcome
+        except queue.Empty:
+            for process in processes:
+                process.kill()
+            raise
+        finally:
+            for process in processes:
+                process.join()
     return [found[rank] for rank in range(count)]
 
 

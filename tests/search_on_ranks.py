@@ -129,7 +129,7 @@ def main():
     dist.init_process_group("gloo")
     out = f"{sys.argv[1]}.{dist.get_rank()}"
     if sys.argv[2] == "die":
-        said = message(lambda: search(DistributedProblem(Dying()), 7))
+        said = message(lambda: search(DistributedProblem(Dying(), timeout=10), 7))
         Path(out).write_text(json.dumps(said))
         sys.exit(said)
     results = histories(sys.argv[2], DistributedProblem)

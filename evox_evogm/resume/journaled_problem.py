@@ -61,10 +61,13 @@ class JournaledProblem(Problem):
         Failures that no state counts are forgotten, with what was written after them. These
         evaluations are made and written again.
         """
-        if not self.by_candidates or self.journal is None:
+        if not self.by_candidates:
             return
-        records = self.journal.records
+        journal = self.journal
+        records = read_on_rank_0(lambda: journal.records if journal is not None else [])
         self.problem.load_history(records)
+        if self.journal is None:
+            return
         for number in range(self.position, len(records)):
             if records[number].get("failure"):
                 self.journal.cut(number)
@@ -110,11 +113,12 @@ class JournaledProblem(Problem):
         return fitness
 
     def _note_candidates(self, evaluations: list) -> None:
-        found = self._next_records(len(evaluations))
-        if found:
-            self._check_repeated(found, [list(e.coefficients) for e in evaluations])
-        else:
-            self._append([evaluation.as_record() for evaluation in evaluations])
+        if self.journal is not None:
+            found = self._next_records(len(evaluations))
+            if found:
+                self._check_repeated(found, [list(e.coefficients) for e in evaluations])
+            else:
+                self._append([evaluation.as_record() for evaluation in evaluations])
         self.position += len(evaluations)
         if self.listener is not None:
             self.listener(evaluations)

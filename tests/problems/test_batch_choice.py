@@ -114,7 +114,7 @@ def test_memory_is_a_share_of_what_is_free(make_problem, monkeypatch):
 def test_what_the_experts_take_is_not_free(make_problem, monkeypatch):
     """The limit of before they were put on the device holds while they are read."""
     limits = [1000, 700]
-    monkeypatch.setattr(lora_merge, "limit_of_memory", lambda *_: limits.pop(0))
+    monkeypatch.setattr(lora_merge, "limit_for_model", lambda *_: limits.pop(0))
     assert make_problem(max_memory="auto").max_memory == 700
 
 

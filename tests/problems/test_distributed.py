@@ -21,7 +21,7 @@ from search_on_ranks import histories, merge_problem_with_failures, search
 
 from evox_evogm import ResumableSearch
 from evox_evogm.problems import DistributedProblem
-from evox_evogm.problems.distributed import Reply, check_same_points, join_replies, rows_of_rank
+from evox_evogm.problems.distributed import Reply, Share, check_same_points, join_replies
 from evox_evogm.problems.failures import AllFailed
 
 TESTS = Path(__file__).parents[1]
@@ -119,7 +119,8 @@ def test_the_ranks_that_are_left_say_that_one_has_died(tmp_path):
     assert all(process.returncode != 0 for process in processes)
     for rank in (0, 2):
         message = Path(f"{out}.{rank}").read_text()
-        assert f"rank {rank} lost the other ranks: one has died" in message
+        assert f"RankLost: rank {rank} of 3 lost " in message
+        assert "a rank has died or cannot be reached" in message
 
 
 @pytest.mark.slow
@@ -145,28 +146,24 @@ def test_a_population_that_differs_by_rounding_is_the_same():
     check_same_points(torch.full((2, 2), 1.001), torch.ones(2, 2), rank=1)
 
 
-def test_every_point_is_in_one_share():
-    assert [rows_of_rank(rank, 3, 7).tolist() for rank in range(3)] == [[0, 1, 2], [3, 4], [5, 6]]
-    assert [rows_of_rank(rank, 3, 2).tolist() for rank in range(3)] == [[0], [1], []]
-
-
-def test_replies_are_joined_in_the_order_of_the_ranks_and_an_error_is_raised():
-    first, third = Reply(torch.tensor([1.0, 2.0])), Reply(torch.tensor([3.0]))
-    assert join_replies([first, Reply(), third]).tolist() == [1.0, 2.0, 3.0]
+def test_shares_are_joined_in_their_order_and_an_error_is_raised():
+    first, second, third = [Share(torch.tensor([value])) for value in (1.0, 2.0, 3.0)]
+    replies = [Reply({2: third}), Reply({}), Reply({0: first, 1: second})]
+    assert join_replies(replies).tolist() == [1.0, 2.0, 3.0]
     with pytest.raises(
         RuntimeError, match="rank 1 of 2 could not evaluate its share of the population: OSError: x"
     ):
-        join_replies([first, Reply(error="OSError: x")])
+        join_replies([replies[0], Reply({}, error="OSError: x")])
 
 
 def test_a_population_has_failed_only_if_every_share_has():
-    share = Reply(torch.tensor([1.0]))
-    failed = Reply(torch.tensor([-torch.inf]), failure="first")
-    also_failed = Reply(torch.tensor([-torch.inf, -torch.inf]), failure="second")
+    share = Reply({1: Share(torch.tensor([1.0]))})
+    failed = Reply({0: Share(torch.tensor([-torch.inf]), failure="first")})
+    also_failed = Reply({1: Share(torch.tensor([-torch.inf, -torch.inf]), failure="second")})
     assert join_replies([failed, share]).tolist() == [-torch.inf, 1.0]
     message = "all 3 merges of a population failed: first$"
     with pytest.raises(AllFailed, match=message) as caught:
-        join_replies([failed, also_failed, Reply()])
+        join_replies([failed, also_failed, Reply({})])
     assert caught.value.fitness.tolist() == 3 * [-torch.inf]
 
 

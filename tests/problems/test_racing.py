@@ -8,7 +8,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from evox_evogm.problems import DistributedProblem, Example, LoRAMergeProblem, Racing, Task
+from evox_evogm.problems import Example, LoRAMergeProblem, Racing, Task
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.racing import Race, compare, in_random_order, rung_ends, tasks_of_rungs
 
@@ -270,5 +270,3 @@ def test_settings_that_cannot_be_are_refused(model, tokenizer, folders):
         LoRAMergeProblem(
             model, folders, [ADD], tokenizer=tokenizer, objectives="tasks", racing=Racing()
         )
-    with pytest.raises(ValueError, match="problem: expected one without racing"):
-        DistributedProblem(make_problem(model, tokenizer, folders, racing=Racing()))

@@ -1,0 +1,280 @@
+"""The ranks of a process group, which share work and notice when one of them is gone.
+
+- Values go from rank to rank by gloo, on the CPU, whatever the backend of the group is.
+- Portions of work are handed out by a counter in the group's store.
+- Every rank leaves signs of life in the store. Before an exchange the ranks wait for each other,
+  and a rank that gives no sign for a while ends the wait.
+"""
+
+import pickle
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from itertools import count
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from evox_evogm.problems.failures import RankLost
+
+Value = TypeVar("Value")
+SIGNS_EVERY = 2.0  # seconds between two signs of life
+LONGEST_PAUSE = 0.05  # seconds between two looks at the store
+_numbers = count()  # of the groups of this process, which all ranks make in the same order
+
+
+class RankGroup:
+    """The ranks of a process group; without one, or with one rank, this process alone.
+
+    :param group: the ranks. Defaults to all of `torch.distributed`.
+    :param timeout: seconds without a sign of life after which a rank counts as gone. One that has
+        given no sign at all may still be loading, and is waited for as long as torch does.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, timeout: float = 30.0):
+        self.group = group
+        self.timeout = timeout
+        self._meetings = 0
+        self._counters = 0
+        self._store: dist.Store | None = None
+        self._gloo: dist.ProcessGroup | None = None
+        self._signs: SignsOfLife | None = None
+
+    @property
+    def rank(self) -> int:
+        """The number of this rank."""
+        return dist.get_rank(self.group) if self._in_group() else 0
+
+    @property
+    def count(self) -> int:
+        """How many ranks there are."""
+        return dist.get_world_size(self.group) if self._in_group() else 1
+
+    def exchange(self, value: Value) -> list[Value]:
+        """Give a value to all ranks.
+
+        :param value: can be pickled; its tensors are on the CPU.
+        :return: the values of all ranks, in their order.
+        :raises RankLost: if a rank is gone.
+        """
+        if self.count == 1:
+            return [value]
+        self._meet()
+        values: list[Any] = [None] * self.count
+        try:
+            dist.all_gather_object(values, value, group=self._gloo)
+        except RuntimeError as error:
+            raise self._lost("another rank", str(error)) from error
+        return values
+
+    def from_rank_0(self, make: Callable[[], Value]) -> Value:
+        """Call a function on rank 0.
+
+        :return: on every rank what it returned.
+        :raises ValueError: on every rank, if it raised one there.
+        :raises RuntimeError: on every rank, if it raised another error there.
+        """
+        made: Any = None
+        failure: Exception | None = None
+        if self.rank == 0:
+            try:
+                made = make()
+            except Exception as error:
+                failure = error
+        text = None if failure is None else f"{type(failure).__name__}: {failure}"
+        made, text, invalid = self.exchange((made, text, isinstance(failure, ValueError)))[0]
+        if failure is not None:
+            raise failure
+        if text is not None:
+            raise ValueError(text) if invalid else RuntimeError(text)
+        return made
+
+    def draw(self, portions: int) -> Iterator[int]:
+        """The portions that this rank takes, one after another, while any are left.
+
+        :param portions: how many there are; on every rank the same.
+        :return: numbers from 0. Over all ranks every number comes once.
+        :raises RankLost: if a rank is gone.
+        """
+        if self.count == 1:
+            yield from range(portions)
+            return
+        self._connect()
+        self._counters += 1
+        name = f"portions {self._counters}"
+        while (number := self._add(name, 1) - 1) < portions:
+            self._check()
+            yield number
+
+    def _in_group(self) -> bool:
+        return dist.is_available() and dist.is_initialized()
+
+    def _connect(self) -> None:
+        """Begin to give signs of life, and make a group for values, unless that is done."""
+        if self._gloo is not None:
+            return
+        if self._store is None:
+            prefix = f"evogm {next(_numbers)} {dist.get_process_group_ranks(self.group)}"
+            store = dist.distributed_c10d._get_default_store()
+            self._store = dist.PrefixStore(prefix, store)
+            self._signs = SignsOfLife(self._store, self.rank, self.count, self.timeout)
+            weakref.finalize(self, self._signs.stop)
+        self._wait_for_all()
+        ranks = dist.get_process_group_ranks(self.group)
+        limit = timedelta(seconds=2 * self.timeout)
+        try:
+            self._gloo = dist.new_group(
+                ranks, timeout=limit, backend="gloo", use_local_synchronization=True
+            )
+        except RuntimeError as error:
+            raise self._lost("another rank", str(error)) from error
+
+    def _meet(self) -> None:
+        """Wait for all ranks."""
+        self._connect()
+        self._wait_for_all()
+
+    def _wait_for_all(self) -> None:
+        self._meetings += 1
+        arrived = self._add("arrived", 1)
+        pause = 1e-3
+        while arrived < self._meetings * self.count:
+            self._check()
+            time.sleep(pause)
+            pause = min(LONGEST_PAUSE, 1.2 * pause)
+            arrived = self._add("arrived", 0)
+
+    def _add(self, name: str, amount: int) -> int:
+        """Add to a number in the store, and return the sum."""
+        return self._ask(lambda store: store.add(name, amount))
+
+    def _ask(self, operation: Callable[[dist.Store], Value]) -> Value:
+        """The result of an operation of the store."""
+        store = self._store
+        assert store is not None, "the ranks are connected first"
+        outcome: list[Any] = []
+
+        def ask() -> None:
+            try:
+                outcome.append(operation(store))
+            except Exception as error:
+                outcome.append(error)
+
+        # If the store's machine has vanished the call does not return.
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(self.timeout)
+        if not outcome:
+            raise self._lost("the store", f"it has not replied for {self.timeout:g} s")
+        if isinstance(outcome[0], Exception):
+            raise self._lost("the store", str(outcome[0])) from outcome[0]
+        return outcome[0]
+
+    def _check(self) -> None:
+        """Raise if a rank is gone."""
+        assert self._signs is not None, "the ranks are connected first"
+        silent = self._signs.silent
+        if silent is not None:
+            seconds = f"{self.timeout:g} s"
+            raise self._lost(f"rank {silent}", f"it has given no sign of life for {seconds}")
+
+    def _lost(self, what: str, reason: str) -> RankLost:
+        lines = reason.splitlines() or ["no reason was given"]
+        return RankLost(
+            f"rank {self.rank} of {self.count} lost {what}: a rank has died or cannot be reached "
+            f"({lines[0]})"
+        )
+
+
+class StoreGroup(RankGroup):
+    """Ranks with a store and without a process group: values go through the store.
+
+    :param store: that all ranks use.
+    :param rank: of this process.
+    :param count: of the ranks.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, count: int, timeout: float = 30.0):
+        super().__init__(None, timeout)
+        self._store = dist.PrefixStore("evogm", store)
+        self._own_rank, self._own_count = rank, count
+
+    @property
+    def rank(self) -> int:
+        """The number of this rank."""
+        return self._own_rank
+
+    @property
+    def count(self) -> int:
+        """How many ranks there are."""
+        return self._own_count
+
+    def exchange(self, value: Value) -> list[Value]:
+        """Give a value to all ranks, see `RankGroup.exchange`."""
+        if self.count == 1:
+            return [value]
+        number = self._meetings  # the same on all ranks
+        written: Any = pickle.dumps(value)  # torch declares texts, and takes bytes
+        self._ask(lambda store: store.set(f"value {number} {self.rank}", written))
+        self._meet()
+        # All have read the values of the meeting before.
+        self._ask(lambda store: store.delete_key(f"value {number - 1} {self.rank}"))
+        return [self._read(f"value {number} {rank}") for rank in range(self.count)]
+
+    def _read(self, name: str) -> Any:
+        return pickle.loads(self._ask(lambda store: store.get(name)))
+
+    def _connect(self) -> None:
+        if self._signs is None:
+            assert self._store is not None
+            self._signs = SignsOfLife(self._store, self.rank, self.count, self.timeout)
+            weakref.finalize(self, self._signs.stop)
+
+
+class SignsOfLife:
+    """Leaves signs of life in a store, in a thread, and looks for those of the other ranks.
+
+    :param store: that all ranks use.
+    :param rank: of this process.
+    :param count: of the ranks.
+    :param timeout: seconds after which a rank that has given signs before is `silent`.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, count: int, timeout: float):
+        self.store = store
+        self.rank = rank
+        self.others = [other for other in range(count) if other != rank]
+        self.timeout = timeout
+        self.silent: int | None = None
+        self._signs = dict.fromkeys(self.others, 0)
+        self._seen: dict[int, float] = {}  # when the last sign came
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        self._thread.join(1.0)
+
+    def _run(self) -> None:
+        pause = min(SIGNS_EVERY, self.timeout / 5)
+        last_look = time.monotonic()
+        while not self._ended.is_set():
+            try:
+                self.store.add(f"signs {self.rank}", 1)
+                signs = {rank: self.store.add(f"signs {rank}", 0) for rank in self.others}
+            except RuntimeError:
+                return  # whoever uses the store next says that it is gone
+            now = time.monotonic()
+            if now - last_look > self.timeout:  # this process was stopped for a while
+                self._seen = dict.fromkeys(self._seen, now)
+            last_look = now
+            for rank, number in signs.items():
+                if number != self._signs[rank]:
+                    self._signs[rank], self._seen[rank] = number, now
+                elif now - self._seen.get(rank, now) > self.timeout:
+                    self.silent = rank
+            self._ended.wait(pause)

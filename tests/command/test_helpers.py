@@ -1,0 +1,49 @@
+"""`evogm merge` under torchrun finds what it finds alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import history, merge
+
+from evox_evogm.command.helpers import ranks_of_torchrun
+
+
+def torchrun(project, out):
+    """Run `evogm merge` on two ranks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    evogm = [Path(sys.executable).parent / "evogm", "merge", project / "run.yaml"]
+    command = [*launcher, "--nproc-per-node", "2", *evogm, "--out", project / out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_without_torchrun_a_run_is_alone(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert ranks_of_torchrun().count == 1
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert ranks_of_torchrun().count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.language_model
+def test_a_run_on_two_ranks_finds_what_it_finds_alone_and_is_reopened(project):
+    result = torchrun(project, "ranks")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 ranks score merges together" in result.stdout
+    assert result.stdout.count("coefficients (1 adds all of an expert)") == 1
+    assert merge(project, out="alone") == 0
+    for found, expected in zip(history(project / "ranks"), history(project / "alone"), strict=True):
+        assert found["coefficients"] == pytest.approx(expected["coefficients"], abs=1e-4)
+        assert found["score"] == pytest.approx(expected["score"], abs=1e-4)
+        assert found["examples"]["quiz"] == expected["examples"]["quiz"]
+    scores = []
+    for out in ("ranks", "alone"):
+        scores.append(json.loads((project / out / "result.json").read_text())["scores"][-1]["test"])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    again = torchrun(project, "ranks")
+    assert again.returncode == 0 and "this run is finished" in again.stdout
