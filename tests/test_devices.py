@@ -245,11 +245,11 @@ def offloaded_in_part(pretend, tmp_path):
 
 ONE_DEVICE = (
     "^base: expected all weights on one device, found them on cpu, pretend:0; "
-    "load it without device_map$"
+    "load it on one, or with a device_map of transformers, whose hooks move what layers read$"
 )
 IN_MEMORY = (
     "^base: expected all weights in memory, found some offloaded to the CPU or disk; "
-    "load it without device_map, with another dtype if it is too large$"
+    "load it without device_map, with another dtype or quantised if it is too large$"
 )
 
 
@@ -281,3 +281,73 @@ def test_a_base_that_accelerate_put_on_one_device_is_taken(make_adapter, tokeniz
         problem = LoRAMergeProblem(base, [folder], TASKS[1:2], tokenizer=tokenizer)
         scores.append(problem.evaluate(torch.ones(1, 1)))
     torch.testing.assert_close(scores[1], scores[0])
+
+
+def spread(model, first, second):
+    """A model in two parts on two devices, with the hooks that accelerate gives each part."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    parts = {first: [model.model.embed_tokens, model.model.rotary_emb, model.model.layers[0]]}
+    parts[second] = [model.model.layers[1], model.model.norm, model.lm_head]
+    for device, modules in parts.items():
+        for module in modules:
+            add_hook_to_module(module.to(device), AlignDevicesHook(execution_device=device))
+    add_hook_to_module(model, AlignDevicesHook(execution_device=first, io_same_device=True))
+    return model
+
+
+ALL_LINEAR = {"target_modules": ["q_proj", "v_proj", "down_proj", "lm_head"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mode": "unmerged"},
+        {"mode": "merged"},
+        {"objectives": "gradients", "tasks": TASKS[:2]},
+    ],
+)
+def test_a_base_in_parts_on_two_devices_scores_as_on_one(
+    make_adapter, tokenizer, pretend, settings, swapped
+):
+    folders = [make_adapter("first", seed=1, **ALL_LINEAR), make_adapter("second", seed=2)]
+    first, second = (pretend, CPU) if swapped else (CPU, pretend)
+    found = []
+    for base in (build_model(), spread(build_model(), first, second)):
+        base.set_attn_implementation("eager")
+        options = {"objectives": "outcomes", "tasks": TASKS, **settings}
+        problem = LoRAMergeProblem(
+            base, folders, options.pop("tasks"), tokenizer=tokenizer, **options
+        )
+        found.append(problem.evaluate(POP))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-3)
+    assert problem.language_model.device == first
+    assert {module.a.device for module in problem.stacked.values()} == {first, second}
+    assert problem.capabilities.notes == ()
+
+
+def test_a_device_map_is_for_language_models_and_adapters(make_adapter, tokenizer):
+    from evox_evogm.problems.scored_models import check_device_map
+
+    check_device_map("auto", "org/base", [], images=False)
+    with pytest.raises(
+        ValueError, match="device_map: expected a language model that is loaded her"
+    ):
+        check_device_map("auto", build_model(), [], images=False)
+    with pytest.raises(ValueError, match="found an image model; leave it out"):
+        check_device_map("auto", "org/base", [], images=True)
+
+
+@pytest.mark.slow
+def test_a_base_is_loaded_with_a_device_map(make_adapter, tokenizer, tmp_path):
+    build_model().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    folder, base = make_adapter("one"), str(tmp_path / "base")
+    scores = []
+    for device_map in (None, {"": "cpu"}):
+        options = {"dtype": torch.float32, "device_map": device_map}
+        problem = LoRAMergeProblem(base, [folder], TASKS[1:2], **options)
+        scores.append(problem.evaluate(torch.ones(1, 1)))
+    assert scores[0] == scores[1]

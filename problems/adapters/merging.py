@@ -335,12 +335,13 @@ def _expert_hook(population: Population, name: str, *, output: bool) -> Callable
     module = population.modules[name]
 
     def add_experts(layer, inputs, result):
+        given = inputs[0].to(module.a.device)  # from a layer on another device
         if module.embedding:
-            middle = torch.nn.functional.embedding(inputs[0], module.a.mT)  # (..., R)
+            middle = torch.nn.functional.embedding(given, module.a.mT)  # (..., R)
             # Gemma scales what it looks up.
             middle = middle * getattr(layer, "embed_scale", 1.0)
         else:
-            middle = inputs[0] @ module.a.mT  # (..., R)
+            middle = given @ module.a.mT  # (..., R)
         weights = population.weights_of_rows(name, len(middle), middle.ndim, output=output)
         middle = middle * weights
         if middle.requires_grad or not result.is_contiguous():

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,10 +27,17 @@ from evox_evogm.problems.inference.check_base import (
 from evox_evogm.problems.inference.find_base import FoundBase, find_base
 from evox_evogm.problems.inference.kinds_of_base import auto_class, check_dtype
 from evox_evogm.problems.inference.panics import panics_as_errors
+from evox_evogm.problems.inference.quantised_base import (
+    Quantisation,
+    keep_as_loaded,
+    options_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+# How transformers places layers: "auto", "balanced", "sequential", or a table of names and devices.
+DeviceMap = str | Mapping[str, int | str] | None
 SMOLLM2 = "smollm2-135m-instruct"  # the name of the packaged model in settings
 
 
@@ -140,6 +147,8 @@ def load_model(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     trust_remote_code: bool,
+    quantization: Quantisation | None = None,
+    device_map: DeviceMap = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The base and its tokenizer, by the arguments of `LoRAMergeProblem`.
 
@@ -155,7 +164,12 @@ def load_model(
     device = torch.get_default_device() if device is None else torch.device(device)
     dtype = default_dtype(device) if dtype is None else dtype
     model, own_tokenizer = load_base(
-        base, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        base,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        quantization=quantization,
+        device_map=device_map,
     )
     return model, tokenizer or own_tokenizer
 
@@ -192,7 +206,13 @@ def read_base_config(
 
 
 def load_base(
-    base, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+    base,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    quantization: Quantisation | None = None,
+    device_map: DeviceMap = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a language model and its tokenizer: a causal one, or an encoder-decoder of texts.
 
@@ -201,6 +221,8 @@ def load_base(
     :param dtype: of the weights.
     :param device: of the weights.
     :param trust_remote_code: passed to transformers; never set from a file.
+    :param quantization: of the weights, by bitsandbytes.
+    :param device_map: of layers to several devices, as transformers takes it, in place of `device`.
     :return: the model in evaluation mode without gradients, and its tokenizer.
     :raises ValueError: if transformers cannot read the folder or find the id, if weights are
         missing, if it is no language model alone, or if its activations overflow in the dtype.
@@ -212,10 +234,18 @@ def load_base(
     source, _ = found
     check_config(config, base)
     check_dtype(config, dtype, base)
+    options_of_weights = options_of(quantization, config, dtype, device, base)
+    if device_map is not None:
+        options_of_weights["device_map"] = device_map
     with refusing_what_cannot_be_read(base):
         # use_safetensors: a pickle runs code when it is read.
         loaded: Any = auto_class(config).from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options_of_weights,
+            **options,
         )
         model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -227,7 +257,9 @@ def load_base(
     check_loaded_whole(info, config, base)
     check_model(model)
     found.mark(model)
-    model.to(device)
+    if "device_map" not in options_of_weights:
+        model.to(device)
+    keep_as_loaded(model)
     return model.requires_grad_(False).eval(), tokenizer
 
 

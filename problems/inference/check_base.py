@@ -122,7 +122,7 @@ def check_model(model: torch.nn.Module) -> None:
 
 
 def check_in_memory(model: torch.nn.Module) -> None:
-    """Refuse a model whose weights are not all in memory, or on several devices.
+    """Refuse a model whose weights are not all in memory, or on devices that nothing connects.
 
     :raises ValueError: saying where they are.
     """
@@ -130,14 +130,19 @@ def check_in_memory(model: torch.nn.Module) -> None:
     if any(device.type == "meta" for device in devices):
         raise ValueError(
             "base: expected all weights in memory, found some offloaded to the CPU or disk; "
-            "load it without device_map, with another dtype if it is too large"
+            "load it without device_map, with another dtype or quantised if it is too large"
         )
-    if len(devices) > 1:
+    if len(devices) > 1 and not is_dispatched(model):
         names = ", ".join(sorted(str(device) for device in devices))
         raise ValueError(
-            f"base: expected all weights on one device, found them on {names}; "
-            "load it without device_map"
+            f"base: expected all weights on one device, found them on {names}; load it on one, or "
+            "with a device_map of transformers, whose hooks move what layers read"
         )
+
+
+def is_dispatched(model: torch.nn.Module) -> bool:
+    """Whether accelerate moves what the layers of a model read to their devices."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def check_wrappers(model: torch.nn.Module) -> None:

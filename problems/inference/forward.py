@@ -106,8 +106,8 @@ class Forward:
         with output_layer_on(self.model, wanted), lower_layers:
             logits = self.run_model(given).logits
         if logits.ndim == 3:  # the output layer runs somewhere else
-            logits = logits.flatten(0, 1)[wanted]
-        return logits
+            logits = logits.flatten(0, 1)[wanted.to(logits.device)]
+        return logits.to(self.device)  # the output layer may be on another one
 
     def run_model(self, given: dict[str, Any]):
         """Call the model with those arguments that it takes; its output.
@@ -202,7 +202,7 @@ def output_layer_on(model: "PreTrainedModel", places: torch.Tensor) -> Iterator[
 
     def select_places(_, inputs):
         hidden = inputs[0].flatten(0, 1)  # (N C, D)
-        return (hidden[places], *inputs[1:])
+        return (hidden[places.to(hidden.device)], *inputs[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(select_places)
     try:

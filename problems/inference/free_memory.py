@@ -27,6 +27,12 @@ def limit_of_memory(max_memory: int | str | None, device: torch.device) -> int:
     return max_memory
 
 
+def limit_for_model(max_memory: int | str | None, model: torch.nn.Module) -> int:
+    """Bytes that evaluation may take on each device of a model, see `limit_of_memory`."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return min(limit_of_memory(max_memory, device) for device in devices)
+
+
 def memory_to_use(device: torch.device) -> int:
     """Bytes that evaluation may take: a share of what is free on a device, at least some."""
     if device.type == "cpu":

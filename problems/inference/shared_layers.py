@@ -94,7 +94,7 @@ class RowExpander:
         if value.ndim < 2 or len(value) != self.different:
             return value
         if id(value) not in self.expanded:
-            self.expanded[id(value)] = value, value[self.which]
+            self.expanded[id(value)] = value, value[self.which.to(value.device)]
         return self.expanded[id(value)][1]
 
 
