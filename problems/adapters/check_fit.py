@@ -6,7 +6,7 @@ another release. Whatever of this can be seen in the files is refused with one s
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,12 +58,14 @@ def fit_experts(
     tokenizer=None,
     *,
     same_base: bool = False,
+    heads: Collection[str] = (),
 ) -> Fit:
     """Give experts the names of the base, and refuse those that do not fit it.
 
     :param model: the base that the experts are merged into.
     :param tokenizer: its tokenizer, to compare with a tokenizer in an adapter's folder.
     :param same_base: whether the user says that all names of base models stand for one.
+    :param heads: the modules of whole models that are not merged, as `read_expert` takes them.
     :return: the experts, and what was taken for the same although it differs. The notes are logged.
     :raises ValueError: one sentence saying which adapter, what was found and what to do.
     """
@@ -76,7 +78,7 @@ def fit_experts(
         if base_weights is None or expert.checkpoint is None:
             fitting, found = _fit_expert(expert, model, tokenizer)
         else:
-            fitting, found = fit_checkpoint(expert, model, tokenizer, base_weights)
+            fitting, found = fit_checkpoint(expert, model, tokenizer, base_weights, heads)
         fitted.append(fitting)
         notes += found
     if base_weights is not None:

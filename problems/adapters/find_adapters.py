@@ -1,4 +1,4 @@
-"""From what a user names to adapter folders: a folder, what a trainer wrote, or a hub id."""
+"""From what a user names to folders of experts: a folder, what a trainer wrote, or a hub id."""
 
 import re
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evox_evogm.problems.adapters.adapter_config import CONFIG, WEIGHTS
 from evox_evogm.problems.adapters.hub_source import (
+    BESIDE,
     HubSource,
     fetch,
     how_to_download,
@@ -15,22 +16,11 @@ from evox_evogm.problems.adapters.hub_source import (
     source_of_folder,
 )
 from evox_evogm.problems.adapters.trainer_folders import adapter_in, adapters_in
+from evox_evogm.problems.checkpoints.checkpoint_files import MODEL_CONFIG
+from evox_evogm.problems.checkpoints.hub_checkpoints import fetch_checkpoint, has_model_config
 
 # What is read of an adapter, and of its repository.
-FILES = (
-    CONFIG,
-    WEIGHTS,
-    "README.md",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "trainer_state.json",
-    "LICENSE*",
-    "/README.md",
-    "/LICENSE*",
-)
+FILES = (CONFIG, WEIGHTS, *BESIDE)
 MISPLACED = re.compile(r"\w[\w.-]*/[\w.-]+/[^@]+@[^@]+")  # a revision at the end
 LISTED = 6  # folders that an error message names
 
@@ -38,9 +28,9 @@ LISTED = 6  # folders that an error message names
 def find_adapter(
     source, where: str, folder: Path = Path(), commits: Mapping[str, str] | None = None
 ) -> Path:
-    """The folder of an adapter.
+    """The folder of an adapter or a whole model.
 
-    :param source: a folder with an adapter, the output folder of a trainer, or a hub id, see
+    :param source: a folder with one of them, the output folder of a trainer, or a hub id, see
         `hub_source.py`. A folder that is there is taken before the hub is asked.
     :param where: the adapter as error messages name it.
     :param folder: the folder that relative paths start from.
@@ -59,14 +49,16 @@ def find_adapter(
     local = _fetch_configurations(repository, where)
     chosen = adapter_in(local, whole=False)
     if not (chosen / CONFIG).is_file():
-        found = _adapters_of(repository, where)
-        raise ValueError(f"{where}: expected {CONFIG} in {repository}, found {found}")
-    _fetch_adapter(chosen, local, repository, where)
+        if not has_model_config(repository, where):
+            found = _adapters_of(repository, where)
+            raise ValueError(f"{where}: expected {CONFIG} in {repository}, found {found}")
+        chosen = local
+    _fetch_expert(chosen, local, repository, where)
     return chosen
 
 
 def holds_adapter(source: str, where: str) -> bool:
-    """Whether a hub id stands for one adapter, not for a repository of several.
+    """Whether a hub id stands for one adapter or whole model, not for a repository of several.
 
     :param where: the adapter as error messages name it.
     :raises ValueError: if the hub does not have it, or the text is no hub id.
@@ -75,7 +67,9 @@ def holds_adapter(source: str, where: str) -> bool:
     if repository is None:
         raise ValueError(f"{where}: expected a hub id, found {source!r}")
     local = _fetch_configurations(repository, where)
-    return (adapter_in(local, whole=False) / CONFIG).is_file()
+    if (adapter_in(local, whole=False) / CONFIG).is_file():
+        return True
+    return has_model_config(repository, where)
 
 
 def find_adapters(
@@ -83,7 +77,7 @@ def find_adapters(
 ) -> dict[str, Path]:
     """The folders of several experts by name, from one folder or repository that holds them.
 
-    :param source: a folder of adapters and whole models, or the hub id of a repository of adapters.
+    :param source: a folder of adapters and whole models, or the hub id of a repository of these.
         They may be in its folder `experts`.
     :param folder: the folder that relative paths start from.
     :param commits: as in `find_adapter`.
@@ -93,10 +87,10 @@ def find_adapters(
     if repository is None:
         return adapters_in(folder / Path(str(source)))
     repository = repository.pinned(commits or {})
-    local = _fetch_configurations(repository, "experts")
+    local = _fetch_configurations(repository, "experts", f"*/{MODEL_CONFIG}")
     found = adapters_in(local, whole=False)
     for name, chosen in found.items():
-        _fetch_adapter(chosen, local, repository, f"expert {name!r} ({repository})")
+        _fetch_expert(chosen, local, repository, f"expert {name!r} ({repository})")
     return found
 
 
@@ -116,16 +110,17 @@ def _on_hub(source, folder: Path) -> HubSource | None:
     return parse_hub_source(source, folder) if isinstance(source, str) else None
 
 
-def _fetch_configurations(source: HubSource, where: str) -> Path:
+def _fetch_configurations(source: HubSource, where: str, *more: str) -> Path:
     """Have all adapter configurations of a repository in the cache, which are small.
 
+    :param more: patterns of other files.
     :return: the folder of the source in the snapshot.
     """
-    return fetch(source, [CONFIG, f"*/{CONFIG}"], where) / source.folder
+    return fetch(source, [CONFIG, f"*/{CONFIG}", *more], where) / source.folder
 
 
-def _fetch_adapter(chosen: Path, local: Path, source: HubSource, where: str) -> None:
-    """Have the files of one adapter in the cache.
+def _fetch_expert(chosen: Path, local: Path, source: HubSource, where: str) -> None:
+    """Have the files of one adapter or whole model in the cache.
 
     :param chosen: its folder in the snapshot.
     :param local: the folder of the source in the snapshot.
@@ -136,6 +131,8 @@ def _fetch_adapter(chosen: Path, local: Path, source: HubSource, where: str) -> 
     exact = HubSource(source.repository, source.folder, commit).inside(
         chosen.relative_to(local).as_posix()
     )
+    if not (chosen / CONFIG).is_file():
+        return fetch_checkpoint(exact, chosen, where)
     fetch(exact, FILES, where)
     if not (chosen / WEIGHTS).is_file():
         advice = "take an adapter that was saved as safetensors"

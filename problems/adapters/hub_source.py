@@ -21,6 +21,19 @@ NAME = re.compile(
 )
 # Where people keep adapters: `experts/one` is a relative path, though it looks like a hub id.
 LOCAL_ADAPTERS = re.compile(r"experts?|adapters?|loras?|saves?|swift")
+# What lies beside weights in a repository and is read too.
+BESIDE = (
+    "README.md",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "trainer_state.json",
+    "LICENSE*",
+    "/README.md",
+    "/LICENSE*",
+)
 SHOWN = 12  # digits of a commit
 SCHEME = "hf://"  # before a name that stands for the hub also where a folder is called so
 

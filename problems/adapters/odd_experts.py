@@ -11,7 +11,9 @@ A A^T and B^T B. Three numbers are compared:
   Vetterli 2007). It is high where an adapter is noise, low where one direction is all.
 
 Each is compared with the other experts by a robust z: the distance to their median in units of
-1.4826 times their median absolute deviation, which has a floor, as few experts say little.
+1.4826 times their median absolute deviation, which has a floor, as few experts say little. Whole
+models, whose spectra `checkpoint_spectra.py` estimates, are compared with whole models, adapters
+with adapters.
 """
 
 import logging
@@ -24,6 +26,7 @@ from typing import NamedTuple
 import torch
 
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
+from evox_evogm.problems.checkpoints.checkpoint_spectra import spectra_of_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,8 @@ class ExpertSpectrum:
     @property
     def share(self) -> float:
         """The median over modules of the share of the largest singular value."""
-        return median(found.share for found in self.modules.values())
+        shares = [found.share for found in self.modules.values() if not math.isnan(found.share)]
+        return median(shares) if shares else math.nan
 
     @property
     def log_odds(self) -> float | None:
@@ -105,22 +109,26 @@ def spectrum_of(factors: Factors) -> Spectrum:
     log_odds = None
     if rank > 1:
         shares = squares.flatten() / total
-        spread = float(torch.special.entr(shares).sum()) / math.log(rank)
-        spread = min(max(spread, EDGE), 1 - EDGE)
-        log_odds = math.log(spread / (1 - spread))
+        log_odds = log_odds_of(float(torch.special.entr(shares).sum()) / math.log(rank))
     return Spectrum(norm, share, math.log(norm) - math.log(entries) / 2, log_odds)
 
 
+def log_odds_of(spread: float) -> float:
+    """The log-odds of a number between 0, all in one direction, and 1, as in noise."""
+    spread = min(max(spread, EDGE), 1 - EDGE)
+    return math.log(spread / (1 - spread))
+
+
 def spectra_of(experts: Sequence[Expert]) -> list[ExpertSpectrum]:
-    """The spectra of the adapters among experts. Modules without a change are left out."""
+    """The spectra of experts that fit a base. Modules without a change are left out."""
     spectra = []
     for expert in experts:
-        changed = {}
-        for name, factors in expert.modules.items():
-            found = spectrum_of(factors)
-            if math.isfinite(found.log_size):
-                changed[name] = found
-        if expert.modules:
+        if expert.checkpoint is not None:
+            found = spectra_of_checkpoint(expert)
+        else:
+            found = {name: spectrum_of(factors) for name, factors in expert.modules.items()}
+        changed = {name: one for name, one in found.items() if math.isfinite(one.log_size)}
+        if found:
             spectra.append(ExpertSpectrum(expert.name, changed))
     return spectra
 
@@ -130,7 +138,16 @@ def warnings_of_odd_experts(experts: Sequence[Expert]) -> list[str]:
 
     :param experts: of one base, with the names that the base has for their modules.
     """
-    spectra = spectra_of(experts)
+    adapters = [expert for expert in experts if expert.checkpoint is None]
+    models = [expert for expert in experts if expert.checkpoint is not None]
+    warnings = _warnings_among(spectra_of(adapters)) + _warnings_among(spectra_of(models))
+    for warning in warnings:
+        log.warning("%s", warning)
+    return warnings
+
+
+def _warnings_among(spectra: Sequence[ExpertSpectrum]) -> list[str]:
+    """The warnings of experts of one kind."""
     warnings = []
     for found in spectra:
         if not found.modules:
@@ -140,8 +157,6 @@ def warnings_of_odd_experts(experts: Sequence[Expert]) -> list[str]:
         others = [found for found in changed if found is not own]
         if others:
             warnings += _warnings_of(own, others)
-    for warning in warnings:
-        log.warning("%s", warning)
     return warnings
 
 
@@ -186,6 +201,8 @@ def _odd_module(
         return None
     module, times = own.modules[name], _times(math.exp(found[name]))
     words = f"{name} changes {times} as much as its other modules suggest: norm {module.norm:.3g}"
+    if math.isnan(module.share):  # a vector
+        return words, z
     return f"{words}, {100 * module.share:.3g} % of it in one direction", z
 
 

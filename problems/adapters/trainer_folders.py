@@ -3,7 +3,7 @@
 peft, TRL, unsloth, axolotl and LLaMA-Factory write the adapter into the output folder when they
 end, beside folders `checkpoint-N`. ms-swift leaves checkpoints only, in a folder per run such as
 `v0-20250102-030405`. The hub repository of the paper holds `base/` and `experts/NAME/`. An expert
-is an adapter, or on this machine a whole model.
+is an adapter or a whole model.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evox_evogm.near_path import near_path
 from evox_evogm.problems.adapters.adapter_config import CONFIG, WEIGHTS
-from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
+from evox_evogm.problems.checkpoints.checkpoint_files import MODEL_CONFIG, is_checkpoint
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 RUN = re.compile(r"v(\d+)-\d{8}-\d{6}")  # of ms-swift
@@ -121,8 +121,9 @@ def _adapters_of(parent: Path, whole: bool) -> dict[Path, Path]:
     if parent.is_dir():
         for child in sorted(parent.iterdir()):
             folder = adapter_in(child, whole=whole)
-            is_model = whole and child.name != BASE and is_checkpoint(folder)
-            if is_model or (folder / CONFIG).is_file():
+            # Without weights, which are not fetched yet, a configuration stands for a model.
+            is_model = is_checkpoint(folder) if whole else (folder / MODEL_CONFIG).is_file()
+            if (is_model and child.name != BASE) or (folder / CONFIG).is_file():
                 found[child] = folder
     return found
 

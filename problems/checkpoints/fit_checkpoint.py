@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from evox_evogm.problems.checkpoints.compare_config import compare_config, is_ti
 from evox_evogm.problems.checkpoints.full_checkpoint import COMPUTED, checkpoint_of, megabytes
 from evox_evogm.problems.inference.free_memory import free_in_machine
 from evox_evogm.problems.inference.panics import panics_as_errors
+from evox_evogm.problems.inference.quiet_loading import without_load_report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,12 +26,17 @@ OTHER_BASE = "it belongs to another base model"
 
 
 def fit_checkpoint(
-    expert: Expert, model: "PreTrainedModel", tokenizer, base: BaseWeights
+    expert: Expert,
+    model: "PreTrainedModel",
+    tokenizer,
+    base: BaseWeights,
+    heads: Collection[str] = (),
 ) -> tuple[Expert, list[str]]:
     """Keep the weights of an expert that differ from the base's.
 
     :param tokenizer: of the base, to compare with one in the expert's folder; or None.
     :param base: the weights of the base, of which those that experts change are kept.
+    :param heads: modules that are not merged, whatever the expert has there.
     :return: the expert, and what was found that a user should know.
     :raises ValueError: one sentence saying which expert, what was found and what to do.
     """
@@ -45,7 +51,8 @@ def fit_checkpoint(
                 f"{differing} tokens; use the base that this model was trained from"
             )
     mapped = not is_renamed(model)
-    tensors = _mapped_tensors(expert, model, where) if mapped else _loaded(expert, model, where)
+    read = _mapped_tensors if mapped else _loaded
+    tensors = read(expert, model, where, heads)
     changed = _changed(tensors, base, where)
     if not changed:
         raise ValueError(
@@ -110,7 +117,7 @@ def is_renamed(model: "PreTrainedModel") -> bool:
 
 
 def _mapped_tensors(
-    expert: Expert, model: "PreTrainedModel", where: str
+    expert: Expert, model: "PreTrainedModel", where: str, heads: Collection[str]
 ) -> dict[str, torch.Tensor]:
     """The tensors of an expert's files by the names that the base has for them.
 
@@ -122,6 +129,8 @@ def _mapped_tensors(
     found: dict[str, str] = {}
     missing = []
     for names in names_of_parameters(model).values():
+        if is_of(names[0], heads):
+            continue
         keys = []
         for name in names:
             keys += [key for key in (name, without_prefix(name, model)) if key in stored]
@@ -133,7 +142,10 @@ def _mapped_tensors(
         found[names[0]] = keys[0]
         _check_alike({key: checkpoint.files.tensor(key) for key in keys}, where)
     missing = _without_tied(missing, found, expert, model)
-    more = [name for name in stored if name not in used and not _is_ignored(name, model)]
+    more = []
+    for name in stored:
+        if not (name in used or _is_ignored(name, model) or is_of(name, heads)):
+            more.append(name)
     _check_names(missing, more, where)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     for name, key in found.items():
@@ -174,6 +186,8 @@ def _without_tied(
     missing: list[str], found: dict[str, str], expert: Expert, model: "PreTrainedModel"
 ) -> list[str]:
     """What is missing, without an output layer that the expert's embedding stands for."""
+    if not missing:  # some image models have no embeddings to ask for
+        return missing
     names = {id(weight): name for name, weight in model.named_parameters()}
     output = names.get(id(getattr(model.get_output_embeddings(), "weight", None)))
     embedding = names.get(id(getattr(model.get_input_embeddings(), "weight", None)))
@@ -208,7 +222,9 @@ def _check_names(missing: Sequence[str], more: Sequence[str], where: str) -> Non
         )
 
 
-def _loaded(expert: Expert, model: "PreTrainedModel", where: str) -> dict[str, torch.Tensor]:
+def _loaded(
+    expert: Expert, model: "PreTrainedModel", where: str, heads: Collection[str]
+) -> dict[str, torch.Tensor]:
     """The weights of an expert as transformers loads them, in memory.
 
     :raises ValueError: if they do not fit into memory, or are not those of the base's class.
@@ -219,7 +235,7 @@ def _loaded(expert: Expert, model: "PreTrainedModel", where: str) -> dict[str, t
     kind: Any = type(model)
     options = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
     try:
-        with panics_as_errors():
+        with panics_as_errors(), without_load_report():
             loaded, info = kind.from_pretrained(
                 expert.folder, ignore_mismatched_sizes=True, **options
             )
@@ -229,18 +245,31 @@ def _loaded(expert: Expert, model: "PreTrainedModel", where: str) -> dict[str, t
             f"{where}: expected a model that transformers loads, found {reason}"
         ) from error
     for name, found, expected in sorted(info["mismatched_keys"]):
-        _check_shape(name, found, expected, where)
+        if not is_of(name, heads):
+            _check_shape(name, found, expected, where)
     own = dict(loaded.named_parameters(remove_duplicate=False))  # also a tied output layer
     names = list(names_of_parameters(model).values())
     missing = set(info["missing_keys"]) | {first for first, *_ in names if first not in own}
-    _check_names(sorted(missing), sorted(info["unexpected_keys"]), where)
+    _check_names(_others(missing, heads), _others(info["unexpected_keys"], heads), where)
     tensors = {}
     for aliases in names:
+        if is_of(aliases[0], heads):
+            continue
         _check_alike({name: own[name] for name in aliases if name in own}, where)
         first = aliases[0]
         _check_shape(first, own[first].shape, model.get_parameter(first).shape, where)
         tensors[first] = own[first].detach()
     return tensors
+
+
+def is_of(name: str, heads: Collection[str]) -> bool:
+    """Whether a tensor belongs to a module that is not merged."""
+    return any(name.startswith(f"{head}.") for head in heads)
+
+
+def _others(names: Collection[str], heads: Collection[str]) -> list[str]:
+    """The names of tensors that belong to none of some modules, in order."""
+    return sorted(name for name in names if not is_of(name, heads))
 
 
 def _changed(

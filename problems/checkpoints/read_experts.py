@@ -4,7 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from evox_evogm.problems.adapters.check_fit import check_together
-from evox_evogm.problems.adapters.read_adapter import Expert, read_expert
+from evox_evogm.problems.adapters.find_adapters import find_adapter, name_of_source
+from evox_evogm.problems.adapters.hub_source import parse_hub_source
+from evox_evogm.problems.adapters.read_adapter import Expert, describe, read_expert
 from evox_evogm.problems.adapters.trainer_folders import adapter_in
 from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
 from evox_evogm.problems.checkpoints.full_checkpoint import read_checkpoint
@@ -35,12 +37,15 @@ def read_experts(experts: Sequence | Mapping, *, heads: Collection[str] = ()) ->
 def read_any_expert(source, *, name: str | None = None, heads: Collection[str] = ()) -> Expert:
     """Read an adapter or a whole model.
 
-    :param source: the folder of a whole model or of its checkpoints, of which the last is taken,
-        or what `read_expert` takes.
+    :param source: the folder or hub id of a whole model, the folder of its checkpoints, of which
+        the last is taken, or what `read_expert` takes.
     :param name: of the expert. Defaults to the folder's name.
     :param heads: see `read_expert`.
     :raises ValueError: one sentence saying which expert, what was found and what to do.
     """
+    if isinstance(source, str) and parse_hub_source(source) is not None:
+        name = name or name_of_source(source)
+        source = find_adapter(source, describe(name, source))
     if isinstance(source, (str, Path)):
         folder = adapter_in(Path(source))
         if is_checkpoint(folder):

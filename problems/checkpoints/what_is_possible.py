@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.inference.capabilities import Capabilities
+from evox_evogm.problems.inference.quantised_base import quantised_as
 
 
 def first_checkpoint(experts: Sequence[Expert]) -> Expert | None:
@@ -38,6 +41,30 @@ def check_possible(
         raise ValueError(
             "regmean: expected experts that are adapters, whose factors are regressed, found the "
             f"full checkpoint {found.name!r}; leave regmean out"
+        )
+
+
+def check_possible_if_quantised(
+    model: torch.nn.Module, experts: Sequence[Expert], modes: Mapping[str, str]
+) -> None:
+    """Refuse what goes into the weights, if those of the base are quantised.
+
+    :param modes: of tasks that have one.
+    :raises ValueError: in one sentence.
+    """
+    found = quantised_as(model)
+    if found is None:
+        return
+    whole = first_checkpoint(experts)
+    if whole is not None:
+        raise ValueError(
+            f"base: expected one in floating point for the full checkpoint {whole.name!r}, which "
+            f"goes into its weights, found a quantised one ({found})"
+        )
+    if "merged" in modes.values():
+        raise ValueError(
+            f"mode: expected auto or unmerged on a base that is quantised ({found}), found "
+            "'merged': merges cannot go into quantised weights"
         )
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from evox_evogm.problems.adapters.read_adapter import Expert, describe
-from evox_evogm.problems.checkpoints.what_is_possible import first_checkpoint
 from evox_evogm.problems.images.heads import CLASSIFIER
 from evox_evogm.problems.inference.base_model import (
     default_dtype,
@@ -15,6 +14,7 @@ from evox_evogm.problems.inference.base_model import (
 )
 from evox_evogm.problems.inference.check_base import check_in_memory, check_wrappers
 from evox_evogm.problems.inference.find_base import find_base
+from evox_evogm.problems.inference.quiet_loading import without_load_report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +50,10 @@ def load_image_model(
 def _load(
     base, experts: Sequence[Expert], dtype: torch.dtype, trust_remote_code: bool
 ) -> "PreTrainedModel":
-    """Load a base, with a classifier if the experts were trained so."""
+    """Load a base, with a classifier if the experts were trained so.
+
+    Of a model of images and texts, such as CLIP, the part that reads images is loaded.
+    """
     from transformers import AutoModel, AutoModelForImageClassification
 
     found = find_base(base)
@@ -58,12 +61,15 @@ def _load(
     source, _ = found
     kind: Any = AutoModel
     mapping: Any = AutoModelForImageClassification._model_mapping
-    if type(config) in mapping:
+    of_images = vision_class(config)
+    if of_images is not None:
+        kind = of_images
+    elif type(config) in mapping:
         classes = mapping[type(config)]
         first = classes[0] if isinstance(classes, tuple) else classes
         if has_prefix(experts, first.base_model_prefix):
             kind = AutoModelForImageClassification
-    with refusing_what_cannot_be_read(base):
+    with refusing_what_cannot_be_read(base), without_load_report():
         # use_safetensors: a pickle runs code when it is read.
         loaded: Any = kind.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
@@ -79,6 +85,18 @@ def _load(
         )
     found.mark(model)
     return model
+
+
+def vision_class(config) -> Any | None:
+    """The class that loads the image part of a model of images and texts; None of other models."""
+    from transformers import AutoModel
+
+    mapping: Any = AutoModel._model_mapping
+    part = type(getattr(config, "vision_config", None))
+    if not hasattr(config, "text_config") or part not in mapping:
+        return None
+    found = mapping[part]
+    return found if getattr(found, "main_input_name", None) == PIXELS else None
 
 
 def _is_of_head(name: str) -> bool:
@@ -118,12 +136,6 @@ def check_images_possible(experts: Sequence[Expert], regmean) -> None:
     if regmean not in (None, "weights"):
         raise ValueError(
             'regmean: expected None or "weights" with tasks of images, found one that reads prompts'
-        )
-    whole = first_checkpoint(experts)
-    if whole is not None:
-        raise ValueError(
-            f"experts: expected adapters with tasks of images, found the full checkpoint "
-            f"{whole.name!r}; extract a LoRA adapter from it"
         )
     for expert in experts:
         check_no_factors_of_head(expert)

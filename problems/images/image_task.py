@@ -7,6 +7,7 @@
 | what is differentiated | the logit of its class less the log of the others' summed exponentials |
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -42,9 +43,13 @@ class ImageExample(Example):
 
 @dataclass(frozen=True)
 class ImageTask(CustomTask):
-    """Images with classes and a head. `image_task` makes it."""
+    """Images with classes and a head. `image_task` makes it.
+
+    :param sha256: of all pixels and the head, by which a run knows its data again.
+    """
 
     examples: tuple[ImageExample, ...]
+    sha256: str = ""
 
     def __post_init__(self):
         self._check_types()
@@ -68,11 +73,11 @@ class ImageTask(CustomTask):
     def counts_by_sign(self) -> bool:
         return True
 
-    def form(self, model: "ImageModel") -> tuple:  # type: ignore[override]
+    def form(self, model: "ImageModel") -> tuple:
         """Images of one shape share batches, whatever their heads are."""
         return METRIC, self.image_shape
 
-    def tokenize(self, model: "ImageModel") -> int:  # type: ignore[override]
+    def tokenize(self, model: "ImageModel") -> int:
         """The number of patches of all images: what passes are counted in."""
         return len(self.examples) * model.tokens_of(self.image_shape)
 
@@ -80,7 +85,7 @@ class ImageTask(CustomTask):
         """None: images have no tokens."""
         return []
 
-    def score(  # type: ignore[override]
+    def score(
         self,
         model: "ImageModel",
         cases: Sequence[Case] | None = None,
@@ -152,6 +157,7 @@ def image_task(
     head,
     *,
     version: str = "1",
+    ids: Sequence[str] | None = None,
 ) -> ImageTask:
     """A task of S images.
 
@@ -161,6 +167,7 @@ def image_task(
     :param labels: the number of the class of each image: a row of the head.
     :param head: see `read_head`.
     :param version: of the data.
+    :param ids: of the images. Defaults to their numbers.
     :raises ValueError: in one sentence, if they do not fit together.
     """
     where = f"task {name!r}"
@@ -191,8 +198,23 @@ def image_task(
                 f"{where}: expected labels from 0 to {count - 1}, the rows of its head, found "
                 f"{label} of image {number}"
             )
-        examples.append(ImageExample(str(number), "", str(label), (), image, label, own_head))
-    return ImageTask(name=name, version=version, metric=METRIC, examples=tuple(examples))
+        id = str(number) if ids is None else ids[number]
+        examples.append(ImageExample(id, "", str(label), (), image, label, own_head))
+    return ImageTask(
+        name=name,
+        version=version,
+        metric=METRIC,
+        examples=tuple(examples),
+        sha256=sha256_of(images, own_head),
+    )
+
+
+def sha256_of(images: torch.Tensor, head: Head) -> str:
+    """SHA-256 of images and a head."""
+    digest = hashlib.sha256()
+    for tensor in (*images, head.weight, head.bias):
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def reads_images(tasks: Sequence[Task]) -> bool:

@@ -69,12 +69,17 @@ def search(paper, name):
 def test_there_is_a_file_for_each_task_and_each_domain_and_one_for_all_tasks():
     assert sorted(path.stem for path in (PAPER / "single").glob("*.yaml")) == sorted(EIGHT)
     assert sorted(path.stem for path in (PAPER / "domains").glob("*.yaml")) == sorted(DOMAINS)
-    glue = [path for path in PAPER.glob("*.yaml") if path.stem.startswith("glue")]
-    assert [path.stem for path in PAPER.glob("*.yaml") if path not in glue] == ["all_eight"]
+    assert sorted(path.stem for path in (PAPER / "qwen3_8b").glob("*.yaml")) == sorted(EIGHT)
+    others = [path for path in PAPER.glob("*.yaml") if path.stem.startswith(("glue", "vit"))]
+    assert [path.stem for path in PAPER.glob("*.yaml") if path not in others] == ["all_eight"]
     common = []
-    for path in set(PAPER.rglob("*.yaml")) - set(glue):
+    for path in set(PAPER.rglob("*.yaml")) - set(others):
         settings = yaml.safe_load(path.read_text())
-        assert settings.pop("experts") == PUBLISHED and "base" not in settings
+        if path.parent.name == "qwen3_8b":
+            assert settings.pop("base") == "Qwen/Qwen3-8B"
+            assert settings.pop("experts") == "../qwen3-8b-experts"
+        else:
+            assert settings.pop("experts") == PUBLISHED and "base" not in settings
         objective = "harmonic" if path.parent.name == "domains" else None
         assert settings.pop("objective", None) == objective
         settings.pop("tasks")
@@ -88,6 +93,7 @@ def test_there_is_a_file_for_each_task_and_each_domain_and_one_for_all_tasks():
 
 def test_every_file_asks_its_tasks_as_published(paper):
     names = {f"single/{name}": [name] for name in EIGHT}
+    names |= {f"qwen3_8b/{name}": [name] for name in EIGHT}
     names["all_eight"] = list(EIGHT)
     for file, tasks in names.items():
         settings, folder = read_settings(paper / f"{file}.yaml")
@@ -153,3 +159,20 @@ def test_the_search_for_one_task_finishes(paper, name):
     status, out = search(paper, f"single/{name}")
     assert status in (0, 3)
     assert list(json.loads((out / "result.json").read_text())["tasks"]) == [name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gsm8k", "mmlu_abstain"])
+def test_the_search_with_qwen3_finishes(paper, make_adapter, hub_cache, tmp_path, name):
+    small = build_model("qwen3")
+    small.save_pretrained(tmp_path / "qwen3")
+    build_tokenizer().save_pretrained(tmp_path / "qwen3")
+    add_to_cache(hub_cache, "Qwen/Qwen3-8B", tmp_path / "qwen3")
+    for seed, expert in enumerate(("one", "two")):
+        made = make_adapter(f"qwen3_{expert}", build_model("qwen3"), seed=seed)
+        shutil.copytree(made, paper / "qwen3-8b-experts" / expert)
+    status, out = search(paper, f"qwen3_8b/{name}")
+    assert status in (0, 3)
+    result = json.loads((out / "result.json").read_text())
+    assert list(result["tasks"]) == [name] and len(result["scores"]) == 5
+    assert result["sources"]["base"] == f"Qwen/Qwen3-8B@{COMMIT}"
