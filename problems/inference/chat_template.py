@@ -1,8 +1,10 @@
 """The chat template of a tokenizer: the text in which the reply to a question begins."""
 
 import copy
+import datetime
 import inspect
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
+
 # Two questions that a template has to tell apart.
 PROBES = ("Which river is the longest?", "Who wrote the first novel?")
 TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
 # What `apply_chat_template` takes besides its settings, and hands on to the template.
 FOR_THE_TEMPLATE = {"tools", "documents"}
+CLOCK = "strftime_now"  # the function by which templates write the date
 
 
 def as_text(question: str) -> object:
@@ -36,14 +41,22 @@ class ChatTemplate:
     rendered as a text first. If they give one chat, or an error, the template gets lists of parts.
 
     :param tokenizer: with a chat template.
-    :param arguments: for the template, such as `{"enable_thinking": False}`.
+    :param arguments: for the template, such as `{"enable_thinking": False}`; also a date, see
+        `with_date`.
     :raises ValueError: if the template reads no argument of such a name.
     """
+
+    rendering: dict[str, Any]
+    """What `apply_chat_template` gets beside the chat."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", arguments: Mapping | None = None):
         self.tokenizer = tokenizer
         self.arguments = dict(arguments or {})
         self._check_arguments()
+        self.rendering = dict(self.arguments)
+        if isinstance(date := self.arguments.get(CLOCK), datetime.date):
+            del self.rendering[CLOCK]
+            self.rendering["chat_template"] = write_date(str(tokenizer.chat_template), date)
         self._content = as_text
         self._error: str | None = None
         if tokenizer.chat_template:
@@ -98,7 +111,7 @@ class ChatTemplate:
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False, **self.arguments
+                messages, add_generation_prompt=True, tokenize=False, **self.rendering
             )
         except Exception as error:  # a template may raise whatever Python does
             message = " ".join(str(error).split())
@@ -108,6 +121,44 @@ class ChatTemplate:
             ) from error
         assert isinstance(text, str), "one chat is one text"
         return text
+
+
+def writes_the_date(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the chat template writes today's date, as Llama 3's does."""
+    return re.search(rf"\b{CLOCK}\b", str(tokenizer.chat_template)) is not None
+
+
+def with_date(arguments: Mapping | None, date: datetime.date | None) -> dict[str, Any]:
+    """Arguments for a template that writes the date: always this one.
+
+    Otherwise the prompts of a run would change at midnight, and with them its scores.
+
+    :param arguments: the other arguments.
+    :param date: None changes nothing.
+    """
+    changed = dict(arguments or {})
+    if date is not None:
+        changed[CLOCK] = date
+    return changed
+
+
+def write_date(template: str, date: datetime.date) -> str:
+    """A template in which a date stands where it asked for today's.
+
+    Where the format of the date is computed the template stays as it is, and a warning says so.
+    """
+    moment = datetime.datetime.combine(date, datetime.time())
+
+    def written(call: re.Match) -> str:
+        return json.dumps(moment.strftime(call["format"]))
+
+    found = re.sub(rf"""\b{CLOCK}\(\s*(["'])(?P<format>[^"']*)\1\s*\)""", written, template)
+    if re.search(rf"\b{CLOCK}\s*\(", found):
+        log.warning(
+            "chat: the chat template writes the date in a computed form; on another day the same "
+            "questions are other prompts"
+        )
+    return found
 
 
 def with_chat_template(

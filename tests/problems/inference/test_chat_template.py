@@ -1,5 +1,6 @@
 """Chat templates: the form of the content, arguments, files, and those that cannot be used."""
 
+import datetime
 import json
 from copy import deepcopy
 
@@ -10,6 +11,8 @@ from evox_evogm.problems.inference.chat_template import (
     ChatTemplate,
     read_chat_template,
     with_chat_template,
+    with_date,
+    writes_the_date,
 )
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.tasks.requests import tokenize_task
@@ -42,6 +45,25 @@ def chat_task(*questions):
 )
 def test_a_question_stands_in_its_chat_in_the_form_that_the_template_wants(template, expected):
     assert ChatTemplate(tokenizer_with(template)).text("Is it?") == expected
+
+
+def test_a_date_in_the_arguments_is_the_one_that_the_template_writes():
+    """As in Llama 3: the date is that of the clock, unless one is given."""
+    template = PLAIN + "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
+    assert writes_the_date(tokenizer_with(template))
+    assert not writes_the_date(tokenizer_with(PLAIN))
+    arguments = with_date(None, datetime.date(2024, 7, 26))
+    text = ChatTemplate(tokenizer_with(template), arguments).text("Is it?")
+    assert text == "<user>Is it?<reply>26 Jul 2024"
+    assert with_date({"enable_thinking": True}, None) == {"enable_thinking": True}
+
+
+def test_a_date_whose_format_is_computed_stays_and_is_warned_of(caplog):
+    tokenizer = tokenizer_with(PLAIN + "{% set f = '%Y' %}{{ strftime_now(f) }}")
+    today = datetime.date.today()
+    template = ChatTemplate(tokenizer, with_date(None, datetime.date(2024, 7, 26)))
+    assert template.text("q") == f"<user>q<reply>{today:%Y}"
+    assert "in a computed form" in caplog.text
 
 
 def test_arguments_reach_the_template():
