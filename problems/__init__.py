@@ -8,6 +8,7 @@ from evox_evogm.problems.distributed import DistributedProblem
 from evox_evogm.problems.functions.fitness_task import fitness_tasks, for_population
 from evox_evogm.problems.functions.run_code import run_python
 from evox_evogm.problems.images.image_task import image_task
+from evox_evogm.problems.images.read_images import read_images
 from evox_evogm.problems.inference.base_model import smollm2_folder
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.racing import Racing
@@ -28,6 +29,7 @@ __all__ = [
     "fitness_tasks",
     "for_population",
     "image_task",
+    "read_images",
     "read_json_lines",
     "read_lm_eval",
     "read_reasoning_gym",

@@ -1,12 +1,11 @@
 """Merging LoRA experts as an EvoX `Problem`: coefficients in, scores of merged models out."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from evox.core import Problem
@@ -16,10 +15,15 @@ from evox_evogm.problems.adapters.export import export_adapter, reload_differenc
 from evox_evogm.problems.adapters.groups import GroupsOf, check_groups, group_modules
 from evox_evogm.problems.adapters.merging import StackedModule
 from evox_evogm.problems.adapters.notes_on_experts import notes_on_experts
-from evox_evogm.problems.adapters.regmean_unlabelled import regress
+from evox_evogm.problems.adapters.regmean_file import regress_once
 from evox_evogm.problems.adapters.same_base import name_in_export
+from evox_evogm.problems.box import box_of
 from evox_evogm.problems.checkpoints.read_experts import read_experts
-from evox_evogm.problems.checkpoints.what_is_possible import check_adapters_only, check_possible
+from evox_evogm.problems.checkpoints.what_is_possible import (
+    check_adapters_only,
+    check_possible,
+    check_possible_if_quantised,
+)
 from evox_evogm.problems.checks import (
     check_candidates_at_once,
     check_custom,
@@ -31,43 +35,47 @@ from evox_evogm.problems.checks import (
     check_tasks,
     check_width,
 )
-from evox_evogm.problems.evaluation import GRADIENT_COST, Evaluation
+from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.evaluation_cache import EvaluationCache
-from evox_evogm.problems.failures import AllFailed
 from evox_evogm.problems.functions.fitness_task import FitnessTask
-from evox_evogm.problems.functions.function_scorer import FitnessFailed, functions_of, measure
+from evox_evogm.problems.functions.function_scorer import FitnessFailed, measure
 from evox_evogm.problems.images.heads import HEADS
-from evox_evogm.problems.images.image_base import check_images_possible, load_image_model
-from evox_evogm.problems.images.image_model import ImageModel
 from evox_evogm.problems.images.image_task import reads_images
-from evox_evogm.problems.inference.base_model import load_model, ready_to_score
-from evox_evogm.problems.inference.batch_sizes import BATCH_TOKENS, BatchSizes, is_to_be_measured
+from evox_evogm.problems.inference.base_model import DeviceMap, ready_to_score
+from evox_evogm.problems.inference.batch_sizes import BatchSizes
 from evox_evogm.problems.inference.capabilities import Capabilities
-from evox_evogm.problems.inference.chat_template import with_chat_template
 from evox_evogm.problems.inference.find_base import revision_of
-from evox_evogm.problems.inference.free_memory import limit_of_memory
+from evox_evogm.problems.inference.free_memory import limit_for_model
 from evox_evogm.problems.inference.kinds_of_base import (
-    is_encoder_decoder,
-    make_language_model,
     task_type_of,
 )
-from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.quantised_base import note_on_quantised
+from evox_evogm.problems.inference.scored_model import ScoredModel
+from evox_evogm.problems.merges_at_once import BLOCKS_OF_RANKS, merges_at_once
 from evox_evogm.problems.objectives import OBJECTIVES
 from evox_evogm.problems.population_scorer import (
     PopulationScorer,
     modules_of,
     on_cpu_by_default,
 )
-from evox_evogm.problems.racing import Race, Racing, in_random_order
+from evox_evogm.problems.racing import Racing, in_random_order
 from evox_evogm.problems.references import score_references
 from evox_evogm.problems.retries import evaluate_with_retries
 from evox_evogm.problems.scalarization import Objective, objective_of
-from evox_evogm.problems.tasks.margins import outcomes_of, smoothed_gradient
+from evox_evogm.problems.score_merges import (
+    check_not_all_failed,
+    differentiate_merges,
+    score_merges,
+)
+from evox_evogm.problems.scored_models import (
+    chat_tokenizer,
+    load_any_base,
+    make_scored_model,
+    measures_batches,
+)
+from evox_evogm.problems.tasks.margins import outcomes_of
 from evox_evogm.problems.tasks.requests import tokenize_task
 from evox_evogm.problems.tasks.task import Task
-
-TOKENS_AT_ONCE = 16_384  # of prompts, for all merges that are scored together
-PASSES_AT_ONCE = TOKENS_AT_ONCE // BATCH_TOKENS
 
 
 class LoRAMergeProblem(Problem):
@@ -119,6 +127,8 @@ class LoRAMergeProblem(Problem):
         objective: Objective | Literal["mean", "worst", "harmonic"] = "mean",
         tokenizer=None,
         dtype: torch.dtype | None = None,
+        quantization: Literal["8bit", "4bit"] | None = None,
+        device_map: DeviceMap = None,
         device: torch.device | str | None = None,
         batch_tokens: int | BatchSizes | Literal["auto"] | None = None,
         max_memory: int | Literal["auto"] | None = None,
@@ -126,9 +136,11 @@ class LoRAMergeProblem(Problem):
         candidates_at_once: int | None = None,
         racing: Racing | None = None,
         regmean: Mapping[str, Sequence[Task]] | Literal["weights", "prompts"] | None = None,
+        regmean_file: Path | None = None,
         same_base: bool = False,
         trust_remote_code: bool = False,
         chat_template: Mapping | None = None,
+        chat_date: date | None = None,
         chat_template_file: str | Path | None = None,
         on_evaluations: Callable[[list[Evaluation]], None] | None = None,
     ):
@@ -153,12 +165,15 @@ class LoRAMergeProblem(Problem):
         :param tokenizer: needed with a loaded model of texts, otherwise read from `base`.
         :param dtype: of the weights, unless the model is loaded already. Defaults to bfloat16 where
             the processor computes in it, else float32.
+        :param quantization: of the weights, `"8bit"` or `"4bit"`, by bitsandbytes. Experts stay as
+            they are and are added by hooks, so there is no merged mode.
+        :param device_map: of the base's layers to several devices, as transformers takes it, such
+            as `"auto"`, in place of `device`. A base that was loaded so may be given too.
         :param device: of the model. Defaults to torch's default device, or where a loaded model is.
         :param batch_tokens: the most tokens, padding included, in one forward pass. `"auto"`:
             passes of growing size are timed before the first evaluation, over prompts and decoding
-            apart. Ranks of `torch.distributed` take 2,048 instead, so that they do the same. Or
-            what was chosen in an earlier run, `batch_sizes`. Defaults to `"auto"` on an accelerator
-            and 2,048 on the CPU.
+            apart; under `DistributedProblem` on rank 0, for all ranks. Or what was chosen in an
+            earlier run, `batch_sizes`. Defaults to `"auto"` on an accelerator and 2,048 on the CPU.
         :param max_memory: bytes that evaluation may take beside the base and the experts, as
             estimated. `"auto"`: a share of what the device has free. Defaults to `"auto"` on an
             accelerator and 2 GiB on the CPU.
@@ -171,18 +186,21 @@ class LoRAMergeProblem(Problem):
             were measured, several of these.
         :param racing: prune merges that are behind the best one, see `Racing`. Their scores are
             estimates, below the best score, and the margins of examples that were not evaluated are
-            NaN. The examples of `tasks` get a random order, always the same. Not under
-            `DistributedProblem`.
+            NaN. The examples of `tasks` get a random order, always the same.
         :param regmean: by the name of every expert, the tasks that it was made for. The experts are
             then those of `regmean.regress_experts`: coefficients of 1 give the RegMean merge, and
             the search takes place around it (`box`). Where these tasks are not known, `"prompts"`
             takes the prompts of all `tasks`, and `"weights"` the factors alone, see
             `regmean_unlabelled.py`.
+        :param regmean_file: keeps the regressed experts. A later problem with the same base,
+            experts and texts reads them from there.
         :param same_base: say that the names of base models in adapters stand for one base, so that
             names of different models are not warned of. What can be compared decides all the same.
         :param trust_remote_code: passed to transformers.
         :param chat_template: arguments for the chat template of tasks with `chat=True`, such as
             `{"enable_thinking": False}`.
+        :param chat_date: the date that a chat template writes, if it writes one. Defaults to today;
+            then the attribute `chat_date` has it.
         :param chat_template_file: a template in place of the base's, or a folder with one, such as
             an adapter's.
         :param on_evaluations: called with the evaluations of the candidates that were scored
@@ -204,47 +222,52 @@ class LoRAMergeProblem(Problem):
         self._reads_images = images = reads_images([*tasks, *other_tasks])
         read = read_experts(experts, heads=HEADS if images else ())
         check_possible(read, modes, objectives, regmean)
-        if images:
-            check_images_possible(read, regmean)
-            model = load_image_model(base, read, dtype, device, trust_remote_code)
-            tokenizer = None
-        else:
-            model, tokenizer = load_model(base, tokenizer, dtype, device, trust_remote_code)
-        fit = fit_experts(read, model, tokenizer, same_base=same_base)
+        model, tokenizer = load_any_base(
+            base,
+            read,
+            regmean,
+            images=images,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            quantization=quantization,
+            device_map=device_map,
+        )
+        check_possible_if_quantised(model, read, modes)
+        fit = fit_experts(
+            read, model, tokenizer, same_base=same_base, heads=HEADS if images else ()
+        )
         self.experts = self._experts_as_read = fit.experts
         self.notes = [*fit.notes, *notes_on_experts(fit.experts, tokenizer)]
-        limit = limit_of_memory(max_memory, model.device)
-        measure_batches = is_to_be_measured(batch_tokens, model.device)
-        measure_batches = measure_batches and not is_encoder_decoder(model) and not images
-        self.language_model: LanguageModel
-        if images:
-            image_model = ImageModel(model, batch_tokens=batch_tokens, max_memory=limit)
-            self.language_model = cast(LanguageModel, image_model)
-        else:
-            if batch_tokens is None or batch_tokens == "auto":
-                batch_tokens = BatchSizes()
-            self.language_model = make_language_model(
-                model,
-                with_chat_template(tokenizer, chat_template_file),
-                batch_tokens=batch_tokens,
-                max_memory=limit,
-                chat_template=chat_template,
-            )
+        self.notes += note_on_quantised(model)
+        limit = limit_for_model(max_memory, model)
+        tokenizer, self.chat_date = chat_tokenizer(tokenizer, chat_template_file, chat_date)
+        self.language_model: ScoredModel = make_scored_model(
+            model,
+            tokenizer,
+            batch_tokens=batch_tokens,
+            max_memory=limit,
+            chat_template=chat_template,
+            chat_date=self.chat_date,
+        )
         self.regmean = regmean if isinstance(regmean, str) else regmean is not None
         self.groups = group_modules(modules_of(self.experts), groups)
         with ready_to_score(model):
             if regmean is not None:
-                self.experts = regress(self.language_model, self.experts, regmean, tasks)
+                self.experts = regress_once(
+                    regmean_file, self.language_model, self.experts, regmean, tasks
+                )
             self.scorer = PopulationScorer(
                 self.language_model,
                 self.experts,
                 groups=self.groups,
                 modes=modes,
                 max_memory=limit,
-                measure_batches=measure_batches,
+                measure_batches=measures_batches(batch_tokens, model, images),
             )
             if max_memory != limit:  # the experts have their part now
-                self.max_memory = limit_of_memory(max_memory, model.device)
+                self.max_memory = limit_for_model(max_memory, model)
                 self.language_model.max_memory = self.max_memory
             self.cache = EvaluationCache(
                 self.stacked, model.dtype, self.objective, self.scorer.exact_coefficients
@@ -325,6 +348,8 @@ class LoRAMergeProblem(Problem):
         """How many merges are scored together before their results are reported."""
         if self._candidates_at_once is not None:
             return self._candidates_at_once
+        if self.scorer.sharing is not None:  # by what is the same on all ranks
+            return BLOCKS_OF_RANKS * merges_at_once(self.tasks, self._prompt_tokens)
         return merges_at_once(self.tasks, self._prompt_tokens, self.batch_sizes)
 
     @property
@@ -387,9 +412,11 @@ class LoRAMergeProblem(Problem):
         # The history of an interrupted run may hold merges of this population, which had no part
         # in the comparison when it was first evaluated.
         best = self.cache.best(besides=pop) if self.racing is not None else None
-        score = self._differentiate_new
+        score = partial(differentiate_merges, shares=self._shares)
         if self.objectives != "gradients":
-            score = partial(self._score_new, best=best)
+            keep = self.objectives == "outcomes"
+            score = partial(score_merges, racing=self.racing, best=best, keep_margins=keep)
+        score = partial(score, scorer=self.scorer, tasks=self.tasks)
         evaluations: list[Evaluation] = []
         with on_cpu_by_default(), ready_to_score(self.language_model.model):
             for block in pop.detach().split(self.candidates_at_once):
@@ -406,37 +433,6 @@ class LoRAMergeProblem(Problem):
         if len(evaluations) > 1 or self.cache.best(besides=pop[:0]) is None:
             check_not_all_failed(evaluations, fitness)
         return fitness
-
-    def _score_new(self, pop: torch.Tensor, best: Evaluation | None) -> list[Evaluation]:
-        """Score merges together, rung after rung; without racing there is one rung."""
-        race = Race(pop, self.tasks, self.racing, best)
-        for tasks in race.rungs:
-            found = self.scorer.score(pop[race.running], tasks)
-            race.add(found.scores, found.margins, found.failures)
-            race.prune()
-            if not race.running:
-                break
-        return race.evaluations(keep_margins=self.objectives == "outcomes")
-
-    def _differentiate_new(self, pop: torch.Tensor) -> list[Evaluation]:
-        """Score merges together, with the gradient of each."""
-        race = Race(pop, self.tasks)
-        found = self.scorer.differentiate(pop, self.tasks)
-        race.add(found.scores, found.margins)
-        gradients = smoothed_gradient(
-            found.margins, found.derivatives, self.tasks, self._shares
-        )  # (P, n g)
-        evaluations = []
-        for evaluation, gradient in zip(
-            race.evaluations(keep_margins=True), gradients.tolist(), strict=True
-        ):
-            if not evaluation.failure and not all(map(math.isfinite, gradient)):
-                failure = "gradient: expected finite numbers, found others"
-                evaluation = Evaluation(evaluation.coefficients, {}, evaluation.seconds, failure)
-            elif not evaluation.failure:
-                evaluation = replace(evaluation, gradient=tuple(gradient))
-            evaluations.append(replace(evaluation, cost=GRADIENT_COST))
-        return evaluations
 
     def recall(self, pop: torch.Tensor) -> torch.Tensor:
         """What `evaluate` returned for points that did not fail. Nothing is evaluated.
@@ -561,41 +557,3 @@ class LoRAMergeProblem(Problem):
                 revision=revision_of(base, model),
             )
             return reload_difference(model, self.experts, coefficients, folder, self.groups)
-
-
-def merges_at_once(tasks: Sequence[Task], tokens: int, sizes: BatchSizes | None = None) -> int:
-    """How many merges are scored together before their results are reported.
-
-    :param tokens: of the prompts of all tasks. Functions have none: those that get one merge are
-        called before the next, those that get a population with all of it.
-    :param sizes: of batches. Where they were measured, so many merges fill several of them.
-    """
-    if tokens and sizes is not None and sizes.rows is not None:
-        examples = sum(len(task.examples) for task in tasks)
-        most = max(TOKENS_AT_ONCE, PASSES_AT_ONCE * sizes.tokens) // tokens
-        return max(1, most, sizes.rows // examples)
-    if tokens:
-        return max(1, TOKENS_AT_ONCE // tokens)
-    one_by_one = any(not task.population for task in functions_of(tasks))
-    return 1 if one_by_one else TOKENS_AT_ONCE
-
-
-def box_of(n: int, *, regressed: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The box in which merges of n experts are searched.
-
-    :param regressed: whether the experts are those of RegMean. The box is then moved so that the
-        average of the axes, where searches begin, is the RegMean merge.
-    :return: `lb` and `ub`, two `(n,)` tensors: -1 and 1, or for regressed experts -1/n and 2 - 1/n.
-    """
-    center = torch.full((n,), 1 - 1 / n if regressed else 0.0, dtype=torch.float32)
-    return center - 1, center + 1
-
-
-def check_not_all_failed(evaluations: Sequence[Evaluation], fitness: torch.Tensor) -> None:
-    """Stop where a population has no score at all.
-
-    :param evaluations: of its P merges.
-    :param fitness: of the same merges.
-    """
-    if all(evaluation.failure for evaluation in evaluations):
-        raise AllFailed(fitness, str(evaluations[0].failure))

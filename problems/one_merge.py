@@ -7,12 +7,12 @@ import torch
 
 from evox_evogm.problems.adapters.merging import merged, merged_in_place
 from evox_evogm.problems.inference.base_model import ready_to_score
-from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.population_scorer import PopulationScorer, on_cpu_by_default
 
 
 @contextmanager
-def as_one_merge(scorer: PopulationScorer, coefficients: torch.Tensor) -> Iterator[LanguageModel]:
+def as_one_merge(scorer: PopulationScorer, coefficients: torch.Tensor) -> Iterator[ScoredModel]:
     """Inside the block the language model is one merge; afterwards it is as it was.
 
     :param scorer: of a `LoRAMergeProblem`.

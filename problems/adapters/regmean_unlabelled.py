@@ -25,6 +25,8 @@ from evox_evogm.problems.adapters.regmean import (
 from evox_evogm.problems.inference.kinds_of_base import check_causal
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request
+from evox_evogm.problems.inference.scored_model import ScoredModel
+from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.tasks.requests import cases_or_all, prompts_of, tokenize_task
 from evox_evogm.problems.tasks.task import Task
 
@@ -34,7 +36,7 @@ TEMPERATURE = 0.2
 
 
 def regress(
-    model: LanguageModel,
+    model: ScoredModel,
     experts: Sequence[Expert],
     regmean: Mapping[str, Sequence[Task]] | str,
     tasks: Sequence[Task],
@@ -51,6 +53,7 @@ def regress(
     """
     if regmean == "weights":
         return regress_on_weights(experts)
+    model = reading_texts(model)
     check_causal(model.model, "regmean", 'take "weights", which needs no forward pass')
     if not isinstance(regmean, str):
         return regress_experts(model, experts, regmean)

@@ -8,7 +8,9 @@ import torch
 
 from evox_evogm.problems.adapters.merging import merged, merged_in_place
 from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.inference.shared_layers import count_shared_layers
+from evox_evogm.problems.inference.texts import reading_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +29,7 @@ class MergedModel:
     :param coefficients: the n g effective coefficients of the merge.
     """
 
-    def __init__(self, language_model: LanguageModel, coefficients: Sequence[float]):
+    def __init__(self, language_model: ScoredModel, coefficients: Sequence[float]):
         self._language_model = language_model
         self.coefficients = tuple(coefficients)
 
@@ -39,7 +41,7 @@ class MergedModel:
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the base."""
-        return self._language_model.tokenizer
+        return reading_texts(self._language_model).tokenizer
 
     def generate(
         self,
@@ -58,7 +60,8 @@ class MergedModel:
         :return: N texts, without the prompts.
         """
         candidates = [0] * len(check_texts("prompts", prompts))
-        return greedy_texts(self._language_model, prompts, candidates, max_new_tokens, chat, stop)
+        model = reading_texts(self._language_model)
+        return greedy_texts(model, prompts, candidates, max_new_tokens, chat, stop)
 
     def log_probabilities(
         self, prompts: Sequence[str], continuations: Sequence[str], *, chat: bool = False
@@ -71,7 +74,8 @@ class MergedModel:
         :return: an `(N,)` tensor on the CPU, the sum over the tokens of each, in nats.
         """
         candidates = [0] * len(check_texts("prompts", prompts))
-        return log_probabilities(self._language_model, prompts, continuations, candidates, chat)
+        model = reading_texts(self._language_model)
+        return log_probabilities(model, prompts, continuations, candidates, chat)
 
 
 class MergedPopulation:
@@ -85,7 +89,7 @@ class MergedPopulation:
 
     def __init__(
         self,
-        language_model: LanguageModel,
+        language_model: ScoredModel,
         pop: torch.Tensor,
         scorer: "PopulationScorer | None" = None,
         mode: str = "unmerged",
@@ -101,7 +105,7 @@ class MergedPopulation:
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the base."""
-        return self._language_model.tokenizer
+        return reading_texts(self._language_model).tokenizer
 
     def generate(
         self,
@@ -116,7 +120,7 @@ class MergedPopulation:
         :return: P lists of N texts.
         """
         check_texts("prompts", prompts)
-        model = self._language_model
+        model = reading_texts(self._language_model)
 
         def answer(count: int) -> list[str]:
             every, candidates = repeat(prompts, count)
@@ -136,7 +140,7 @@ class MergedPopulation:
         :return: a `(P, N)` tensor on the CPU, in nats.
         """
         check_texts("prompts", prompts)
-        model = self._language_model
+        model = reading_texts(self._language_model)
 
         def answer(count: int) -> torch.Tensor:
             every, candidates = repeat(prompts, count)

@@ -197,43 +197,24 @@ class EncoderDecoderModel(LanguageModel):
             result = replace(result, derivatives=torch.stack(derivatives))
         return result
 
-    @torch.no_grad()
-    def generate(
+    def _continue(
         self,
+        numbers: Sequence[int],
         prompts: Sequence[Sequence[int]],
+        candidates: Sequence[int],
+        replies: list[list[int]],
         max_new_tokens: int,
-        candidates: Sequence[int] | None = None,
-        should_stop: Callable[[int, str], bool] | None = None,
-        forced_tokens: Sequence[Sequence[int]] | None = None,
-        *,
-        keep_special: bool = False,
-        may_stop: Callable[[int], bool] | None = None,
-    ) -> list[str]:
-        """Greedy answers to N prompts, as text, see `LanguageModel.generate`.
-
-        :raises ArithmeticError: if a model gives NaN.
-        """
-        candidates = candidates or [0] * len(prompts)
-        forced_tokens = forced_tokens or [()] * len(prompts)
-        replies = [list(tokens) for tokens in forced_tokens]
-
-        def is_complete(number: int) -> bool:
-            reply = replies[number]
-            asks = should_stop is not None and (may_stop is None or may_stop(reply[-1]))
-            if asks and should_stop is not None and should_stop(number, self.decode(reply)):
-                return True
-            return len(reply) >= max_new_tokens
-
-        numbers_by_length: dict[int, list[int]] = {}  # of the prompts that need more tokens
-        for number, reply in enumerate(replies):
-            if len(reply) < max_new_tokens:
-                numbers_by_length.setdefault(len(reply), []).append(number)
-        for numbers in numbers_by_length.values():
-            some_prompts = [tuple(prompts[number]) for number in numbers]
+        is_complete: Callable[[int], bool],
+    ) -> None:
+        """Append greedy tokens to some replies, those of one length together."""
+        numbers_by_length: dict[int, list[int]] = {}
+        for number in numbers:
+            numbers_by_length.setdefault(len(replies[number]), []).append(number)
+        for alike in numbers_by_length.values():
+            some_prompts = [tuple(prompts[number]) for number in alike]
             for batch in self._batches_of_prompts(some_prompts, cached=max_new_tokens):
-                rows = [numbers[place] for place in batch]
+                rows = [alike[place] for place in batch]
                 self._decode(rows, prompts, candidates, replies, is_complete)
-        return [self.prompts.decode(reply, special=keep_special) for reply in replies]
 
     def _decode(
         self,

@@ -6,7 +6,6 @@ that gives something else is refused. Where experts cannot be added by hooks, or
 each other, merges go into the weights one by one.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +16,6 @@ from evox_evogm.problems.inference.encoder_decoder_forward import pad_right
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.logit_differences import (
     largest_difference,
-    rounded_differently,
     usable,
 )
 from evox_evogm.problems.inference.probe import Probe, in_one_line
@@ -41,11 +39,7 @@ class EncoderDecoderProbe(Probe):
         self._make_plain_passes()
         if not all(bool(usable(logits).any()) for logits in self.expected.values()):
             return self.able.note("found no finite logits, so nothing could be compared")
-        if self.model.forward.is_compiled:
-            self.able = self.able.note(
-                "was compiled in place and runs as it was before, because compiled code ignores "
-                "the experts"
-            )
+        self._note_compiled()
         answers = [
             Answer(0, self.short, self._inputs(self.short, STEPS)),
             Answer(0, self.long, self._inputs(self.long, STEPS - 2)),
@@ -146,32 +140,17 @@ class EncoderDecoderProbe(Probe):
 
     def _check_candidates(self) -> None:
         """Experts by hooks and in the weights, and two candidates in one batch."""
-        pop = torch.full((2, self.n_coefficients), 0.5)
-        pop[0, 1::2] = -0.4
-        pop[1, ::2] = -0.3
+        pop = self._two_candidates()
         answers = []
-        pairs = ((self.short, 0), (self.short, 1), (self.other, 1), (self.long, 1))
-        for row, candidate in pairs:
+        for row, candidate in self._rows_of_candidates():
             count = STEPS if row != self.long else STEPS - 2
             answers.append(Answer(candidate, row, self._inputs(row, count)))
 
         def each_alone() -> list[torch.Tensor]:
             return [self._pass([answer])[0] for answer in answers]
 
-        with self._candidates(pop):
-            try:
-                apart = each_alone()
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # each model raises its own
-                self._switch_off_hooks(f"make the base raise {in_one_line(error)}")
-                return
-            with rounded_differently(self.model.model):
-                moved = largest_difference(each_alone(), apart)
-            if math.isfinite(moved):
-                self.rounding = max(self.rounding, moved)
-        self._check_modes(apart[0], pop[:1])
-        if not self.able.unmerged:
+        apart = self._check_hooks(pop, each_alone)
+        if apart is None:
             return
         with self._candidates(pop):
             reason = self._reason_against_mixing(answers, apart)

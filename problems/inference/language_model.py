@@ -277,13 +277,34 @@ class LanguageModel(ScoredModel):
                 return True
             return len(reply) >= max_new_tokens
 
-        numbers = []  # of the prompts that need more tokens
+        needed = []  # the numbers of the prompts that need more tokens
+        for number, reply in enumerate(replies):
+            if len(reply) < max_new_tokens:
+                needed.append(number)
+        self._continue(needed, prompts, candidates, replies, max_new_tokens, is_complete)
+        return [self.prompts.decode(reply, special=keep_special) for reply in replies]
+
+    def _continue(
+        self,
+        numbers: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        candidates: Sequence[int],
+        replies: list[list[int]],
+        max_new_tokens: int,
+        is_complete: Callable[[int], bool],
+    ) -> None:
+        """Append greedy tokens to some replies, without the end of text.
+
+        :param numbers: of the prompts whose replies go on.
+        :param candidates: of all prompts.
+        :param replies: to all prompts, with the tokens that are known.
+        :param is_complete: takes the number of a prompt whose reply has a further token.
+        """
         rows = []
-        for number, prompt in enumerate(prompts):
-            if len(replies[number]) < max_new_tokens:
-                tokens = (*prompt, *forced_tokens[number])
-                numbers.append(number)
-                rows.append(Row(tokens, candidates[number], shareable=len(prompt) - 1))
+        for number in numbers:
+            prompt = prompts[number]
+            tokens = (*prompt, *replies[number])
+            rows.append(Row(tokens, candidates[number], shareable=len(prompt) - 1))
         for batch in self._prepare(rows, max_new_tokens):
             batch = replace(batch, rows=[numbers[row] for row in batch.rows])
             decode_greedily(
@@ -295,7 +316,6 @@ class LanguageModel(ScoredModel):
                 drop_rows=self.capabilities.drop_rows,
                 least_ended=0.0 if self.device.type == "cpu" else LEAST_ENDED,
             )
-        return [self.prompts.decode(reply, special=keep_special) for reply in replies]
 
 
 def sizes_of(batch_tokens: int | BatchSizes) -> BatchSizes:

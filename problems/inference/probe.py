@@ -127,11 +127,7 @@ class Probe:
         if not all(bool(usable(logits).any()) for logits in self.expected.values()):
             note = "found no finite logits, so nothing could be compared; all passes are plain"
             return self.able.plain().note(note)
-        if self.model.forward.is_compiled:
-            self.able = self.able.note(
-                "was compiled in place and runs as it was before, because compiled code ignores "
-                "the experts"
-            )
+        self._note_compiled()
         for limit in self.limits_beyond:
             self.able = self.able.note(
                 f"has a window or context of {limit} tokens, which a prompt exceeds; the probe "
@@ -143,6 +139,14 @@ class Probe:
         if self.modules:
             self._check_candidates()
         return self.able
+
+    def _note_compiled(self) -> None:
+        """Note it if compiled code of the base is not used."""
+        if self.model.forward.is_compiled:
+            self.able = self.able.note(
+                "was compiled in place and runs as it was before, because compiled code ignores "
+                "the experts"
+            )
 
     def _make_plain_passes(self) -> None:
         """Compute what everything else is compared with.
@@ -260,32 +264,16 @@ class Probe:
 
     def _check_candidates(self) -> None:
         """Experts by hooks and in the weights, and two candidates in one batch."""
-        pop = torch.full((2, self.n_coefficients), 0.5)
-        pop[0, 1::2] = -0.4
-        pop[1, ::2] = -0.3
+        pop = self._two_candidates()
         rows = []
-        pairs = ((self.short, 0), (self.short, 1), (self.other, 1), (self.long, 1))
-        for tokens, candidate in pairs:
+        for tokens, candidate in self._rows_of_candidates():
             rows.append(Row(tokens, candidate, 0, STEPS))
 
         def each_alone() -> list[torch.Tensor]:
             return [self._logits([row], self.able.plain())[0] for row in rows]
 
-        with self._candidates(pop):
-            try:
-                apart = each_alone()
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # each model raises its own
-                self._switch_off_hooks(f"make the base raise {in_one_line(error)}")
-                return
-            # Experts may make a model more sensitive than the base is.
-            with rounded_differently(self.model.model):
-                moved = largest_difference(each_alone(), apart)
-            if math.isfinite(moved):
-                self.rounding = max(self.rounding, moved)
-        self._check_modes(apart[0], pop[:1])
-        if not self.able.unmerged:
+        apart = self._check_hooks(pop, each_alone)
+        if apart is None:
             return
         apart_from_each_other = ("share_layers", "mix_candidates")
         # A recurrent layer may see the padding, whose embedding is 0 until an expert changes it.
@@ -310,6 +298,42 @@ class Probe:
                 attempts,
                 mixed,
             )
+
+    def _two_candidates(self) -> torch.Tensor:
+        """The coefficients `(2, n g)` of two candidates."""
+        pop = torch.full((2, self.n_coefficients), 0.5)
+        pop[0, 1::2] = -0.4
+        pop[1, ::2] = -0.3
+        return pop
+
+    def _rows_of_candidates(self) -> list[tuple[tuple[int, ...], int]]:
+        """The rows that two candidates share, each with its candidate; the first is short."""
+        return [(self.short, 0), (self.short, 1), (self.other, 1), (self.long, 1)]
+
+    def _check_hooks(
+        self, pop: torch.Tensor, each_alone: Callable[[], list[torch.Tensor]]
+    ) -> list[torch.Tensor] | None:
+        """Compare experts by hooks with experts in the weights.
+
+        :param pop: a `(2, n g)` tensor, the candidates.
+        :param each_alone: gives the logits of each row of `_rows_of_candidates` alone.
+        :return: these logits, or None if hooks are switched off.
+        """
+        with self._candidates(pop):
+            try:
+                apart = each_alone()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # each model raises its own
+                self._switch_off_hooks(f"make the base raise {in_one_line(error)}")
+                return None
+            # Experts may make a model more sensitive than the base is.
+            with rounded_differently(self.model.model):
+                moved = largest_difference(each_alone(), apart)
+            if math.isfinite(moved):
+                self.rounding = max(self.rounding, moved)
+        self._check_modes(apart[0], pop[:1])
+        return apart if self.able.unmerged else None
 
     @contextmanager
     def _candidates(self, pop: torch.Tensor) -> Iterator[None]:

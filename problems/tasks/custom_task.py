@@ -1,14 +1,13 @@
 """A task that makes its own requests of a model, and scores the answers itself."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evox_evogm.problems.tasks.task import Task
 
 if TYPE_CHECKING:
     import torch
 
-    from evox_evogm.problems.inference.language_model import LanguageModel
     from evox_evogm.problems.inference.prompts import Request, Tokens
     from evox_evogm.problems.tasks.requests import Case
 
@@ -18,7 +17,8 @@ class CustomTask(Task):
 
     `metrics.py`, `requests.py` and `margins.py` call these methods where they would otherwise look
     at the settings of a task. A subclass is a frozen dataclass as `Task` is, so that its examples
-    can be replaced by some of them.
+    can be replaced by some of them. The model that it gets is the one that it was made for: a
+    `LanguageModel`, or with images an `ImageModel`.
     """
 
     @property
@@ -56,7 +56,7 @@ class CustomTask(Task):
 
     def score(
         self,
-        model: "LanguageModel",
+        model: Any,
         cases: "Sequence[Case] | None" = None,
         *,
         margins: "torch.Tensor | None" = None,
@@ -71,11 +71,11 @@ class CustomTask(Task):
         """
         raise NotImplementedError
 
-    def form(self, model: "LanguageModel") -> tuple:
+    def form(self, model: Any) -> tuple:
         """What tasks have to agree in to share batches."""
         return (self.name,)
 
-    def tokenize(self, model: "LanguageModel") -> int:
+    def tokenize(self, model: Any) -> int:
         """Make all tokens that scoring needs, and check that the base can take them.
 
         :return: the number of tokens of all prompts.
@@ -83,11 +83,11 @@ class CustomTask(Task):
         """
         raise NotImplementedError
 
-    def prompts(self, model: "LanguageModel", cases: "Sequence[Case]") -> "list[Tokens]":
+    def prompts(self, model: Any, cases: "Sequence[Case]") -> "list[Tokens]":
         """The prompt tokens of each case."""
         raise NotImplementedError
 
-    def gold_requests(self, model: "LanguageModel") -> "list[Request]":
+    def gold_requests(self, model: Any) -> "list[Request]":
         """The questions with their right answers and the end of the text, in tokens.
 
         :raises ValueError: if the task has no right answers.

@@ -21,6 +21,8 @@ from evox_evogm.problems.inference.derivatives import log_probabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prefix_cache import LEAST_SAVING, common_prefix
 from evox_evogm.problems.inference.prompts import Tokens
+from evox_evogm.problems.inference.scored_model import ScoredModel
+from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.tasks.abstain_qa import abstain_qa
 from evox_evogm.problems.tasks.choices import choice_likelihood, multiple_choice_generation
 from evox_evogm.problems.tasks.custom_task import CustomTask
@@ -29,9 +31,7 @@ from evox_evogm.problems.tasks.requests import Case, answer_request, candidates_
 from evox_evogm.problems.tasks.task import METRIC_NAMES, Task
 
 
-def score_task(
-    task: Task, model: LanguageModel, margins: torch.Tensor | None = None
-) -> torch.Tensor:
+def score_task(task: Task, model: ScoredModel, margins: torch.Tensor | None = None) -> torch.Tensor:
     """Score every example of a task.
 
     :param task: S examples and a metric.
@@ -49,7 +49,7 @@ def metric_of(task: Task) -> Callable[..., torch.Tensor]:
 
 def score_tasks(
     tasks: Sequence[Task],
-    model: LanguageModel,
+    model: ScoredModel,
     count: int,
     margins: Mapping[str, torch.Tensor],
     derivatives: Mapping[str, torch.Tensor] | None = None,
@@ -94,7 +94,7 @@ def score_tasks(
     return scores
 
 
-def group_tasks(tasks: Sequence[Task], model: LanguageModel) -> list[list[Task]]:
+def group_tasks(tasks: Sequence[Task], model: ScoredModel) -> list[list[Task]]:
     """Groups of tasks that share batches: they agree in all settings of the metric.
 
     A task whose prompts have a long common prefix stays alone, so that the prefix runs once.
@@ -111,7 +111,7 @@ def group_tasks(tasks: Sequence[Task], model: LanguageModel) -> list[list[Task]]
             task.chat,
             task.max_new_tokens,
             task.protocol,
-            shared_prompt_prefix(task, model),
+            shared_prompt_prefix(task, reading_texts(model)),
         )
         groups.setdefault(form, []).append(task)
     return list(groups.values())

@@ -8,6 +8,8 @@ import torch
 from evox_evogm.problems.inference.derivatives import log_probabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request
+from evox_evogm.problems.inference.scored_model import ScoredModel
+from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.tasks.check_tokens import TokenCheck, naming
 from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.task import Example, Task
@@ -24,7 +26,7 @@ class Case(NamedTuple):
     example: Example
 
 
-def tokenize_task(task: Task, model: LanguageModel) -> int:
+def tokenize_task(task: Task, model: ScoredModel) -> int:
     """Make all tokens that scoring the task needs, and check that the base can take them.
 
     The model keeps them.
@@ -35,6 +37,7 @@ def tokenize_task(task: Task, model: LanguageModel) -> int:
     """
     if isinstance(task, CustomTask):
         return task.tokenize(model)
+    model = reading_texts(model)
     check = TokenCheck(task, model)
     tokens = 0
     for example in task.examples:
@@ -65,10 +68,11 @@ def cases_or_all(task: Task, cases: Sequence[Case] | None) -> Sequence[Case]:
     return [Case(0, example) for example in task.examples]
 
 
-def prompts_of(task: Task, model: LanguageModel, cases: Sequence[Case]) -> list[tuple[int, ...]]:
+def prompts_of(task: Task, model: ScoredModel, cases: Sequence[Case]) -> list[tuple[int, ...]]:
     """The prompt tokens of each case."""
     if isinstance(task, CustomTask):
         return task.prompts(model, cases)
+    model = reading_texts(model)
     return [model.prompt_tokens(case.example.prompt, chat=task.chat) for case in cases]
 
 
@@ -107,13 +111,14 @@ def greedy_request(task: Task, model: LanguageModel, example: Example) -> Reques
     return prompt, (*answer, model.end_token)
 
 
-def requests_of(task: Task, model: LanguageModel) -> list[Request]:
+def requests_of(task: Task, model: ScoredModel) -> list[Request]:
     """The questions of a task with their right answers and the end of the text, in tokens.
 
     :raises ValueError: as `tokenize_task` does.
     """
     if isinstance(task, CustomTask):
         return task.gold_requests(model)
+    model = reading_texts(model)
     check = TokenCheck(task, model)
     requests = []
     for example in task.examples:

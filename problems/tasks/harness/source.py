@@ -180,7 +180,7 @@ class HarnessSource:
 
     @staticmethod
     def _encoder(model: LanguageModel):
-        arguments = model.prompts.chat_template.arguments
+        arguments = model.prompts.chat_template.rendering
         return make_encoder(model.model, model.tokenizer, arguments)
 
     def _encode(self, encoder, instance) -> InstanceTokens:
