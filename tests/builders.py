@@ -37,7 +37,7 @@ def build_model(architecture: str = "llama", **changes):
     shared |= {"num_attention_heads": 4, "num_key_value_heads": 2, **changes}
     if architecture == "gemma":
         return hf.GemmaForCausalLM(hf.GemmaConfig(head_dim=4, **shared)).eval()
-    names = {"llama": "Llama", "qwen2": "Qwen2"}
+    names = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
     config = getattr(hf, f"{names[architecture]}Config")(**shared)
     return getattr(hf, f"{names[architecture]}ForCausalLM")(config).eval()
 

@@ -11,6 +11,7 @@ import torch
 from evox.core import Problem
 from evox.workflows import StdWorkflow
 
+from evox_evogm.command.budget_words import budget_words
 from evox_evogm.command.confirm import cost_of_confirmation
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.messages import print_notes, print_text
@@ -27,6 +28,7 @@ from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.adapters.odd_experts import spectra_of
 from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.tasks.requests import Case, gold_text, prompts_of
 from evox_evogm.problems.trained_lora import cost_of_training
 
@@ -78,7 +80,8 @@ def describe_parts(merge_run: MergeRun, seconds: float) -> None:
     print(f"base: {base}, {size / 1e6:,.0f} million parameters in {where}, read in {seconds:.0f} s")
     for expert in problem.experts:
         if expert.checkpoint is not None:
-            print(f"expert: {sanitize(expert.name)}, {expert.checkpoint.words()}")
+            words = expert.checkpoint.words() + describe_size(expert)
+            print(f"expert: {sanitize(expert.name)}, {words}")
             continue
         ranks = [factors.a.shape[-2] for factors in expert.modules.values()]
         modules = counted(len(expert.modules), "module")
@@ -96,7 +99,7 @@ def describe_parts(merge_run: MergeRun, seconds: float) -> None:
 
 
 def describe_size(expert: Expert) -> str:
-    """The norm of what an adapter changes, and how much of it goes in one direction, in words."""
+    """The norm of what an expert changes, and how much of it goes in one direction, in words."""
     (found,) = spectra_of([expert])
     if not found.modules:
         return ", which change nothing"
@@ -183,9 +186,10 @@ def show_prompts(merge_run: MergeRun) -> None:
         example = task.examples[0]
         if not example.prompt:  # a function has prompts of its own
             continue
+        tokenizer = reading_texts(model).tokenizer
         (tokens,) = prompts_of(task, model, [Case(0, example)])
         print(f"\ntask {sanitize(task.name)}, first prompt:")
-        print_text(str(model.tokenizer.decode(list(tokens))))
+        print_text(str(tokenizer.decode(list(tokens))))
         print("what the task expects:")
         print_text(gold_text(task, example))
 
@@ -218,9 +222,7 @@ def predict(merge_run: MergeRun, tried: Tried) -> list[str]:
         f"    {minutes(table)} for the final table, {most}{minutes(together)} together",
         f"memory: {peak_memory()}, as this check took",
     ]
-    if evaluations is not None and settings.limit != limit:
-        lines.append(f"    (of {settings.limit}, whole populations are made)")
-    return lines
+    return [*lines, *budget_words(merge_run)]
 
 
 def _evaluations(limit: Budget, points: float) -> str:
@@ -241,6 +243,9 @@ def extra_evaluations(merge_run: MergeRun) -> dict[str, float]:
         tasks = merge_run.further, problem.tasks
         what = f"the best merges again (at most {settings.confirm})"
         found[what] = cost_of_confirmation(*tasks, settings.confirm)
+    if settings.test_points:
+        dev, test = (_letters(tasks) for tasks in (merge_run.tasks.dev, merge_run.tasks.test))
+        found["test scores of the history"] = settings.test_points * test / dev
     if wants_contributions(settings.contributions, problem.n_experts):
         found["the merge without each expert"] = problem.n_experts
     return found

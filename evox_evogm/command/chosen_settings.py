@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from evox_evogm.command.tasks import RunTasks
     from evox_evogm.problems.scalarization import Objective
 
-FOUND_OUT = ("dtype", "mode", "batch_tokens", "max_memory", "tasks", "constraints")
+FOUND_OUT = ("dtype", "mode", "batch_tokens", "max_memory", "tasks", "constraints", "chat_date")
 OF_FUNCTIONS = ("dev", "test", "margins")
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from evox_evogm.command.number_format import short, with_error
+from evox_evogm.command.number_format import with_error
 from evox_evogm.command.result import EXAMPLES
 from evox_evogm.command.run_folder import has_begun, read_table, saved_digests
 from evox_evogm.command.significance import p_value
@@ -185,11 +185,11 @@ def verdict(first: Model, second: Model, split: str, mean: Compared) -> str:
     if lead.difference == 0:
         return f"{on} both have the same mean score."
     where = "above" if lead.difference > 0 else "below"
-    words = f"{on}, {first.name} is {short(abs(lead.difference))}"
+    words = f"{on}, {first.name} is {with_error(abs(lead.difference), lead.se)}"
     if math.isnan(lead.p):
         return f"{words} {where} {second.name}; the examples do not say whether that is chance."
     beyond = "beyond chance" if lead.p < LEVEL else "this may be chance"
-    return f"{words} ± {short(lead.se)} {where} {second.name}: {beyond} ({p_value(lead.p)})."
+    return f"{words} {where} {second.name}: {beyond} ({p_value(lead.p)})."
 
 
 def print_comparison(lines: Sequence[Compared], console: Console) -> None:

@@ -136,17 +136,22 @@ def describe(candidate: Confirmed, objective: Objective) -> dict[str, Any]:
 
 
 def score_on(
-    problem: LoRAMergeProblem, points: torch.Tensor, further: Sequence[Task], out: Path
+    problem: LoRAMergeProblem,
+    points: torch.Tensor,
+    further: Sequence[Task],
+    out: Path,
+    file: str = SCORES,
 ) -> dict[tuple[float, ...], ByExample]:
     """The scores of merges on further examples; those that are written down are not made again.
 
     :param points: a `(k, n g)` tensor.
     :param further: the tasks with further examples.
     :param out: the run folder.
+    :param file: in it, where scores are written down.
     :return: by point the scores by task and example; without merges that failed.
     """
     sha256 = digest_of(further)
-    with Journal(out / SCORES) as journal:
+    with Journal(out / file) as journal:
         known = _known(journal.records, sha256)
         unknown = [row for row, point in enumerate(points.tolist()) if tuple(point) not in known]
         for block in points[unknown].split(problem.candidates_at_once):

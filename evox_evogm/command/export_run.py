@@ -23,6 +23,7 @@ from evox_evogm.command.opened_run import open_run
 from evox_evogm.command.result import read_coefficients
 from evox_evogm.command.score_models import problem_of
 from evox_evogm.command.settings import read_settings
+from evox_evogm.command.sources import base_of_settings
 from evox_evogm.command.tasks import read_tasks
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.checkpoints.full_checkpoint import has_checkpoints
@@ -64,7 +65,6 @@ def export(
     :param published: `best_solution.json` of the published code, in place of the run's result.
     :raises ValueError: if something cannot be exported, in one sentence.
     """
-    check_options(source, wanted, settings_file, published)
     if source.is_file():
         merge = _of_settings(source, published, wanted.device)
     else:
@@ -80,27 +80,6 @@ def export(
     for line in exported.lines():
         print(sanitize(line))
     return exported
-
-
-def check_options(
-    source: Path, wanted: Wanted, settings_file: Path | None, published: Path | None
-) -> None:
-    """Refuse options that would do nothing.
-
-    :raises ValueError: naming the option.
-    """
-    if wanted.front is not None and published is not None:
-        raise ValueError(
-            "export: expected --front or --from, found both; the published code has no front"
-        )
-    if not source.is_file():
-        return
-    for option, value in (("--settings", settings_file), ("--front", wanted.front)):
-        if value is not None:
-            raise ValueError(
-                f"export: expected {option} with the folder of a finished run, found the settings "
-                f"file {source}"
-            )
 
 
 def _default_folder(source: Path) -> Path:
@@ -134,7 +113,7 @@ def _of_settings(
         raise ValueError(f"export: {expected}, found {settings_file}")
     print("reading the base model, experts and tasks ...", flush=True)
     settings, folder = read_settings(settings_file, device=device)
-    tasks = read_tasks(settings.tasks, folder)
+    tasks = read_tasks(settings.tasks, folder, base_of_settings(settings, folder))
     experts = expert_folders(settings.experts, folder)
     problem = problem_of(settings, folder, experts, tasks)
     coefficients = read_published(published, problem)

@@ -8,6 +8,7 @@ import torch
 
 from evox_evogm.command.adapter import adapter_fault, export_merge
 from evox_evogm.command.harness_check import check_by_harness, notes_of_harness
+from evox_evogm.command.history_on_test import score_history
 from evox_evogm.command.html_report import write_page
 from evox_evogm.command.information import (
     describe_flat_tasks,
@@ -17,8 +18,10 @@ from evox_evogm.command.information import (
 from evox_evogm.command.notes import notes_of_box, notes_of_failed_rows
 from evox_evogm.command.objective_report import describe_front, describe_objective
 from evox_evogm.command.report_data import (
-    add_contributions,
+    add_to_report,
     collect_report_data,
+    leave_one_out,
+    or_failure,
     wants_contributions,
     write_report_data,
 )
@@ -35,6 +38,7 @@ from evox_evogm.command.stopping_rule import describe_stop
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.command.trial_remarks import remarks_on_trial
 from evox_evogm.problems.adapters.adapter_dtype import dtype_name, resolve_adapter_dtype
+from evox_evogm.problems.inference.quantised_base import quantised_as
 
 if TYPE_CHECKING:
     from evox_evogm.command.merge_run import MergeRun
@@ -64,6 +68,7 @@ def finish_run(run: "MergeRun", best: torch.Tensor, rows: Sequence[ScoreRow]) ->
     if run.stopped:
         result["notes"].append(result["stopped"])
     result["dtype"] = run.dtype
+    result["quantization"] = quantised_as(problem.language_model.model)
     result["base_sha256"] = run.digests["base"]
     result["sources"] = sources_of(problem)
     if result["checkpoints"]:
@@ -81,6 +86,9 @@ def finish_run(run: "MergeRun", best: torch.Tensor, rows: Sequence[ScoreRow]) ->
     data = collect_report_data(
         problem, run.tasks, best, rows, contributions=contributions, box=run.box
     )
+    count = settings.test_points
+    if count:
+        data["test_points"] = or_failure(lambda: score_points(run, count))
     write_report_data(data, out)
     write_result(result, out, run.folder)
     write_page(out)
@@ -133,7 +141,17 @@ def complete_report(run: "MergeRun") -> bool:
 
     :return: whether something was added.
     """
-    if not wants_contributions(run.settings.contributions, run.problem.n_experts):
-        return False
-    best = read_coefficients(run.result(), run.problem)
-    return add_contributions(run.problem, best, run.out)
+    added = False
+    if wants_contributions(run.settings.contributions, run.problem.n_experts):
+        best = read_coefficients(run.result(), run.problem)
+        added |= add_to_report(run.out, "contributions", lambda: leave_one_out(run.problem, best))
+    count = run.settings.test_points
+    if count:
+        added |= add_to_report(run.out, "test_points", lambda: score_points(run, count), count)
+    return added
+
+
+def score_points(run: "MergeRun", count: int) -> dict:
+    """Test scores of so many merges of the history."""
+    records = run.records or run.lock.journal.records  # the latter of a run that was opened again
+    return score_history(run.problem, records, run.tasks.test, count, run.out)

@@ -6,13 +6,18 @@ from pathlib import Path
 
 from evox_evogm.command.task_settings import TaskSettings
 from evox_evogm.command.tasks import RunTasks, read_task
+from evox_evogm.problems.images.image_task import ImageExample
 from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.harness.documents import content_of
 from evox_evogm.problems.tasks.task import Task
 
 
 def read_further(
-    entries: Sequence[TaskSettings], tasks: RunTasks, folder: Path, count: int | None
+    entries: Sequence[TaskSettings],
+    tasks: RunTasks,
+    folder: Path,
+    count: int | None,
+    base: str | None = None,
 ) -> list[Task]:
     """The tasks of a run with further dev examples in place of those of the search.
 
@@ -23,12 +28,13 @@ def read_further(
     :param tasks: the tasks of the run, in this order.
     :param folder: the folder that paths are relative to.
     :param count: how many of each task, where there are so many; by default as many as in dev.
+    :param base: see `read_tasks`.
     :return: the tasks that have any.
     :raises ValueError: if no task has any.
     """
     found = []
     for entry, dev, test in zip(entries, tasks.dev, tasks.test, strict=True):
-        examples = _further(entry, dev, test, folder, count or len(dev.examples))
+        examples = _further(entry, dev, test, folder, count or len(dev.examples), base)
         if examples:
             found.append(replace(dev, examples=tuple(examples)))
     if not found:
@@ -39,7 +45,9 @@ def read_further(
     return found
 
 
-def _further(entry: TaskSettings, dev: Task, test: Task, folder: Path, count: int) -> list:
+def _further(
+    entry: TaskSettings, dev: Task, test: Task, folder: Path, count: int, base: str | None
+) -> list:
     """At most `count` further examples of a task, see `read_further`."""
     # A function has no examples, and what is scored as a whole has no mean over examples.
     as_a_whole = isinstance(dev, CustomTask) and not dev.scores_by_example
@@ -47,7 +55,7 @@ def _further(entry: TaskSettings, dev: Task, test: Task, folder: Path, count: in
         return []
     longer = entry.model_copy(update={"dev": entry.dev + count})
     try:
-        candidates = read_task(longer, folder)[0].examples
+        candidates = read_task(longer, folder, base)[0].examples
     except ValueError as error:
         raise ValueError(f"confirm: {error}; take a smaller confirm_examples") from error
     ids = {example.id for example in dev.examples}
@@ -65,6 +73,8 @@ def _question(example) -> tuple:
     """What an example asks: of the harness the document, without worked examples."""
     if hasattr(example, "source"):
         return (content_of(example.source.documents[example.place]),)
+    if isinstance(example, ImageExample):
+        return (example.id,)
     return example.prompt, example.target, example.choices
 
 

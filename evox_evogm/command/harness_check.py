@@ -11,6 +11,7 @@ from evox_evogm.command.tasks import RunTasks
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.adapters.export import loaded_by_peft
 from evox_evogm.problems.checkpoints.full_checkpoint import has_checkpoints
+from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.one_merge import as_one_merge
 from evox_evogm.problems.tasks.harness.hflm import score_by_hflm
@@ -73,8 +74,8 @@ def _score(
     problem: LoRAMergeProblem, task: HarnessTask, folder: Path | None, best: torch.Tensor
 ) -> float:
     """The score of the adapter in a folder, of the base, or of a merge in its weights."""
-    model = problem.language_model
-    arguments = model.prompts.chat_template.arguments
+    model = reading_texts(problem.language_model)
+    arguments = model.prompts.chat_template.rendering
     if has_checkpoints(problem.experts):
         with as_one_merge(problem.scorer, best):
             return score_by_hflm(task, model.model, model.tokenizer, arguments)

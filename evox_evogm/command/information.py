@@ -12,8 +12,11 @@ from evox_evogm.command.scores import ScoreRow, dev_scores_by_point
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.functions.fitness_task import FitnessTask
+from evox_evogm.problems.images.image_task import ImageTask
 from evox_evogm.problems.inference.base_model import ready_to_score
 from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.scored_model import ScoredModel
+from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.tasks.requests import Case, gold_text, prompts_of
 from evox_evogm.problems.tasks.task import Task
 
@@ -32,6 +35,13 @@ CAUSES_OF_FUNCTIONS = (
     "nothing of its answers.",
     "Answers are too short (max_new_tokens), or prompts are of the wrong kind (chat).",
     "The experts change nothing in what the function asks, or it is too easy or too hard.",
+)
+
+
+CAUSES_OF_IMAGES = (
+    "The classes are not in the order of the head's rows: give classes in the task's settings.",
+    "The head belongs to another base, or the image processor to another model.",
+    "The experts change nothing in these tasks, or all images are too easy or too hard.",
 )
 
 
@@ -107,7 +117,7 @@ def describe_flat_tasks(flat: Sequence[FlatTask]) -> list[str]:
     return notes
 
 
-def explain_no_information(flat: Sequence[FlatTask], model: LanguageModel) -> NoInformation:
+def explain_no_information(flat: Sequence[FlatTask], model: ScoredModel) -> NoInformation:
     """What to tell the user of a run in which every task is flat.
 
     :param flat: the tasks, at least one.
@@ -120,9 +130,12 @@ def explain_no_information(flat: Sequence[FlatTask], model: LanguageModel) -> No
     with_examples = [found for found in flat if not isinstance(found.task, FitnessTask)]
     if not with_examples:
         return describe_function(flat[0], sentence)
+    if isinstance(with_examples[0].task, ImageTask):
+        return describe_images(with_examples[0].task, sentence)
     zeros = [found for found in zeros if found in with_examples]
     task = (zeros or with_examples)[0].task
     example = task.examples[0]
+    model = reading_texts(model)
     (prompt,) = prompts_of(task, model, [Case(0, example)])
     return NoInformation(
         sentence=sentence,
@@ -150,6 +163,23 @@ def describe_function(flat: FlatTask, sentence: str) -> NoInformation:
         prompt=f"(prompts of the function {flat.task.source})",
         output=f"(scored {flat.dev:g} on dev and {flat.test:g} on test)",
         expected="(scores that differ between merges)",
+    )
+
+
+def describe_images(task: ImageTask, sentence: str) -> NoInformation:
+    """What to tell the user where tasks are of images.
+
+    :param task: the first of them.
+    :param sentence: what all scores are.
+    """
+    return NoInformation(
+        sentence=sentence,
+        causes=CAUSES_OF_IMAGES,
+        task=task.name,
+        example=task.examples[0].id,
+        prompt="(an image)",
+        output="(a class)",
+        expected=f"(class {task.examples[0].label})",
     )
 
 

@@ -9,13 +9,13 @@ from evox_evogm.command.describe_settings import as_yaml
 from evox_evogm.command.init_tasks import (
     example_task,
     given_task,
-    path_from,
     suggested_tasks,
     write_examples,
 )
 from evox_evogm.command.licences import LicenceReport, Part, find_conflicts, part_of
 from evox_evogm.command.look_at_adapters import LookedAt, base_of, look_at
 from evox_evogm.command.named_adapters import base_of_words
+from evox_evogm.command.relative_paths import path_from
 from evox_evogm.command.settings import parse_settings, read_table
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
@@ -26,20 +26,15 @@ from evox_evogm.resume.atomic_write import atomic_write
 BUDGET = 60
 
 
-def init(
-    words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str], *, replace: bool
-) -> None:
+def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]) -> None:
     """Look at adapters, write a settings file, and say what comes next.
 
     :param words: adapters, see `named_adapters`.
     :param out: the settings file.
     :param base: the base model; by default what the adapters name.
     :param tasks: as `given_task` takes them; by default what the adapters suggest, or examples.
-    :param replace: whether a file that is there may go.
-    :raises ValueError: if there are no adapters, they do not belong together, or a file is there.
+    :raises ValueError: if there are no adapters, or they do not belong together.
     """
-    if out.exists() and not replace:
-        raise ValueError(f"out: expected a new file, found {out}; give another name, or --replace")
     adapters = look_at(words)
     for adapter in adapters:
         print(f"{sanitize(adapter.name)}: {adapter.words}")

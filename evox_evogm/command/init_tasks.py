@@ -2,12 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
-from importlib.util import find_spec
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from evox_evogm.command.look_at_adapters import LookedAt
+from evox_evogm.command.early_checks import check_data_set, data_sets_of_reasoning_gym
+from evox_evogm.command.relative_paths import path_from
+
+if TYPE_CHECKING:
+    from evox_evogm.command.look_at_adapters import LookedAt
 
 DEV, TEST = 8, 40  # procedural examples
 EXAMPLES = {"dev": "example_dev.jsonl", "test": "example_test.jsonl"}
@@ -27,7 +30,7 @@ def given_task(word: str, folder: Path) -> dict:
     reader, _, source = word.partition(":")
     if reader in READERS and source:
         if reader == "reasoning_gym":
-            check_data_set(source)
+            check_data_set(source, "task")
         return {reader: source, "dev": DEV, "test": TEST}
     files = [Path(name) for name in word.split(",")]
     if len(files) == 1 and files[0].suffix == ".jsonl" and "dev" in files[0].name:
@@ -47,18 +50,6 @@ def given_task(word: str, folder: Path) -> dict:
     raise ValueError(f"task: expected DEV.jsonl,TEST.jsonl or one JSON file, found {word!r}")
 
 
-def check_data_set(name: str) -> None:
-    """Refuse a name that reasoning-gym, where it is installed, does not know.
-
-    :raises ValueError: with the nearest name.
-    """
-    known = data_sets_of_reasoning_gym()
-    if known and name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"task: expected a data set of reasoning-gym, found {name!r}{hint}")
-
-
 def name_without_split(dev: Path) -> str:
     """The name of a task whose dev examples are in a file: `sums` for `sums_dev.jsonl`."""
     return re.sub(r"(?<=.)[_-]dev$", "", dev.stem)
@@ -74,13 +65,7 @@ def has_choices(file: Path) -> bool:
     return isinstance(first, dict) and bool(first.get("choices"))
 
 
-def path_from(path: Path, folder: Path) -> str:
-    """A path as a settings file in a folder has it: relative below the folder, else absolute."""
-    path, folder = path.resolve(), folder.resolve()
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
-
-
-def suggested_tasks(adapters: Iterable[LookedAt]) -> list[dict]:
+def suggested_tasks(adapters: "Iterable[LookedAt]") -> list[dict]:
     """Tasks whose data set has the name of an adapter, so that it was probably made for it."""
     known = data_sets_of_reasoning_gym()
     tasks = []
@@ -88,15 +73,6 @@ def suggested_tasks(adapters: Iterable[LookedAt]) -> list[dict]:
         if adapter.name in known:
             tasks.append({"reasoning_gym": adapter.name, "dev": DEV, "test": TEST})
     return tasks
-
-
-def data_sets_of_reasoning_gym() -> Sequence[str]:
-    """The names of its data sets; none where it is not installed."""
-    if find_spec("reasoning_gym") is None:
-        return ()
-    from reasoning_gym.factory import DATASETS
-
-    return list(DATASETS)
 
 
 def example_task() -> dict:

@@ -87,8 +87,8 @@ def _look_at(named: NamedAdapter, name: str) -> LookedAt:
     if expert.checkpoint is not None:
         files = expert.checkpoint.files
         base, licence = base_in_card(folder), read_licence(folder)
-        count, data = len(files.stored), data_of(folder)
-        return LookedAt(name, folder, base, (0, 0), count, (), licence, data, files.bytes)
+        count, data, hub = len(files.stored), data_of(folder), named.hub
+        return LookedAt(name, folder, base, (0, 0), count, (), licence, data, files.bytes, hub)
     ranks = [factors.a.shape[-2] for factors in expert.modules.values()]
     return LookedAt(
         name=name,

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from evox_evogm.command.html_report.page import write_report
-from evox_evogm.command.opened_run import check_finished
 from evox_evogm.command.report import report_markdown
 from evox_evogm.command.result import read_result
+from evox_evogm.command.run_files import check_finished
 from evox_evogm.resume.atomic_write import atomic_write
 
 

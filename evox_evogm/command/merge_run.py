@@ -10,6 +10,7 @@ The run folder holds
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,10 +27,12 @@ from evox_evogm.command.earlier_rows import earlier_rows
 from evox_evogm.command.experts import expert_folders, tasks_of_experts
 from evox_evogm.command.finished_run import finish_run
 from evox_evogm.command.further_examples import notes_of_further, read_further
+from evox_evogm.command.kept_overrides import keep_overrides
 from evox_evogm.command.licences import check_licences, licences_of
 from evox_evogm.command.notes import notes_of_inputs
 from evox_evogm.command.objective_errors import error_of_record
 from evox_evogm.command.result import read_result
+from evox_evogm.command.run_files import REGMEAN
 from evox_evogm.command.run_folder import (
     ENDS,
     RESULT,
@@ -75,11 +78,16 @@ class MergeRun:
     :param settings: what to do.
     :param folder: the folder that paths in the settings are relative to.
     :param out: the run folder: new, empty, or of an earlier run with these settings, which goes on.
+    :param overrides: the words of the command line that are in the settings, which the folder is
+        to keep; None leaves those that it has.
     :raises ValueError: if a setting, a file or an adapter cannot be used, in one sentence.
     """
 
-    def __init__(self, settings: RunSettings, folder: Path, out):
+    def __init__(
+        self, settings: RunSettings, folder: Path, out, overrides: Sequence[str] | None = None
+    ):
         self.out = Path(out)
+        self.overrides = overrides
         self.folder = folder
         self.lock = RunLock(self.out)
         try:
@@ -98,13 +106,14 @@ class MergeRun:
         commits = saved_commits(self.out)
         experts = expert_folders(settings.experts, folder, commits)
         pop_size = population_size(settings, len(experts))
-        self.tasks = read_tasks(settings.tasks, folder)
+        base = base_of_settings(settings, folder, commits)
+        self.tasks = read_tasks(settings.tasks, folder, base)
         self.confirmed: dict | None = None  # what `confirm` has found
         self.further: list[Task] = []  # with further dev examples, for `confirm`
         goes_further = self.saved is not None and self._goes_further(self.saved)
         if settings.confirm and (goes_further or not self._is_confirmed()):
             count = settings.confirm_examples
-            self.further = read_further(settings.tasks, self.tasks, folder, count)
+            self.further = read_further(settings.tasks, self.tasks, folder, count, base)
         self.objective = objective_of_settings(settings, self.tasks.dev)
         own_tasks = tasks_of_experts(settings.regmean, experts, self.tasks.dev)
         box = box_of(len(experts), regressed=own_tasks is not None)
@@ -112,7 +121,6 @@ class MergeRun:
         if settings.trial:
             check_trial(self.tasks.dev)
         make_algorithm(settings, pop_size, box, self.tasks.dev, len(experts))
-        base = base_of_settings(settings, folder, commits)
         self.problem = self._load_problem(folder, base, experts, own_tasks, device)
         self.commits = commits_of(settings, folder, experts, self.problem)
         check_licences(licences_of(self.problem), strict=settings.strict_licences)
@@ -132,6 +140,9 @@ class MergeRun:
         self.counter: ProgressCounter | None = None
         self.resumable: ResumableSearch | None = None
         self.stopped = False  # whether the search ended before its budget
+        if self.saved is not None and self.overrides is not None:
+            # What would have let a finished run go on, and did not, changes nothing.
+            keep_overrides(self.out, self.overrides, but=ENDS if self.finished else ())
 
     def _settings_as_saved(self, settings: RunSettings) -> RunSettings:
         """The settings with what an earlier process chose for `auto`."""
@@ -162,6 +173,8 @@ class MergeRun:
             objectives=objectives_of(settings),
             objective=self.objective,
             dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
+            quantization=settings.quantization,
+            device_map=settings.device_map,
             device=device,
             batch_tokens=batch_tokens_of(settings),
             max_memory=max_memory_of(settings),
@@ -170,9 +183,11 @@ class MergeRun:
             other_tasks=self.tasks.test,
             groups=settings.groups,
             regmean=own_tasks,
+            regmean_file=self.out / REGMEAN,
             trust_remote_code=settings.trust_remote_code,
             same_base=settings.same_base,
             chat_template=settings.chat_template,
+            chat_date=settings.date_of_chats,
             chat_template_file=None if template is None else folder / template,
             on_evaluations=self._report,
         )
@@ -224,7 +239,7 @@ class MergeRun:
         evaluations = self.settings.limit.evaluations
         if evaluations is None or self.settings.racing:  # the number of steps is open
             return self.settings.limit
-        return Budget(evaluations - (evaluations - self._kept) % self._step_cost)
+        return Budget(evaluations - (evaluations - self.kept) % self._step_cost)
 
     def _has_room(self, done: float, seconds: float) -> bool:
         """Whether the budget has room for another step.
@@ -236,7 +251,7 @@ class MergeRun:
         if limit.evaluations is None:
             assert limit.seconds is not None
             return seconds < limit.seconds
-        return done + self._step_cost + self._kept <= limit.evaluations
+        return done + self._step_cost + self.kept <= limit.evaluations
 
     @property
     def directions(self) -> str | list[str]:
@@ -249,14 +264,19 @@ class MergeRun:
         return getattr(self.workflow.algorithm, "box", None)
 
     @property
-    def _kept(self) -> int:
+    def kept(self) -> int:
         """Evaluations that are kept for the recommended merge."""
         return recommendation_cost(self.algorithm, self.settings.limit.evaluations)
 
     @property
     def _step_cost(self) -> int:
         """What a step costs, in full evaluations."""
-        return self.algorithm.pop_size * cost_of_point(self.settings.algorithm)
+        return self.algorithm.pop_size * self.cost_of_point
+
+    @property
+    def cost_of_point(self) -> int:
+        """What a merge costs, in full evaluations."""
+        return cost_of_point(self.settings.algorithm)
 
     @property
     def dtype(self) -> str:
@@ -320,7 +340,7 @@ class MergeRun:
         return recommended(
             self.workflow.algorithm,
             self.records,
-            evaluate=self._kept > 0,
+            evaluate=self.kept > 0,
             objective=self.problem.objective,
         )
 
@@ -355,10 +375,19 @@ class MergeRun:
         found = {"dtype": self.dtype, "mode": dict(self.problem.modes)}
         found |= chosen(self.settings, self.tasks, self.problem.objective)
         found |= chosen_batches(self.settings, self.problem)
+        if self.problem.chat_date is not None:
+            found["chat_date"] = self.problem.chat_date.isoformat()
         self.settings = self.settings.model_copy(update=found)
         made = made_with(self.problem.language_model, self.tasks.dev)
         write_inputs(
-            self.out, self.settings, self.digests, made, self.notes, self.folder, self.commits
+            self.out,
+            self.settings,
+            self.digests,
+            made,
+            self.notes,
+            self.folder,
+            self.commits,
+            self.overrides or (),
         )
         self.saved = self.settings  # now the folder is a run
 
@@ -423,12 +452,15 @@ def forget_examples(records: Sequence[dict]) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device of a name; `auto` takes a GPU where there is one.
+    """The torch device of a name; `auto` takes a GPU where there is one, a rank its own.
 
     :raises ValueError: if torch cannot use it here.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if name in ("auto", "cuda"):
+        # torchrun numbers the ranks of a machine, each of which has a GPU.
+        name = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

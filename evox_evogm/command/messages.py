@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evox_evogm.command.budget_words import budget_words
 from evox_evogm.monitoring.counted import counted
 from evox_evogm.monitoring.escaping import printable_lines, sanitize
 
@@ -29,6 +30,8 @@ def print_plan(merge_run: "MergeRun") -> None:
     tasks = f"{counted(len(problem.tasks), 'task')} with {counted(examples, 'dev example')}"
     where = f"on {problem.language_model.device} in {merge_run.dtype}"
     print(f"{experts}, {tasks}, {merge_run.limit} {where}")
+    for line in budget_words(merge_run):
+        print(line)
     print_notes(merge_run.notes)
     print(f"run folder: {merge_run.out}", flush=True)
     saved = merge_run.saved
@@ -90,7 +93,7 @@ def print_result(result: dict, notes: Sequence[str], out: Path, console: "Consol
     from evox_evogm.command.significance import not_beyond_chance, remarks_on_chance
 
     errors = " ± its standard error" if has_errors(result["scores"]) else ""
-    print(f"\nscores, dev / test{errors}")
+    print(f"\nscores, dev (which the search saw) / test (which it did not){errors}")
     print_scores(result["scores"], console)
     remarks = remarks_on_merge(result["scores"], result.get("confirm"))
     remarks += remarks_on_confirm(result.get("confirm")) + remarks_on_objective(result)
@@ -104,7 +107,8 @@ def print_result(result: dict, notes: Sequence[str], out: Path, console: "Consol
         coefficients.append(f"{sanitize(name)} {value:+.3f}")
     what = "mean coefficients" if result["coefficients_by_group"] else "coefficients"
     whose = " of the regressed experts" if result["regmean"] else ""
-    print(f"\n{what}{whose}: {', '.join(coefficients)}")
+    meaning = "1 for each is the RegMean merge" if result["regmean"] else "1 adds all of an expert"
+    print(f"\n{what}{whose} ({meaning}): {', '.join(coefficients)}")
     print_adapter(result["adapter"], out)
     print(f"report: {out / 'report.html'} (as text: report.md)")
     for sentence in not_beyond_chance(result):

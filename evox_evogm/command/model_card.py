@@ -24,6 +24,7 @@ METRIC_TYPES = {
     "choice_likelihood": "accuracy",
     "multiple_choice_generation": "accuracy",
     "exact_match": "exact_match",
+    "image_accuracy": "accuracy",
 }
 # What a card may lack of a result.
 MISSING: dict = {
@@ -39,6 +40,8 @@ MISSING: dict = {
     "sources": {},
     "checkpoints": [],
     "encoder_decoder": False,
+    "quantization": None,
+    "images": None,  # the class that loads an image model
 }
 
 
@@ -110,6 +113,8 @@ def _metadata(facts: dict, base_model: str | None) -> ModelCardData:
 
 def _pipeline(facts: dict) -> str:
     """What the hub calls the work of the base."""
+    if facts["images"] is not None:
+        return "image-classification"
     return "text2text-generation" if facts["encoder_decoder"] else "text-generation"
 
 

@@ -10,5 +10,14 @@ def short(number: float) -> str:
 
 
 def with_error(score: float, error: float) -> str:
-    """A score and its standard error, where that is known."""
-    return f"{short(score)} ± {short(error)}" if math.isfinite(error) else short(score)
+    """A score or a difference, and its standard error where that is known.
+
+    Values without any spread, such as differences that are all equal, have an error of 0, which
+    says nothing about other examples: it is not shown.
+    """
+    return f"{short(score)} ± {short(error)}" if is_shown(error) else short(score)
+
+
+def is_shown(error: float) -> bool:
+    """Whether a standard error is a finite number above 0."""
+    return math.isfinite(error) and error > 0

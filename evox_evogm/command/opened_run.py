@@ -4,30 +4,9 @@ import json
 from pathlib import Path
 
 from evox_evogm.command.merge_run import MergeRun
-from evox_evogm.command.run_folder import (
-    INPUTS,
-    RESULT,
-    has_begun,
-    read_table,
-    saved_settings,
-)
+from evox_evogm.command.run_files import INPUTS, check_finished
+from evox_evogm.command.run_folder import read_table, saved_settings
 from evox_evogm.command.settings import RunSettings, read_settings
-
-
-def check_finished(out: Path) -> None:
-    """Refuse a folder that holds no finished run.
-
-    :raises ValueError: saying what it holds.
-    """
-    if not out.is_dir():
-        raise ValueError(f"run: expected the folder of a finished run, found no folder at {out}")
-    if not has_begun(out):
-        raise ValueError(f"run: expected the folder of a finished run, found no run in {out}")
-    if not (out / RESULT).is_file():
-        advice = "the command that began it goes on with it"
-        raise ValueError(
-            f"run: expected a finished run, found one without result in {out}; {advice}"
-        )
 
 
 def settings_of_run(out: Path, settings_file: Path | None) -> tuple[RunSettings, Path]:
@@ -40,8 +19,11 @@ def settings_of_run(out: Path, settings_file: Path | None) -> tuple[RunSettings,
     assert saved is not None
     if settings_file is not None:
         return saved, read_settings(settings_file)[1]
-    folder = read_table(out / INPUTS, json.loads).get("settings_folder")
+    inputs = read_table(out / INPUTS, json.loads)
+    folder, from_here = inputs.get("settings_folder"), inputs.get("settings_folder_from_here")
     if not isinstance(folder, str) or not Path(folder).is_dir():
+        if isinstance(from_here, str) and (out / from_here).is_dir():  # both were moved
+            return saved, (out / from_here).resolve()
         found = "found none" if folder is None else f"found no {folder}"
         expected = f"expected the folder of the settings file in {out / INPUTS}"
         raise ValueError(f"run: {expected}, {found}; give the file by --settings")

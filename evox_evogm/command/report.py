@@ -2,6 +2,7 @@
 
 from evox_evogm.command.confirm import confirm_cells, remarks_on_confirm
 from evox_evogm.command.domains import domain_cells
+from evox_evogm.command.glossary import glossary
 from evox_evogm.command.objective_remarks import (
     front_cells,
     objective_cells,
@@ -36,6 +37,7 @@ def report_markdown(result: dict) -> str:
         domain_table=domain_cells(result["scores"], domains),
         protocols=protocols(result["tasks"]),
         chance=remarks_on_chance(result) + further_remarks(result) + not_beyond_chance(result),
+        glossary=glossary(result, pictures=False),
         **{**result, "domains": domains},
     )
 

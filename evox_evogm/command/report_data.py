@@ -19,10 +19,11 @@ import torch
 from evox_evogm.command.choose_examples import choose_examples, count_patterns
 from evox_evogm.command.run_folder import read_table
 from evox_evogm.command.scores import ByExample, ScoreRow, label
-from evox_evogm.command.statistics import standard_error
+from evox_evogm.command.statistics import spread_error
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.one_merge import as_one_merge
 from evox_evogm.problems.retries import evaluate_with_retries
@@ -77,8 +78,8 @@ def collect_report_data(
     best = best.cpu()
     data: dict = {"format": FORMAT, "command": command_line(), "box": describe_box(problem, box)}
     if contributions:
-        data["contributions"] = _or_failure(lambda: leave_one_out(problem, best))
-    data["examples"] = _or_failure(lambda: show_examples(problem, tasks, best, rows))
+        data["contributions"] = or_failure(lambda: leave_one_out(problem, best))
+    data["examples"] = or_failure(lambda: show_examples(problem, tasks, best, rows))
     return data
 
 
@@ -88,7 +89,7 @@ def command_line() -> str | None:
     return shlex.join(["evogm", *words]) if Path(program).stem in PROGRAMS else None
 
 
-def _or_failure(compute: Callable[[], dict]) -> dict:
+def or_failure(compute: Callable[[], dict]) -> dict:
     """What a function gives, with its seconds, or why it gives nothing."""
     start = time.perf_counter()
     try:
@@ -109,20 +110,24 @@ def write_report_data(data: Mapping, out: Path) -> None:
     atomic_write(out / REPORT_DATA, (json.dumps(to_json(data), indent=1) + "\n").encode())
 
 
-def add_contributions(problem: LoRAMergeProblem, best: torch.Tensor, out: Path) -> bool:
-    """Add each expert's contribution to the `report_data.json` of a finished run.
+def add_to_report(
+    out: Path, name: str, compute: Callable[[], dict], wanted: int | None = None
+) -> bool:
+    """Add a part to the `report_data.json` of a finished run.
 
-    :param best: `(n g,)` effective coefficients of the merge.
     :param out: the run folder.
-    :return: whether they were missing. They cannot be added where there is no such file.
+    :param name: of the part.
+    :param compute: gives it.
+    :param wanted: what the part has to say of itself under this name, if it is not None.
+    :return: whether it was missing. It cannot be added where there is no such file.
     """
     path = out / REPORT_DATA
     if not path.is_file():
         return False
     data = read_table(path, json.loads)
-    if "contributions" in data:
+    if name in data and (wanted is None or data[name].get("wanted") == wanted):
         return False
-    data["contributions"] = _or_failure(lambda: leave_one_out(problem, best))
+    data[name] = or_failure(compute)
     write_report_data(data, out)
     return True
 
@@ -169,7 +174,7 @@ def leave_one_out(problem: LoRAMergeProblem, best: torch.Tensor) -> dict:
 
 def error_of_difference(one: Sequence[float], other: Sequence[float]) -> float:
     """The standard error of the mean difference of paired scores; NaN with fewer than two."""
-    return standard_error([a - b for a, b in zip(one, other, strict=True)])
+    return spread_error([a - b for a, b in zip(one, other, strict=True)])
 
 
 def score_examples(problem: LoRAMergeProblem, pop: torch.Tensor) -> list[Evaluation]:
@@ -278,7 +283,7 @@ def answer_alike(
                 task = tasks[name]
                 few = replace(task, examples=tuple(task.examples[index] for index in indices))
                 found = score_task(few, language_model).tolist()
-                given = answers_of(few, language_model, MOST_TOKENS)
+                given = answers_of(few, reading_texts(language_model), MOST_TOKENS)
                 for index, score, answer in zip(indices, found, given, strict=True):
                     known = scores[model][name][index]
                     if is_alike(known, score, answer.right):

@@ -20,6 +20,8 @@ from evox_evogm.command.tasks import RunTasks
 from evox_evogm.monitoring.escaping import escape_markdown
 from evox_evogm.monitoring.progress import full_evaluations
 from evox_evogm.problems.adapters.read_adapter import CONFIG
+from evox_evogm.problems.images.image_exports import auto_name
+from evox_evogm.problems.images.image_model import ImageModel
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.resume.atomic_write import atomic_write
@@ -41,7 +43,10 @@ def describe_merge(
     :param rows: of the final table.
     :param records: the history.
     """
+    model = problem.language_model
+    images = {"images": auto_name(model.model)} if isinstance(model, ImageModel) else {}
     return {
+        **images,
         **describe_coefficients(problem, best),
         "scores": [row.as_table() for row in rows],
         "statistics": describe_significance(

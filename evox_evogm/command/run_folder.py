@@ -13,6 +13,9 @@ import yaml
 from evox_evogm.command.batch_settings import NAMES as BATCHES
 from evox_evogm.command.batch_settings import OPEN as LEFT_OPEN
 from evox_evogm.command.chosen_settings import complete
+from evox_evogm.command.kept_overrides import OVERRIDES
+from evox_evogm.command.relative_paths import path_between
+from evox_evogm.command.run_files import CONFIG, INPUTS, REGMEAN, RESULT, has_begun
 from evox_evogm.command.settings import RunSettings, parse_settings
 from evox_evogm.monitoring.budget import Budget
 from evox_evogm.monitoring.progress import full_evaluations, searched
@@ -21,7 +24,6 @@ from evox_evogm.resume.journal import Journal, lock_path
 from evox_evogm.resume.journaled_problem import RECOMMENDED
 from evox_evogm.resume.resumable_search import JOURNAL, saved_seconds
 
-CONFIG, INPUTS, RESULT = "config.yaml", "inputs.json", "result.json"
 FORMAT = 3  # of the folder
 REPORTS = ("report.html", "report.md")
 ENDS = ("budget", "stop", "confirm", "confirm_examples")  # how a search ends
@@ -30,6 +32,7 @@ CHANGEABLE = (
     *ENDS,
     "trackers",
     "contributions",
+    "test_points",
     "adapter_dtype",
     "strict_licences",
 )
@@ -60,11 +63,6 @@ class RunLock:
             self.out.rmdir()
 
 
-def has_begun(out: Path) -> bool:
-    """Whether the folder holds a run."""
-    return (out / CONFIG).exists()
-
-
 def check_run_folder(out: Path) -> None:
     """Refuse a folder that is neither new nor empty, nor of a run.
 
@@ -83,7 +81,9 @@ def _precedes_a_run(path: Path) -> bool:
     if path.name == JOURNAL:
         return path.is_file() and path.stat().st_size == 0
     lock = lock_path(path.with_name(JOURNAL)).name
-    return path.name in (f"{CONFIG}.part", INPUTS, f"{INPUTS}.part", lock)
+    whole = (INPUTS, REGMEAN)
+    unfinished = [f"{name}.part" for name in (CONFIG, *whole)]
+    return path.name in (*whole, *unfinished, lock)
 
 
 def write_inputs(
@@ -94,6 +94,7 @@ def write_inputs(
     notes: Sequence[str] = (),
     folder: Path | None = None,
     commits: Mapping[str, str] | None = None,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Write down what a run is made of, before its first evaluation.
 
@@ -102,11 +103,15 @@ def write_inputs(
     :param notes: what was found out about the inputs, a line each.
     :param folder: the folder that paths in the settings are relative to.
     :param commits: of the hub, by repository and revision.
+    :param overrides: `key=value` words that the command line gave.
     """
     inputs: dict = {"format": FORMAT, "sha256": digests, "made with": made_with}
     inputs["notes"] = list(notes)
     if folder is not None:
         inputs["settings_folder"] = str(folder.resolve())
+        inputs["settings_folder_from_here"] = path_between(folder, out)
+    if overrides:
+        inputs[OVERRIDES] = list(overrides)
     if commits:
         inputs["hub"] = dict(commits)
     atomic_write(out / INPUTS, (json.dumps(inputs, indent=2) + "\n").encode())
@@ -182,6 +187,8 @@ def check_same_settings(settings: RunSettings, saved: RunSettings, out: Path) ->
             continue
         if name in BATCHES and value in LEFT_OPEN:
             continue
+        if name == "chat_date" and value is None:
+            continue
         if name == "mode" and _is_everywhere(value, before[name]):
             continue
         value = complete(name, value, before[name])
@@ -189,9 +196,29 @@ def check_same_settings(settings: RunSettings, saved: RunSettings, out: Path) ->
         ordered = name in ("experts", "groups") and not isinstance(value, str)
         same_order = not ordered or list(value) == list(before[name])
         if value != before[name] or not same_order:
-            found = f"found {name} {value!r} where it has {before[name]!r}"
+            key, now, then = first_difference(name, value, before[name])
+            found = f"found {key} {now!r} where it has {then!r}"
             advice = "take another folder, or the same settings"
             raise ValueError(f"out: expected the settings of the run in {out}, {found}; {advice}")
+
+
+def first_difference(name: str, now, then) -> tuple[str, object, object]:
+    """The first key in which a setting differs, and both its values.
+
+    :param name: of the setting.
+    :param now: its value; tables in it are looked into, where they have the same keys.
+    :param then: that of the run.
+    :return: the key as `search.epochs` and `tasks.0.dev`, and the two values.
+    """
+    inner: list[tuple[object, object, object]] = []
+    if isinstance(now, dict) and isinstance(then, dict) and now.keys() == then.keys():
+        inner = [(key, now[key], then[key]) for key in now]
+    elif isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        inner = [(place, *values) for place, values in enumerate(zip(now, then, strict=True))]
+    for key, new, old in inner:
+        if new != old:
+            return first_difference(f"{name}.{key}", new, old)
+    return name, now, then
 
 
 def check_budget(limit: Budget, records: Sequence[dict], out: Path) -> None:

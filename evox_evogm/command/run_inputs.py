@@ -16,7 +16,8 @@ from evox_evogm.problems.checkpoints.checkpoint_files import (
     weight_files,
 )
 from evox_evogm.problems.inference.base_model import tokenizer_sha256, weights_sha256
-from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.scored_model import ScoredModel
+from evox_evogm.problems.inference.texts import reads_texts
 from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.task import Task
 
@@ -26,16 +27,15 @@ PACKAGES = ("evox-evogm", "evox", "torch", "transformers", "peft")
 
 
 def input_digests(
-    language_model: LanguageModel, tasks: RunTasks, experts: Mapping[str, Path]
+    language_model: ScoredModel, tasks: RunTasks, experts: Mapping[str, Path]
 ) -> dict[str, str]:
     """Digests of base, tokenizer, tasks and adapters, by name. The history depends on them.
 
     :param experts: the adapter folder of every expert, by its name.
     """
-    digests = {
-        "base": weights_sha256(language_model.model),
-        "tokenizer": tokenizer_sha256(language_model.tokenizer),
-    }
+    digests = {"base": weights_sha256(language_model.model)}
+    if reads_texts(language_model):
+        digests["tokenizer"] = tokenizer_sha256(language_model.tokenizer)
     for split, task in tasks.by_split():
         digests[f"task {task.name} ({split})"] = hashlib.sha256(task_content(task)).hexdigest()
     for name, folder in experts.items():
@@ -68,7 +68,7 @@ def task_content(task: Task) -> bytes:
     return content.encode()
 
 
-def made_with(language_model: LanguageModel, tasks: Sequence[Task] = ()) -> dict:
+def made_with(language_model: ScoredModel, tasks: Sequence[Task] = ()) -> dict:
     """What the last digits of the results may depend on: device, threads and versions.
 
     :param tasks: which may need further packages.

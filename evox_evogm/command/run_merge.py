@@ -13,7 +13,9 @@ from rich.console import Console
 from evox_evogm.command.check_run import minutes, table_seconds
 from evox_evogm.command.experts import regressed_on
 from evox_evogm.command.finished_run import complete_report, export_again, fault_of_adapter
+from evox_evogm.command.helpers import help_run, helped, ranks_of_torchrun
 from evox_evogm.command.html_report.page import REPORT, write_page
+from evox_evogm.command.kept_overrides import all_words, kept_overrides, with_kept
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.messages import (
     fail,
@@ -61,14 +63,24 @@ def run(
     display = JsonLines(sys.stdout) if json_lines else None
     with printing(quiet=quiet, to_stderr=json_lines):
         silence_transformers()
-        settings, folder = read_settings(settings_path, words, **options)
+        words, added = with_kept(all_words(words, options), kept_overrides(out))
+        settings, folder = read_settings(settings_path, words)
+        if added:
+            print(sanitize(f"as this run was begun: {' '.join(added)}"))
         regressing = ""
         if settings.regmean:
-            regressing = f", and regressing the experts on {regressed_on(settings.regmean)}"
+            regressing = f" and regressing the experts on {regressed_on(settings.regmean)}"
+        ranks = ranks_of_torchrun()
+        if ranks.rank > 0:
+            with printing(quiet=True, to_stderr=False):
+                help_run(folder, words, ranks)
+            return 0
         base = sanitize(settings.base)
         trackers = make_trackers(settings.trackers, settings, out)
         print(f"reading the base model {base}, experts and tasks{regressing} ...", flush=True)
-        with MergeRun(settings, folder, out) as merge_run:
+        with Heartbeat(f"reading{regressing}"):
+            merge_run = MergeRun(settings, folder, out, words)
+        with merge_run, helped(merge_run, ranks):
             if merge_run.finished:
                 result = reopen(merge_run)
             else:

@@ -36,7 +36,7 @@ def score_words(
     """
     experts = expert_folders(settings.experts, folder)
     targets = read_targets(words, experts)
-    tasks = read_tasks(settings.tasks, folder)
+    tasks = read_tasks(settings.tasks, folder, base_of_settings(settings, folder))
     problem = problem_of(settings, folder, _folders(targets, experts), tasks)
     names = [expert.name for expert in problem.experts]
     candidates = []
@@ -66,6 +66,8 @@ def problem_of(
         tasks.dev,
         other_tasks=tasks.test,
         dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
+        quantization=settings.quantization,
+        device_map=settings.device_map,
         device=resolve_device(settings.device),
         batch_tokens=batch_tokens_of(settings),
         max_memory=max_memory_of(settings),
@@ -73,6 +75,7 @@ def problem_of(
         trust_remote_code=settings.trust_remote_code,
         same_base=settings.same_base,
         chat_template=settings.chat_template,
+        chat_date=settings.date_of_chats,
         chat_template_file=None if template is None else folder / template,
     )
 

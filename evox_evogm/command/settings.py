@@ -1,6 +1,7 @@
 """The settings of a merge run: what `evogm merge` does, and the YAML file that says so."""
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,6 +124,18 @@ class RunSettings(StrictSettings):
         "Of the base model: auto, float32, bfloat16 or float16; auto takes bfloat16 where the "
         "processor computes in it, else float32.",
     )
+    device_map: Literal["auto", "balanced", "sequential"] | None = setting(
+        None,
+        "auto, balanced, sequential or null",
+        "Spread the layers of the base over all GPUs of this machine, as transformers does: auto, "
+        "balanced, sequential or null. In place of device, for a base that does not fit on one.",
+    )
+    quantization: Literal["8bit", "4bit"] | None = setting(
+        None,
+        "8bit, 4bit or null",
+        "Of the base model, by bitsandbytes: 8bit, 4bit or null. Takes less memory. All scores are "
+        "then those of the quantised base; the exported adapter is for the base as it is.",
+    )
     batch_tokens: int | Literal["auto"] | dict[str, int] | None = setting(
         None,
         "a whole number, auto or a table",
@@ -196,6 +209,12 @@ class RunSettings(StrictSettings):
         "a table",
         "Arguments for the chat template of tasks with chat: true, such as enable_thinking: false.",
     )
+    chat_date: str | None = setting(
+        None,
+        "a date such as 2026-11-26",
+        "The date that a chat template writes, if it writes one. By default that of the day on "
+        "which the run begins, also when it goes on later.",
+    )
     chat_template_file: str | None = setting(
         None,
         "a text",
@@ -227,6 +246,15 @@ class RunSettings(StrictSettings):
         "true or false",
         "For the report, evaluate the merge without each expert: an evaluation an expert on the "
         "dev examples. By default with at most 16 experts.",
+    )
+
+    test_points: int | None = setting(
+        None,
+        "a whole number, at least 1",
+        "For the report, score so many merges of the history on the test examples too, evenly over "
+        "the order of their dev scores, when the search is over. It shows what dev scores are "
+        "worth on test, and chooses nothing. It may be given when the run is finished.",
+        ge=1,
     )
 
     @field_validator("tasks", mode="before")
@@ -271,6 +299,17 @@ class RunSettings(StrictSettings):
         check_constraints(constraints or {})
         return constraints
 
+    @field_validator("chat_date", mode="before")
+    @classmethod
+    def _parse_date(cls, value):
+        if not isinstance(value, str):  # YAML makes a date of what looks like one
+            return value.isoformat() if type(value) is date else value
+        try:
+            return date.fromisoformat(value).isoformat()
+        except ValueError:
+            expected = cls.expected("chat_date")
+            raise ValueError(f"chat_date: expected {expected}, found {value!r}") from None
+
     @field_validator("seed")
     @classmethod
     def _check_seed(cls, seed: int) -> int:
@@ -313,6 +352,11 @@ class RunSettings(StrictSettings):
     def limit(self) -> Budget:
         """The budget, in evaluations or in seconds."""
         return parse_budget(self.budget)
+
+    @property
+    def date_of_chats(self) -> date | None:
+        """`chat_date` as a date."""
+        return None if self.chat_date is None else date.fromisoformat(self.chat_date)
 
     @property
     def trial_settings(self) -> TrialSettings | None:

@@ -287,7 +287,7 @@ def _remark_on_gain(gain: dict, basis: str, comparisons: int) -> list[str]:
     p, by_holm = (test.p, "") if p is None else (p, f", by Holm over {comparisons}")
     verdict = "beyond chance" if p < LEVEL else "this may be chance"
     how = p_value(p) + (by_holm if comparisons > 1 else "")
-    return [f"{lead} ± {short(test.se)} {where} {rival}: {verdict} ({how})."]
+    return [f"{on} {with_error(abs(test.difference), test.se)} {where} {rival}: {verdict} ({how})."]
 
 
 def _remark_on_best_two(found: dict, basis: str) -> str:
@@ -296,11 +296,11 @@ def _remark_on_best_two(found: dict, basis: str) -> str:
     :param basis: see `_basis`.
     """
     difference, se, p = as_difference(found)
-    apart = f"The two best merges of the search are {short(abs(difference))}"
+    apart = f"The two best merges of the search are {with_error(abs(difference), se)}"
     on = f"on {found['examples']:,} dev examples{f', {basis}' if basis else ''}"
     if math.isnan(se):
         return f"{apart} apart {on}."
-    apart = f"{apart} ± {short(se)} apart {on}"
+    apart = f"{apart} apart {on}"
     if p < LEVEL:
         return f"{apart}: beyond chance ({p_value(p)})."
     if found["needed"] is None:

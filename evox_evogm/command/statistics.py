@@ -3,6 +3,10 @@
 Scores are means over tasks of means over examples. The examples of a task are taken as drawn at
 random from all that it stands for.
 
+- n answers that are all right or all wrong have no spread, and yet others may differ. Their
+  standard error is the width of E. B. Wilson's score interval (JASA 22, 1927) for one standard
+  error, 1 / (n + 1). Why this interval: L. Brown, T. Cai and A. DasGupta, Statistical Science 16,
+  2001.
 - Standard errors, paired differences and sample sizes of language model scores: E. Miller, "Adding
   Error Bars to Evals", 2024, arXiv 2411.00640; D. Card et al., "With Little Power Comes Great
   Responsibility", EMNLP 2020, arXiv 2010.06595.
@@ -50,14 +54,28 @@ class Regression(NamedTuple):
 
 
 def standard_error(scores: Sequence[float]) -> float:
-    """The standard error of a mean over examples; NaN with fewer than two.
+    """The standard error of a mean score over examples; NaN with fewer than two.
+
+    Scores that are all 0 or all 1 have that of Wilson's interval. Of other equal scores it is not
+    known: NaN.
 
     :param scores: of S examples.
     """
-    if len(scores) < 2:
+    count = len(scores)
+    if count > 1 and min(scores) == max(scores):
+        return 1 / (count + 1) if scores[0] in (0, 1) else math.nan
+    return spread_error(scores)
+
+
+def spread_error(values: Sequence[float]) -> float:
+    """The standard error of a mean by the spread of its values; NaN with fewer than two.
+
+    :param values: of S examples, such as differences of scores. If they are equal it is 0.
+    """
+    if len(values) < 2:
         return math.nan
-    values = torch.as_tensor(scores, dtype=torch.float64, device="cpu")
-    return float(values.std() / len(scores) ** 0.5)
+    numbers = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    return float(numbers.std() / len(values) ** 0.5)
 
 
 def standard_errors(scores: ByTask) -> dict[str, float]:
@@ -118,7 +136,7 @@ def paired_difference(
         total += weight * float(differences.mean())
         ahead += int((differences > 0).sum())
         behind += int((differences < 0).sum())
-        error = standard_error(differences.tolist())
+        error = spread_error(differences.tolist())
         if error <= ROUNDING * float(differences.abs().max()):
             error = 0.0
         variances.append((weight * error) ** 2)

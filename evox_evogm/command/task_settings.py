@@ -15,6 +15,7 @@ READERS = {  # and the settings that a reader has beside those of all tasks
     "reasoning_gym": ("seed", "options"),
     "swarm_eval": ("protocol",),
     "json_lines": ("test_file",),
+    "images": ("test_images", "head", "classes", "processor", "seed"),
     "fitness": ("population", "options", "margins"),
     "lm_eval": (
         "filter",
@@ -28,14 +29,14 @@ READERS = {  # and the settings that a reader has beside those of all tasks
 SPLITS = ("dev", "test")
 NAMES = ("name", "domain", "weight")
 SCORING = ("metric", "max_new_tokens", "match", "continuation", "chat")  # of a `Task` too
-SCORING_OF = {"fitness": (), "lm_eval": ("metric", "chat")}  # where it is less
+SCORING_OF = {"fitness": (), "images": (), "lm_eval": ("metric", "chat")}  # where it is less
 
 
 class TaskSettings(StrictSettings):
     """Where the examples of a task come from, how many are used, and how they are scored.
 
-    Exactly one of `reasoning_gym`, `swarm_eval`, `json_lines`, `fitness` and `lm_eval` is given:
-    the reader.
+    Exactly one of `reasoning_gym`, `swarm_eval`, `json_lines`, `images`, `fitness` and `lm_eval` is
+    given: the reader.
     """
 
     reasoning_gym: str | None = setting(
@@ -49,6 +50,33 @@ class TaskSettings(StrictSettings):
     )
     test_file: str | None = setting(
         None, "a text", "With json_lines: the file of test examples, in the same form."
+    )
+    images: str | None = setting(
+        None,
+        "a folder or a file",
+        "Dev images of a task for an image model: a folder with a folder of images for each class, "
+        "or an .npz file with the arrays images (bytes) and labels. They are taken in random "
+        "order, always the same.",
+    )
+    test_images: str | None = setting(
+        None, "a folder or a file", "With images: the test images, in the same form."
+    )
+    head: str | None = setting(
+        None,
+        "a file or a folder",
+        "With images: the linear layer of the task, which is not merged: a safetensors file with "
+        "weight and bias, or the folder of an adapter or a whole model with a classifier.",
+    )
+    classes: list[str] | None = setting(
+        None,
+        "a list of names",
+        "With images: the names of the folders in the order of the rows of the head; by default "
+        "as the config.json beside the head has them, else alphabetical.",
+    )
+    processor: str | None = setting(
+        None,
+        "a folder or hub id",
+        "With images: where the image processor is; by default with the base.",
     )
     fitness: str | None = setting(
         None,
@@ -123,7 +151,11 @@ class TaskSettings(StrictSettings):
         "fitness: how many numbers the function returns of test.",
         ge=1,
     )
-    seed: int = setting(0, "a whole number", "With reasoning_gym: of the questions.")
+    seed: int = setting(
+        0,
+        "a whole number",
+        "With reasoning_gym: of the questions. With images: of their order.",
+    )
     options: dict | None = setting(
         None,
         "a table",
@@ -227,6 +259,10 @@ def _check_examples_named(entry: dict, reader: str, where: str) -> None:
     if reader == "json_lines" and not isinstance(entry.get("test_file"), str):
         found = repr(entry["test_file"]) if "test_file" in entry else "none"
         raise ValueError(f"{where}: expected test_file beside json_lines, found {found}")
+    for name in ("test_images", "head"):
+        if reader == "images" and not isinstance(entry.get(name), str):
+            found = repr(entry[name]) if name in entry else "none"
+            raise ValueError(f"{where}: expected {name} beside images, found {found}")
     given = [split for split in SPLITS if entry.get(split) is not None]
     if reader == "fitness" and len(given) == 1:
         raise ValueError(f"{where}: expected dev and test, or neither, found {given[0]} alone")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from evox_evogm.command.task_settings import TaskSettings, parse_task
 from evox_evogm.problems.functions.fitness_task import FitnessTask, fitness_tasks
+from evox_evogm.problems.images.image_task import ImageTask
+from evox_evogm.problems.images.read_images import read_images
 from evox_evogm.problems.tasks.harness.reader import read_lm_eval
 from evox_evogm.problems.tasks.harness.task import HarnessTask
 from evox_evogm.problems.tasks.readers import read_json_lines, read_reasoning_gym, read_swarm_eval
@@ -38,16 +40,17 @@ class RunTasks:
         return dev + [("test", task) for task in self.test]
 
 
-def read_tasks(entries: Iterable[TaskSettings], folder: Path) -> RunTasks:
+def read_tasks(entries: Iterable[TaskSettings], folder: Path, base: str | None = None) -> RunTasks:
     """Read the tasks of a run.
 
     :param entries: the settings of each.
     :param folder: the folder that paths are relative to.
+    :param base: as `base_of_settings` gives it; its image processor reads tasks of images.
     :raises ValueError: if a file or an example cannot be used.
     """
     tasks = RunTasks([], [])
     for entry in entries:
-        dev, test = read_task(entry, folder)
+        dev, test = read_task(entry, folder, base)
         tasks.dev.append(dev)
         tasks.test.append(test)
         tasks.notes.extend(note_too_few(dev, "dev", entry.dev))
@@ -101,11 +104,12 @@ def with_sizes(tasks: RunTasks, problem: "LoRAMergeProblem") -> RunTasks:
     return replace(tasks, dev=splits[0], test=splits[1])
 
 
-def read_task(entry, folder: Path) -> tuple[Task, Task]:
+def read_task(entry, folder: Path, base: str | None = None) -> tuple[Task, Task]:
     """Read one task.
 
     :param entry: `TaskSettings`, or a table of them.
     :param folder: the folder that paths are relative to.
+    :param base: see `read_tasks`.
     :return: the dev and the test task.
     :raises ValueError: if the entry, a file or an example cannot be used.
     """
@@ -120,6 +124,8 @@ def read_task(entry, folder: Path) -> tuple[Task, Task]:
             name=entry.name,
             **entry.scoring,
         )
+    if entry.reader == "images":
+        return read_image_task(entry, folder, base)
     if entry.reader == "fitness":
         return fitness_tasks(
             entry.source,
@@ -153,6 +159,28 @@ def read_task(entry, folder: Path) -> tuple[Task, Task]:
         protocol = entry.protocol or "ours"
         dev, test = read_swarm_eval(path, name=entry.name, protocol=protocol, **entry.scoring)
     return _first(dev, entry.dev), _first(test, entry.test)
+
+
+def read_image_task(
+    entry: TaskSettings, folder: Path, base: str | None
+) -> tuple[ImageTask, ImageTask]:
+    """Read a task of images. Where its settings name no processor it is that of the base."""
+    assert entry.images is not None and entry.test_images is not None and entry.head is not None
+    processor = base
+    if entry.processor is not None:
+        local = folder / entry.processor
+        processor = str(local) if local.is_dir() else entry.processor
+    return read_images(
+        folder / entry.images,
+        folder / entry.test_images,
+        head=folder / entry.head,
+        processor=processor,
+        name=entry.name,
+        classes=entry.classes,
+        n_dev=entry.dev,
+        n_test=entry.test,
+        seed=entry.seed,
+    )
 
 
 def _first(task: Task, count: int | None) -> Task:

@@ -23,6 +23,7 @@ from evox_evogm.command.trial_comparison import compare_chosen
 from evox_evogm.command.trial_merges import Parts, average_of, pool, score_merges
 from evox_evogm.command.trial_settings import TrialSettings
 from evox_evogm.monitoring.escaping import sanitize
+from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.tasks.task import Task
 from evox_evogm.problems.trained_lora import (
@@ -156,9 +157,11 @@ def try_rates(
     for lr in settings.rates:
         training = Training(lr, settings.epochs, seed)
         with trainable(problem, start, training):
-            for epoch in train(problem.language_model, parts.kept, training):
+            for epoch in train(reading_texts(problem.language_model), parts.kept, training):
                 if epoch in checkpoints(settings.epochs):
-                    scores = scores_by_example(problem.language_model, parts.held_back)
+                    scores = scores_by_example(
+                        reading_texts(problem.language_model), parts.held_back
+                    )
                     tried.append(Tried(lr, epoch, pool(scores)))
     return tried
 
@@ -188,7 +191,7 @@ def trainable(
     :param start: the `(n g,)` coefficients of a merge; None for a fresh adapter.
     """
     if start is None or not bool(start.any()):
-        return fresh_adapter(problem.language_model, training)
+        return fresh_adapter(reading_texts(problem.language_model), training)
     return merged_adapter(problem, start)
 
 
@@ -218,12 +221,14 @@ def score_trained(
     examples: dict[str, dict] = {}
     try:
         with trainable(problem, start, training) as adapted:
-            for epoch in train(problem.language_model, problem.tasks, training):
+            for epoch in train(reading_texts(problem.language_model), problem.tasks, training):
                 if epoch == chosen["epoch"]:
                     break
             adapted.save_pretrained(out / ADAPTER)
-            examples["dev"] = scores_by_example(problem.language_model, problem.tasks)
-            examples["test"] = scores_by_example(problem.language_model, tasks.test)
+            examples["dev"] = scores_by_example(
+                reading_texts(problem.language_model), problem.tasks
+            )
+            examples["test"] = scores_by_example(reading_texts(problem.language_model), tasks.test)
     except Exception as error:  # the run has its result all the same
         failure = f"{type(error).__name__}: {sanitize(str(error))}"
         return ScoreRow(ROW_NAME, "trained", nothing, nothing, failure)

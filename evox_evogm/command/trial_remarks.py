@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from evox_evogm.command.number_format import short
+from evox_evogm.command.number_format import short, with_error
 from evox_evogm.command.significance import as_difference, p_value
 from evox_evogm.command.statistics import LEVEL
 from evox_evogm.command.trial_comparison import compared_of
@@ -57,7 +57,7 @@ def remarks_on_trial(trial: dict) -> list[str]:
         found += f"; {', '.join(left_out)} has no right answers to learn and was not trained on"
     if p != p:
         return [f"{found}; the examples do not say whether that is chance"]
-    by = f"by {short(abs(difference))} ± {short(se)}, {p_value(p)}"
+    by = f"by {with_error(abs(difference), se)}, {p_value(p)}"
     if p >= LEVEL:
         return [f"{found}; the difference ({by}) may be chance: neither side is clearly ahead"]
     if difference > 0:

@@ -120,6 +120,21 @@ def test_the_report_to_the_letter():
         "",
         "`adapter/` is the merge as one LoRA adapter. Loaded with plain peft, it equals the sum of "
         "the experts within 1.0e-08 (relative).",
+        "",
+        "## Words",
+        "",
+        "- **expert**: One of the fine-tuned models that are merged, as a LoRA or whole.",
+        "- **coefficient**: How much of what an expert has learnt is added to the base. 0 is "
+        "nothing, 1 is the expert as it was trained, and below 0 it is taken away.",
+        "- **dev, test**: Questions that score merges. The search sees those of dev and fits the "
+        "merge to them. Those of test are kept for the table, so that they show what the merge "
+        "does with questions it has not seen.",
+        "- **evaluation**: Scoring one merge on all dev questions.",
+        "- **average**: All experts with the same coefficient, 1 divided by their number.",
+        "- **standard error**: By how much a score would typically differ on other questions of "
+        "the same kind.",
+        "- **beyond chance**: A lead that luck with the questions would give in less than 5 % of "
+        "cases.",
     ]
 
 

@@ -54,19 +54,35 @@ def test_the_same_settings_go_on_and_auto_agrees_with_what_was_chosen(begun):
         check_same_settings(settings(dtype="float16"), saved, begun)
 
 
+WHOLE = "found experts .* where it has .'one': 'x', 'two': 'y'.; take another folder"
+
+
 @pytest.mark.parametrize(
-    "experts",
-    [{"two": "y", "one": "x"}, {"one": "y", "two": "x"}, {"one": "x"}, ["x", "y"]],
+    "experts, sentence",
+    [
+        ({"two": "y", "one": "x"}, WHOLE),
+        ({"one": "y", "two": "x"}, "found experts.one 'y' where it has 'x'; take another folder"),
+        ({"one": "x"}, WHOLE),
+        (["x", "y"], WHOLE),
+    ],
     ids=["reordered", "swapped", "fewer", "a list"],
 )
 def test_other_experts_are_refused_and_so_is_another_order_which_is_that_of_the_coefficients(
-    begun, experts
+    begun, experts, sentence
 ):
-    with pytest.raises(
-        ValueError,
-        match="found experts .* where it has .'one': 'x', 'two': 'y'.; take another folder",
-    ):
+    with pytest.raises(ValueError, match=sentence):
         check_same_settings(settings(experts=experts), saved_settings(begun), begun)
+
+
+def test_of_tables_and_lists_the_key_that_differs_is_named(begun):
+    saved = settings(search={"epochs": 2, "lr": 0.1})
+    with pytest.raises(ValueError, match="found search.epochs 3 where it has 2; take another"):
+        check_same_settings(settings(search={"epochs": 3, "lr": 0.1}), saved, begun)
+    with pytest.raises(ValueError, match=r"found search \{'epochs': 2\} where it has"):
+        check_same_settings(settings(search={"epochs": 2}), saved, begun)
+    tasks = [{"swarm_eval": "poll.json"}]
+    with pytest.raises(ValueError, match="found tasks.0.swarm_eval 'poll.json' where it has 'quiz"):
+        check_same_settings(settings(tasks=tasks), settings(), begun)
 
 
 @pytest.mark.parametrize("digests", [{"base": "13", "expert one": "34"}, {"expert one": "34"}])

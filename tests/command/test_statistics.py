@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from evox_evogm.command.number_format import with_error
 from evox_evogm.command.statistics import (
     Difference,
     dev_test_regression,
@@ -14,6 +15,7 @@ from evox_evogm.command.statistics import (
     paired_difference,
     reliability,
     single_scores,
+    spread_error,
     standard_error,
     standard_error_of_mean,
     standard_errors,
@@ -33,6 +35,31 @@ def test_the_standard_error_of_a_mean_is_that_of_scipy():
     assert standard_errors({"x": scores, "y": [1.0]}) == pytest.approx(
         {"x": stats.sem(scores), "y": NAN}, nan_ok=True
     )
+
+
+@pytest.mark.parametrize("count", [2, 12, 500])
+def test_equal_answers_have_the_error_of_wilsons_interval(count):
+    one_error = 2 * stats.norm.cdf(1) - 1  # the confidence of an interval of one standard error
+    right = stats.binomtest(count, count).proportion_ci(one_error, method="wilson")
+    wrong = stats.binomtest(0, count).proportion_ci(one_error, method="wilson")
+    assert standard_error([1.0] * count) == pytest.approx(right.high - right.low)
+    assert standard_error([0.0] * count) == pytest.approx(wrong.high - wrong.low)
+    nearly = [1.0] * (count - 1) + [0.0]
+    assert (
+        standard_error([1.0] * count) < standard_error(nearly) == pytest.approx(stats.sem(nearly))
+    )
+
+
+def test_of_other_equal_values_nothing_is_known():
+    assert math.isnan(standard_error([0.4, 0.4, 0.4])) and math.isnan(standard_error([1.0]))
+    assert spread_error([1.0, 1.0]) == 0 and math.isnan(spread_error([1.0]))
+    both_right = paired_difference({"x": [1.0] * 9}, {"x": [1.0] * 9})
+    assert both_right == (0, 0, 1)  # of two models that answer alike
+
+
+def test_an_error_of_nothing_is_not_shown():
+    assert with_error(1.0, standard_error([1.0] * 12)) == "1.000 ± .077"
+    assert with_error(0.25, 0.0) == with_error(0.25, NAN) == ".250"
 
 
 def test_errors_of_tasks_add_up_to_that_of_their_mean():

@@ -37,13 +37,16 @@ def check(
     """
 
     def action() -> int:
-        from evox_evogm.command.check_run import check
-        from evox_evogm.command.run_merge import silence_transformers
+        from evox_evogm.command.early_checks import check_early
         from evox_evogm.command.settings import read_settings
 
-        silence_transformers()
         options = {"budget": budget, "seed": seed, "device": device, "dtype": dtype}
         found, folder = read_settings(settings, words or [], **options)
+        check_early(found, folder)
+        from evox_evogm.command.check_run import check  # torch, which takes seconds
+        from evox_evogm.command.run_merge import silence_transformers
+
+        silence_transformers()
         print("reading the base model, experts and tasks ...", flush=True)
         check(found, folder, prompts=prompts)
         print(f"\nall is well; next: {merge_command(settings, words or [], options)}")

@@ -34,7 +34,15 @@ def compare(
     """
 
     def action() -> int:
-        from evox_evogm.command.compare_models import compare, print_comparison, verdict
+        from evox_evogm.command.run_files import check_scored
+
+        for word in (first, second):
+            check_scored(word)
+        from evox_evogm.command.compare_models import (  # torch, which takes seconds
+            compare,
+            print_comparison,
+            verdict,
+        )
         from evox_evogm.command.run_merge import plain_console
 
         models = read_both(first, second, settings)

@@ -73,22 +73,22 @@ def export(
     """Write the merge of a run for use elsewhere. It is loaded again, compared and scored."""
 
     def action() -> int:
-        from evox_evogm.command.export_run import Wanted, export, upload
+        from evox_evogm.command.export_options import check_options
+
+        options: dict[str, object] = {"rank": rank, "tolerance": tolerance, "front": front}
+        options |= {"settings": settings, "from": published}
+        options |= {"public": public, "push_to_hub": push_to_hub}
+        check_options(run, kind, options)
+        from evox_evogm.command.export_run import Wanted, export, upload  # torch takes seconds
         from evox_evogm.command.exports.hub import check_repo_id
         from evox_evogm.command.run_merge import silence_transformers
 
         silence_transformers()
         compressed = rank is not None or tolerance is not None
         chosen = kind or ("compressed" if compressed else None)
-        if compressed and chosen != "compressed":
-            raise ValueError(
-                f"export: expected --rank and --tolerance with compressed, not {chosen}"
-            )
         further = {"strict_licences": strict_licences, "replace": replace, "base": base}
         if push_to_hub is not None:
             check_repo_id(push_to_hub)  # before the work, not after it
-        elif public:
-            raise ValueError("export: expected --public with --push-to-hub, found it alone")
         wanted = Wanted(chosen, out, dtype, rank, tolerance, further, front, device)
         exported = export(run, wanted, settings, published)
         if push_to_hub is not None:

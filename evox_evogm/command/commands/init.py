@@ -7,6 +7,7 @@ import typer
 
 from evox_evogm.command.commands.attempt import attempt
 from evox_evogm.command.commands.options import Debug
+from evox_evogm.monitoring.escaping import sanitize
 
 
 def init(
@@ -39,11 +40,22 @@ def init(
     """Look at adapters, and write a commented settings file for merging them."""
 
     def action() -> int:
-        from evox_evogm.command.init_settings import init
+        from evox_evogm.command.early_checks import check_adapter
+        from evox_evogm.command.init_tasks import given_task
+
+        if out.exists() and not replace:
+            advice = "give another name, or --replace"
+            raise ValueError(f"out: expected a new file, found {out}; {advice}")
+        for word in adapters:
+            check_adapter(word, Path(word).name)
+        for word in task or []:
+            given_task(word, out.resolve().parent)
+        print(f"looking at {' '.join(map(sanitize, adapters))} ...", flush=True)
+        from evox_evogm.command.init_settings import init  # torch, which takes seconds
         from evox_evogm.command.run_merge import silence_transformers
 
         silence_transformers()
-        init(adapters, out, base, task or [], replace=replace)
+        init(adapters, out, base, task or [])
         return 0
 
     attempt(action, debug)

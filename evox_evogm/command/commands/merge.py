@@ -69,7 +69,13 @@ def search(
     """Make a run, and end the command."""
 
     def action() -> int:
-        from evox_evogm.command.run_merge import run
+        from evox_evogm.command.early_checks import check_early
+        from evox_evogm.command.kept_overrides import all_words, kept_overrides, with_kept
+        from evox_evogm.command.settings import read_settings
+
+        given, _ = with_kept(all_words(words, options), kept_overrides(out))
+        check_early(*read_settings(settings, given))
+        from evox_evogm.command.run_merge import run  # torch, which takes seconds
 
         return run(settings, words, out, options, quiet=quiet, json_lines=json_lines)
 

@@ -18,7 +18,10 @@ def report(
     """Make report.html, report.md and the figures of a finished run again, from its files."""
 
     def action() -> int:
-        from evox_evogm.command.make_reports import make_reports
+        from evox_evogm.command.run_files import check_finished
+
+        check_finished(run)
+        from evox_evogm.command.make_reports import make_reports  # torch, which takes seconds
 
         make_reports(run)
         return 0

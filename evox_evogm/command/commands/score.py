@@ -40,13 +40,20 @@ def score(
     """
 
     def action() -> int:
-        from evox_evogm.command.run_merge import plain_console, printing, silence_transformers
-        from evox_evogm.command.score_models import print_rows, score_words, write_scores
+        from evox_evogm.command.early_checks import check_early
         from evox_evogm.command.settings import read_settings
+
+        found, folder = read_settings(settings, change or [], device=device, dtype=dtype)
+        check_early(found, folder)
+        from evox_evogm.command.run_merge import (  # torch, which takes seconds
+            plain_console,
+            printing,
+            silence_transformers,
+        )
+        from evox_evogm.command.score_models import print_rows, score_words, write_scores
 
         with printing(quiet=quiet, to_stderr=False):
             silence_transformers()
-            found, folder = read_settings(settings, change or [], device=device, dtype=dtype)
             print("reading the base model, adapters and tasks, and scoring ...", flush=True)
             rows, tasks = score_words(found, folder, models or [])
             print_rows(rows, plain_console())

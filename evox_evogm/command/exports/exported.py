@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from evox_evogm.command.licences import LicenceReport
+from evox_evogm.command.number_format import is_shown
 from evox_evogm.command.statistics import standard_error_of_mean
 from evox_evogm.resume.journal import to_json
 
@@ -48,7 +49,7 @@ class Scores:
         for name, error in self.errors.get(split, {}).items():
             errors[name] = math.nan if error is None else float(error)
         error = standard_error_of_mean(errors)
-        spread = f" ± {error:.3f}" if math.isfinite(error) else ""
+        spread = f" ± {error:.3f}" if is_shown(error) else ""
         return f"{self.mean(split):.3f}{spread}"
 
 

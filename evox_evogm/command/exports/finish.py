@@ -7,7 +7,10 @@ from evox_evogm.command.exports.exported import Exported
 from evox_evogm.command.exports.job import Job
 from evox_evogm.command.model_card import model_card
 from evox_evogm.command.result import describe_coefficients
+from evox_evogm.problems.images.image_exports import auto_name
+from evox_evogm.problems.images.image_model import ImageModel
 from evox_evogm.problems.inference.kinds_of_base import is_encoder_decoder
+from evox_evogm.problems.inference.quantised_base import quantised_as
 from evox_evogm.resume.atomic_write import atomic_write
 
 FACTS = "export.json"
@@ -23,6 +26,9 @@ def write_card(job: Job, exported: Exported, folder: Path) -> None:
     table = table_elsewhere(exported)
     facts = {**describe_job(job), **(job.result or {})}
     facts["encoder_decoder"] = is_encoder_decoder(job.model)
+    facts["quantization"] = quantised_as(job.model)
+    if isinstance(job.problem.language_model, ImageModel):
+        facts["images"] = auto_name(job.model)
     card = model_card(facts, job.base, job.settings_folder, export=table)
     atomic_write(folder / "README.md", card.encode())
     atomic_write(folder / FACTS, (json.dumps(table, indent=2) + "\n").encode())

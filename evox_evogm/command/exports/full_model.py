@@ -1,6 +1,7 @@
 """A merge as a whole model: transformers, and every server, loads it without peft."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from evox_evogm.problems.adapters.merged_model import (
     rounding_error,
     weight_errors,
 )
+from evox_evogm.problems.images.image_exports import auto_name, load_exported, save_processor
+from evox_evogm.problems.images.image_model import ImageModel
 from evox_evogm.problems.inference.base_model import tokenizer_sha256, weights_sha256
 from evox_evogm.problems.inference.kinds_of_base import (
     auto_class,
@@ -25,6 +28,9 @@ from evox_evogm.problems.inference.kinds_of_base import (
     make_language_model,
 )
 from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.quantised_base import quantised_as
+from evox_evogm.problems.inference.scored_model import ScoredModel
+from evox_evogm.problems.inference.texts import reading_texts, reads_texts
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 BASE = "base"
@@ -55,6 +61,13 @@ def export_full_model(
     if dtype != BASE and dtype not in DTYPES:
         raise ValueError(f"dtype: expected {BASE}, {', '.join(DTYPES)}, found {dtype!r}")
     job = Job(problem, coefficients, options)
+    quantised = quantised_as(job.model)
+    if quantised is not None:
+        raise ValueError(
+            "export: expected a base in floating point for a whole model, found a quantised one "
+            f"({quantised}); export the adapter and merge it into the base as it is by plain peft "
+            "(merge_and_unload)"
+        )
     precision = job.model.dtype if dtype == BASE else DTYPES[dtype]
     _note_precision(job, precision)
     job.prepare()
@@ -75,12 +88,20 @@ def export_full_model(
             logits_difference=found.logits_difference,
             scores=found.scores,
             merge_scores=job.merge_scores,
-            serve_at=load_model if is_encoder_decoder(job.model) else serve_model,
+            serve_at=serve_at(job),
             licences=job.licences,
             notes=tuple(job.notes),
         )
         write_card(job, exported, part)
     return exported
+
+
+def serve_at(job: Job) -> Callable[[str], str]:
+    """What serves or loads the model, by its folder."""
+    if isinstance(job.problem.language_model, ImageModel):
+        name = auto_name(job.model)
+        return lambda folder: f"{name}.from_pretrained({folder!r})"
+    return load_model if is_encoder_decoder(job.model) else serve_model
 
 
 def serve_model(folder: str) -> str:
@@ -116,8 +137,8 @@ def check_weights(error: RelativeError, rounding: RelativeError) -> None:
         )
 
 
-def _save_and_load(job: Job, dtype: torch.dtype, max_shard_size: str, part: Path) -> LanguageModel:
-    """Write the model and its tokenizer, and load them by transformers alone.
+def _save_and_load(job: Job, dtype: torch.dtype, max_shard_size: str, part: Path) -> ScoredModel:
+    """Write the model with its tokenizer or image processor, and load it by transformers alone.
 
     :raises ExportFailed: if other weights or another tokenizer are read than were written.
     """
@@ -125,13 +146,21 @@ def _save_and_load(job: Job, dtype: torch.dtype, max_shard_size: str, part: Path
     written = weights_sha256(merged)
     merged.save_pretrained(part, max_shard_size=max_shard_size)
     del merged  # so that only the base and one more model are held at a time
-    job.problem.language_model.tokenizer.save_pretrained(part)
-    loaded = load_language_model(job, part)
+    own = job.problem.language_model
+    loaded: ScoredModel
+    if isinstance(own, ImageModel):
+        save_processor(job.loaded_by, part)
+        loaded = load_exported(own, part)
+    else:
+        reading_texts(own).tokenizer.save_pretrained(part)
+        loaded = load_language_model(job, part)
     if weights_sha256(loaded.model) != written:
         raise ExportFailed(
             "export: expected transformers to load the weights that were written, found others"
         )
-    if tokenizer_sha256(loaded.tokenizer) != tokenizer_sha256(job.problem.language_model.tokenizer):
+    if not (reads_texts(own) and reads_texts(loaded)):
+        return loaded
+    if tokenizer_sha256(loaded.tokenizer) != tokenizer_sha256(own.tokenizer):
         raise ExportFailed("export: expected the tokenizer of the base to be loaded, found another")
     return loaded
 
@@ -143,7 +172,7 @@ def load_language_model(job: Job, folder: Path) -> LanguageModel:
     """
     from transformers import AutoTokenizer
 
-    own = job.problem.language_model
+    own = reading_texts(job.problem.language_model)
     # The base brought code of its own, and its user has said that it may run.
     trusted = type(own.model).__module__.startswith("transformers_modules")
     options = {"dtype": "auto", "use_safetensors": True, "trust_remote_code": trusted}

@@ -22,10 +22,13 @@ from evox_evogm.problems.adapters.export import used_factors
 from evox_evogm.problems.adapters.read_adapter import Factors
 from evox_evogm.problems.adapters.same_base import name_in_export
 from evox_evogm.problems.checkpoints.merged_checkpoints import MergedCheckpoints
+from evox_evogm.problems.images.image_exports import first_images, plain_features
+from evox_evogm.problems.images.image_model import ImageModel
 from evox_evogm.problems.inference.base_model import ready_to_score
 from evox_evogm.problems.inference.kinds_of_base import plain_logits
-from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.logit_differences import rounded_differently
+from evox_evogm.problems.inference.scored_model import ScoredModel
+from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.one_merge import as_one_merge
 from evox_evogm.problems.population_scorer import TEXTS
@@ -139,8 +142,10 @@ class Job:
 
     @cached_property
     def rows(self) -> list[torch.Tensor]:
-        """`(1, C)` tokens of prompts, taken from all dev tasks in turn."""
+        """`(1, C)` tokens of prompts, or images, taken from all dev tasks in turn."""
         model = self.problem.language_model
+        if isinstance(model, ImageModel):
+            return first_images(self.splits["dev"], ROWS)
         rows: list[torch.Tensor] = []
         longest = max(len(task.examples) for task in self.splits["dev"])
         for place in range(longest):
@@ -150,7 +155,7 @@ class Job:
                     for tokens in prompts_of(task, model, [Case(0, task.examples[place])]):
                         rows.append(torch.tensor([tokens[:TOKENS]]))
         if not rows:
-            rows = [torch.tensor([model.prompt_tokens(text)]) for text in TEXTS]
+            rows = [torch.tensor([reading_texts(model).prompt_tokens(text)]) for text in TEXTS]
         return rows
 
     @cached_property
@@ -201,12 +206,14 @@ class Job:
 
     @torch.no_grad()
     def _logits(self, model) -> list[torch.Tensor]:
+        of_images = isinstance(self.problem.language_model, ImageModel)
+        output = plain_features if of_images else plain_logits
         found = []
         for row in self.rows:
-            found.append(plain_logits(model, row).to("cpu", torch.float32))
+            found.append(output(model, row).to("cpu", torch.float32))
         return found
 
-    def compare(self, loaded: LanguageModel, error: float) -> Comparison:
+    def compare(self, loaded: ScoredModel, error: float) -> Comparison:
         """Compare a loaded export with the merge in logits, and score it.
 
         :param loaded: the export, as the library that reads it loaded it.

@@ -32,6 +32,8 @@ from evox_evogm.resume.atomic_write import atomic_write
 
 RECIPE = "recipe.yaml"
 OPTIONS = ["--lora-merge-dtype", "float32"]  # without them adapters are rounded to the base's dtype
+# mergekit adapts the base with each adapter in a folder, and stops where it is given none.
+CACHE = "--lora-merge-cache"
 SPECIAL = "+@"  # what a path must not have, because mergekit splits names there
 
 
@@ -96,7 +98,9 @@ def export_mergekit_recipe(
 
 def serve_recipe(folder: str) -> str:
     """The command that makes the model of a recipe in a folder."""
-    return shlex.join(["mergekit-yaml", str(Path(folder) / RECIPE), "merged", *OPTIONS])
+    return shlex.join(
+        ["mergekit-yaml", str(Path(folder) / RECIPE), "merged", *OPTIONS, CACHE, "adapted"]
+    )
 
 
 def make_recipe(job: Job, dtype: str) -> dict:
@@ -208,7 +212,7 @@ def _run_and_compare(
     """
     with tempfile.TemporaryDirectory(prefix="evogm-mergekit-") as work:
         merged = Path(work) / "merged"
-        options = [*OPTIONS, "--lora-merge-cache", str(Path(work) / "loras"), "--quiet"]
+        options = [*OPTIONS, CACHE, str(Path(work) / "loras"), "--quiet"]
         words = [*command, str(recipe), str(merged), *options]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:

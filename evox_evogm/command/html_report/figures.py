@@ -69,6 +69,11 @@ CIVIDIS = (
     "#dec958",
     "#fee838",
 )
+NO_PNG = (
+    "The figures are SVG files in figures/. For PNG files too: pip install cairosvg, which is the "
+    "extra figures, and evogm report again."
+)
+NO_CAIRO = "The figures are SVG files in figures/. PNG files need the library cairo of the system."
 PNG_WIDTH = 1260  # pixels, three times that of the picture
 
 
@@ -132,8 +137,10 @@ def write_figures(figures: Sequence[Figure], out: Path) -> str:
         atomic_write(folder / f"{figure.name}.svg", svg_file(figure).encode())
     try:
         import cairosvg
-    except (ImportError, OSError):  # OSError where the library cairo is missing
-        return "The figures are SVG files in figures/, as PNG only where cairosvg is installed."
+    except ImportError:
+        return NO_PNG
+    except OSError:  # cairosvg is there, and does not find its library
+        return NO_CAIRO
     for figure in figures:
         path = folder / f"{figure.name}.png"
         # cairosvg knows no colour schemes.

@@ -9,6 +9,7 @@ import yaml
 
 from evox_evogm.command.confirm import confirm_cells, remarks_on_confirm
 from evox_evogm.command.experts import regressed_on
+from evox_evogm.command.glossary import glossary
 from evox_evogm.command.html_report.examples_shown import shown_examples
 from evox_evogm.command.html_report.figures import (
     DARK,
@@ -112,6 +113,7 @@ def render_page(run: RunData, figures: Mapping[str, Figure], figures_note: str =
         "regressed": regressed_on(run.result["regmean"]),
         "contributions_failure": (run.data.get("contributions") or {}).get("failure"),
         "has_all_errors": has_all_errors(run),
+        "glossary": glossary(run.result),
     }
     return environment().get_template("report.html.j2").render(values)
 

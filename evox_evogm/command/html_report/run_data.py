@@ -168,12 +168,13 @@ class RunData:
         metric that is 0 or 1 the mean says how the examples differ.
         """
         known = row.get("errors", {}).get(split, {}).get(task)
-        if known is not None and math.isfinite(float(known)):
+        if known is not None and math.isfinite(float(known)) and float(known) > 0:
             return float(known)
         described = self.result["tasks"].get(task, {})
         examples, value = described.get(split, 0), row[split][task]
         if described.get("metric") in ZERO_OR_ONE and examples > 1 and 0 <= value <= 1:
-            return math.sqrt(value * (1 - value) / (examples - 1))
+            spread = math.sqrt(value * (1 - value) / (examples - 1))
+            return spread or standard_error([value] * examples)
         if split == "dev" and row["kind"] == "merge":
             return self._error_in_history(task, row["dev"])
         return math.nan

@@ -141,13 +141,18 @@ def dev_against_test(run: RunData) -> Figure | None:
             rows.append(row)
     if len(rows) < 2:
         return None
-    x_range = padded([row.mean("dev").value for row in rows], 0.12)
-    y_range = padded([row.mean("test").value for row in rows], 0.12)
+    points = run.data.get("test_points", {}).get("points", [])  # of the history
+    dev = [row.mean("dev").value for row in rows] + [point["dev"] for point in points]
+    test = [row.mean("test").value for row in rows] + [point["test"] for point in points]
+    x_range, y_range = padded(dev, 0.12), padded(test, 0.12)
     axes = Axes(x_range, y_range, xlabel="dev score", ylabel="test score")
     lower, upper = max(x_range[0], y_range[0]), min(x_range[1], y_range[1])
     if lower < upper:
         diagonal = (axes.x(lower), axes.y(lower), axes.x(upper), axes.y(upper))
         axes.add(line(*diagonal, "zero"))
+    places = [(axes.x(point["dev"]), axes.y(point["test"])) for point in points]
+    if places:
+        axes.add(dots(places, "evaluated"))
     for row in rows:
         place = (axes.x(row.mean("dev").value), axes.y(row.mean("test").value))
         name = element("title", row.name)
@@ -157,6 +162,11 @@ def dev_against_test(run: RunData) -> Figure | None:
         "A dot for each model: base grey, experts blue, average and RegMean green, the merge "
         "orange. Below the dashed line, a model is worse on test than on dev."
     )
+    if points:
+        caption += (
+            f" Small dots: {len(points)} merges that the search evaluated, evenly over the order "
+            "of their dev scores. They were scored on test when the merge was chosen."
+        )
     title = "Dev against test"
     return Figure("dev_and_test", title, axes.picture("dev_and_test", title, caption), caption)
 
@@ -194,7 +204,7 @@ def held_out_predictions(fit: Interpolation | None) -> Figure | None:
         places.append((axes.x(prediction), axes.y(score)))
     axes.add(dots(places, evaluated_style(len(places))))
     caption = (
-        "Single evaluations have no test score. Instead, each merge's dev score is shown against "
+        "Most evaluations have no test score. Instead, each merge's dev score is shown against "
         "what a Gaussian process fitted to all other merges predicts for it. The predictions "
         f"explain {percent(fit.explained)} of the variance; the rest is chance, or finer than "
         "the evaluations show."

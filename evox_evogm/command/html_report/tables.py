@@ -7,6 +7,7 @@ from evox_evogm.command.html_report.coefficient_charts import at_edge
 from evox_evogm.command.html_report.formats import duration, short, signed, with_error
 from evox_evogm.command.html_report.run_data import Row, RunData, Score
 from evox_evogm.command.html_report.score_charts import loss_without
+from evox_evogm.command.number_format import is_shown
 from evox_evogm.command.scores import label
 from evox_evogm.command.task_settings import SPLITS
 
@@ -38,7 +39,7 @@ def cell(score: Score, best: float = math.nan) -> Cell:
     """
     if math.isnan(score.value):
         return Cell("none", "", False)
-    error = short(score.error) if math.isfinite(score.error) else ""
+    error = short(score.error) if is_shown(score.error) else ""
     return Cell(short(score.value), error, round(score.value, 3) >= round(best, 3))
 
 

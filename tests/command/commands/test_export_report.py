@@ -8,6 +8,7 @@ import torch
 from builders import build_model, change_settings, merge
 
 from evox_evogm.command import cli
+from evox_evogm.command.opened_run import settings_of_run
 
 
 @pytest.fixture
@@ -51,6 +52,9 @@ def test_settings_that_were_moved_have_to_be_given(finished, capsys):
     out = str(moved / "out")
     inputs = json.loads((moved / "out" / "inputs.json").read_text())
     inputs["settings_folder"] = str(finished / "gone")
+    (moved / "out" / "inputs.json").write_text(json.dumps(inputs))
+    assert settings_of_run(moved / "out", None)[1] == moved.resolve()  # it lies as it lay
+    del inputs["settings_folder_from_here"]
     (moved / "out" / "inputs.json").write_text(json.dumps(inputs))
     assert cli.main(["export", out]) == 2
     assert "give the file by --settings" in capsys.readouterr().err

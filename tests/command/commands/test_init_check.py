@@ -104,10 +104,12 @@ def test_tasks_may_be_given(adapters, capsys):
     words = ["--task", files, "--task", "quiz.json", "--task", "reasoning_gym:gcd"]
     assert init(*words, "-o", "sub/mine.yaml") == 0
     tasks = yaml.safe_load((adapters / "sub" / "mine.yaml").read_text())["tasks"]
-    assert tasks[0]["json_lines"] == str(adapters / "dev.jsonl")  # not below the settings file
+    assert tasks[0]["json_lines"] == "../dev.jsonl"  # from the settings file
     assert "metric" not in tasks[0]  # its lines have no choices
-    assert tasks[1] == {"swarm_eval": str(adapters / "quiz.json"), "metric": "choice_likelihood"}
+    assert tasks[1] == {"swarm_eval": "../quiz.json", "metric": "choice_likelihood"}
     assert tasks[2]["reasoning_gym"] == "gcd"
+    text = (adapters / "sub" / "mine.yaml").read_text()
+    assert "  first: ../experts/first\n" in text and "\nbase: ../base\n" in text
     assert not (adapters / "sub" / "example_dev.jsonl").exists()
     assert init("--task", "nowhere.jsonl", "--replace") == 2
     assert "found no file nowhere.jsonl" in capsys.readouterr().err
@@ -154,7 +156,7 @@ def test_adapters_of_one_name_get_more_of_their_path(tmp_path):
 def test_a_base_is_named_as_the_settings_file_sees_it(adapters):
     assert init("-o", "sub/mine.yaml") == 0
     settings = yaml.safe_load((adapters / "sub" / "mine.yaml").read_text())
-    assert settings["base"] == str(adapters.resolve() / "base")
+    assert settings["base"] == "../base"
     assert init("-o", "mine.yaml") == 0
     assert yaml.safe_load((adapters / "mine.yaml").read_text())["base"] == "base"
 

@@ -24,6 +24,31 @@ def test_words_replace_settings_and_the_run_keeps_what_was_used(small):
     assert len(history(small / "out")) == 8
 
 
+@pytest.mark.lengthy
+def test_who_goes_on_need_not_give_the_words_again(small, capfd):
+    words = ["seed=9", "search.epochs=2", "--budget", "8"]
+    assert merge(small, *words) == 0
+    assert (
+        "budget 8: 8 evaluations, 2 populations of 4 merges evaluated together\n"
+        in capfd.readouterr().out
+    )
+    assert merge(small) == 0
+    printed = capfd.readouterr().out
+    assert "as this run was begun: seed=9 search.epochs=2 budget=8\n" in printed
+    assert "this run is finished" in printed
+    assert merge(small, "search.epochs=3") == 2
+    assert "found search.epochs 3 where it has 2;" in capfd.readouterr().err
+    assert merge(small, "--budget", "13") == 0
+    printed = capfd.readouterr().out
+    assert "as this run was begun: seed=9 search.epochs=2\n" in printed
+    assert "budget 13: 12 evaluations, 3 populations of 4 merges evaluated together\n" in printed
+    assert merge(small) == 0  # with the budget that was given last
+    assert "as this run was begun: seed=9 search.epochs=2 budget=13\n" in capfd.readouterr().out
+    assert len(history(small / "out")) == 12
+    config = yaml.safe_load((small / "out" / "config.yaml").read_text())
+    assert (config["seed"], config["search"]["epochs"], config["budget"]) == (9, 2, 13)
+
+
 def test_without_out_the_run_is_named_after_its_settings(small, monkeypatch):
     monkeypatch.chdir(small)
     assert cli.main(["merge", "run.yaml", "--quiet"]) == 0
@@ -43,7 +68,7 @@ def test_json_is_a_line_per_evaluation_on_stdout_and_all_else_on_stderr(small, c
         for name in ("evaluation", "step", "score", "coefficients", "tasks"):
             assert line[name] == record[name]
         assert "examples" not in line
-    assert "2 experts, 2 tasks" in printed.err and "scores, dev / test" in printed.err
+    assert "2 experts, 2 tasks" in printed.err and "scores, dev (which" in printed.err
     assert merge(small, "--json", "--budget", "8") == 0
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [line["evaluation"] for line in lines] == [4, 5, 6, 7]  # the new ones

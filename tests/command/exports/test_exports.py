@@ -309,7 +309,8 @@ def test_the_command_of_a_page_is_whole_whatever_the_folder_is_called(tmp_path, 
         (lambda _: server_setting(64), server_setting(64)),
         (
             serve_recipe,
-            "mergekit-yaml path/of/this/folder/recipe.yaml merged --lora-merge-dtype float32",
+            "mergekit-yaml path/of/this/folder/recipe.yaml merged --lora-merge-dtype float32 "
+            "--lora-merge-cache adapted",
         ),
     ):
         exported = Exported(

@@ -1,5 +1,8 @@
 """Recipes for mergekit. Where it is installed a slow test runs them."""
 
+import json
+import shlex
+import subprocess
 import sys
 from copy import copy
 from pathlib import Path
@@ -8,6 +11,8 @@ import pytest
 import torch
 import yaml
 from builders import build_model, build_tokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from evox_evogm.command.exports import export_mergekit_recipe
 from evox_evogm.command.exports.mergekit_recipe import find_command
@@ -149,3 +154,32 @@ def test_mergekit_makes_the_merge(shared, tmp_path, groups):
         exported = export_mergekit_recipe(problem, coefficients, out, dtype=dtype)
         assert exported.checked
         assert exported.relative_error < (1e-5 if dtype == "float32" else 5e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_command("mergekit-yaml") is None, reason="mergekit is not installed")
+def test_the_command_of_the_card_makes_the_sum_of_base_and_adapters(shared, problem, tmp_path):
+    """What is right is computed by hand from the files of base and adapters."""
+    out = tmp_path / "recipe"
+    exported = export_mergekit_recipe(problem, COEFFICIENTS, out, mergekit=NOWHERE)
+    _, *words = shlex.split(exported.serve)
+    command = [*find_command("mergekit-yaml"), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    right = AutoModelForCausalLM.from_pretrained(shared.folder / "base", dtype=torch.float32)
+    weights = dict(right.named_parameters())
+    for name, coefficient in zip(("first", "second"), COEFFICIENTS.tolist(), strict=True):
+        folder = shared.folder / "experts" / name
+        config = json.loads((folder / "adapter_config.json").read_text())
+        factors = load_file(folder / "adapter_model.safetensors")
+        scale = coefficient * config["lora_alpha"] / config["r"]
+        for key, b in factors.items():
+            if key.endswith(".lora_B.weight"):
+                a = factors[key.replace("lora_B", "lora_A")]
+                module = key.removeprefix("base_model.model.").removesuffix(".lora_B.weight")
+                weights[f"{module}.weight"].data += scale * b @ a
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    tokens = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        expected, found = (model(tokens).logits for model in (right, made))
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))

@@ -180,7 +180,8 @@ def test_the_figures_lie_beside_the_page_as_svg(run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cairosvg", None)  # as if it were not installed
     page = write_report(run)
     assert page == run / "report.html"
-    assert "as PNG only where cairosvg is installed" in Page(page.read_text()).text
+    text = Page(page.read_text()).text
+    assert "For PNG files too: pip install cairosvg, which is the extra figures" in text
     names = sorted(path.name for path in (run / "figures").iterdir())
     assert names == sorted(
         f"{name}.svg"

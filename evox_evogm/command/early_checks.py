@@ -1,0 +1,104 @@
+"""What is wrong with settings, as far as it can be seen without torch: within a second or two.
+
+Everything is checked again, and more of it, when base, experts and tasks are read.
+"""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+
+from evox_evogm.command.settings import RunSettings
+from evox_evogm.command.task_settings import TaskSettings
+from evox_evogm.near_path import near_path
+
+ADAPTER = "adapter_config.json and adapter_model.safetensors"
+HUB_ID = re.compile(r"(hf://)?\w[\w.-]*/.+")  # what may be one: it needs an owner and a name
+FILES_OF = {"json_lines": ("json_lines", "test_file"), "swarm_eval": ("swarm_eval",)}
+
+
+def check_early(settings: RunSettings, folder: Path) -> None:
+    """Refuse settings that name a folder or a file that is not there, or an unknown data set.
+
+    :param folder: the folder that paths in the settings are relative to.
+    :raises ValueError: in one sentence.
+    """
+    check_experts(settings.experts, folder)
+    for entry in settings.tasks:
+        check_task(entry, folder)
+
+
+def check_experts(experts: str | list | dict, folder: Path) -> None:
+    """Refuse experts that are certainly paths, and are not there.
+
+    :param experts: the setting.
+    """
+    if isinstance(experts, str):
+        parent = folder / experts
+        if is_missing_path(experts, folder):
+            found = f"found no such folder{near_path(parent)}"
+            raise ValueError(
+                f"experts: expected adapter folders with adapter_config.json in {parent}, {found}"
+            )
+        return
+    if isinstance(experts, dict):
+        named = experts
+    else:
+        named = {Path(str(path)).name: path for path in experts}
+        if len(named) < len(experts):  # which is said first, when they are read
+            return
+    for name, path in named.items():
+        check_adapter(str(path), str(name), folder)
+
+
+def check_adapter(word: str, name: str, folder: Path = Path()) -> None:
+    """Refuse an adapter that is certainly a path, and is not there.
+
+    :param name: of the expert.
+    """
+    if is_missing_path(word, folder):
+        path = folder / word
+        found = f"found no such folder{near_path(path)}"
+        raise ValueError(f"expert {name!r} ({path}): expected a folder with {ADAPTER}, {found}")
+
+
+def is_missing_path(word: str, folder: Path) -> bool:
+    """Whether nothing is at a path that cannot be a hub id."""
+    if (folder / word).exists():
+        return False
+    return HUB_ID.fullmatch(word) is None or (folder / word.partition("/")[0]).is_dir()
+
+
+def check_task(entry: TaskSettings, folder: Path) -> None:
+    """Refuse a task whose file is not there, or whose data set reasoning-gym does not have."""
+    for setting in FILES_OF.get(entry.reader, ()):
+        path = folder / str(getattr(entry, setting))
+        if not path.is_file():
+            name = entry.name or Path(entry.source).stem
+            found = f"found none at {path}{near_path(path)}"
+            raise ValueError(f"task {name!r}: expected a file, {found}")
+    if entry.reader == "reasoning_gym":
+        check_data_set(entry.source, f"reasoning-gym task {entry.source!r}")
+
+
+def check_data_set(name: str, where: str) -> None:
+    """Refuse a name that reasoning-gym, where it is installed, does not know.
+
+    :param where: begins the error message.
+    :raises ValueError: with the nearest name.
+    """
+    known = data_sets_of_reasoning_gym()
+    if known and name not in known:
+        near = get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{where}: expected a data set of reasoning-gym, found {name!r}{hint}")
+
+
+def data_sets_of_reasoning_gym() -> Sequence[str]:
+    """The names of its data sets; none where it is not installed."""
+    if find_spec("reasoning_gym") is None:
+        return ()
+    from reasoning_gym.factory import DATASETS
+
+    return list(DATASETS)
