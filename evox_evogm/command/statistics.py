@@ -56,8 +56,8 @@ class Regression(NamedTuple):
 def standard_error(scores: Sequence[float]) -> float:
     """The standard error of a mean score over examples; NaN with fewer than two.
 
-    Scores that are all 0 or all 1 have that of Wilson's interval. Of other equal scores it is not
-    known: NaN.
+    Scores that are all 0 or all 1 count as wrong and right answers, and have that of Wilson's
+    interval. Of other equal scores it is not known: NaN.
 
     :param scores: of S examples.
     """

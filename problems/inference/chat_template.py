@@ -56,7 +56,7 @@ class ChatTemplate:
         self.rendering = dict(self.arguments)
         if isinstance(date := self.arguments.get(CLOCK), datetime.date):
             del self.rendering[CLOCK]
-            self.rendering["chat_template"] = write_date(str(tokenizer.chat_template), date)
+            self.rendering["chat_template"] = write_date(template_text(tokenizer), date)
         self._content = as_text
         self._error: str | None = None
         if tokenizer.chat_template:
@@ -125,7 +125,16 @@ class ChatTemplate:
 
 def writes_the_date(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the chat template writes today's date, as Llama 3's does."""
-    return re.search(rf"\b{CLOCK}\b", str(tokenizer.chat_template)) is not None
+    return re.search(rf"\b{CLOCK}\b", template_text(tokenizer)) is not None
+
+
+def template_text(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The chat template that a question is rendered by; empty if there is none.
+
+    Of several named templates it is the one called `default`.
+    """
+    found: Any = tokenizer.chat_template or ""
+    return found if isinstance(found, str) else str(found.get("default", ""))
 
 
 def with_date(arguments: Mapping | None, date: datetime.date | None) -> dict[str, Any]:

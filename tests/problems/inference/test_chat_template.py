@@ -58,6 +58,15 @@ def test_a_date_in_the_arguments_is_the_one_that_the_template_writes():
     assert with_date({"enable_thinking": True}, None) == {"enable_thinking": True}
 
 
+def test_of_several_templates_the_default_one_writes_the_date():
+    dated = PLAIN + "{{ strftime_now('%Y') }}"
+    tokenizer = tokenizer_with({"default": dated, "tool_use": "tools"})
+    assert writes_the_date(tokenizer)
+    arguments = with_date(None, datetime.date(2024, 7, 26))
+    assert ChatTemplate(tokenizer, arguments).text("q") == "<user>q<reply>2024"
+    assert not writes_the_date(tokenizer_with({"default": PLAIN, "tool_use": dated}))
+
+
 def test_a_date_whose_format_is_computed_stays_and_is_warned_of(caplog):
     tokenizer = tokenizer_with(PLAIN + "{% set f = '%Y' %}{{ strftime_now(f) }}")
     today = datetime.date.today()
