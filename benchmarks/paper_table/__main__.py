@@ -41,8 +41,10 @@ def make_table(number: str, runs: Sequence[Run]) -> list[str]:
     figures = FIGURES[number]
     columns, paper_means = figures["columns"], figures.get("means", {})
     ours: dict[str, list[float | None]] = {}
-    for name in {name: None for run in runs for name in run.rows}:  # in order
-        ours[name] = [_mean_of(runs, name, task) for task in columns]
+    for run in runs:
+        for name in run.rows:
+            if name not in ours:
+                ours[name] = [_mean_of(runs, name, task) for task in columns]
     names = list({**figures.get("rows", {}), **paper_means, **ours})
     lines = [
         f"Table {number}: {figures['what']}. Test scores, paper / here.",
@@ -108,14 +110,19 @@ def report(runs: Sequence[Run], table: str | None = None) -> list[str]:
 
     :param table: the number of the table for all runs; None to go by their tasks.
     """
-    by_table: dict[str, list[Run]] = {}
+    by_table: dict[str, dict[tuple[str, ...], list[Run]]] = {}
     for run in runs:
-        by_table.setdefault(table or table_of(run), []).append(run)
+        alike = by_table.setdefault(table or table_of(run), {})
+        alike.setdefault(run.parts, []).append(run)
     lines = []
     for number in sorted(by_table):
-        lines += [*make_table(number, by_table[number]), ""]
-        if number == "1":
-            lines += over_seeds(by_table[number])
+        for merged in by_table[number].values():  # those of one base and the same experts
+            lines += [*make_table(number, merged), ""]
+            if len(by_table[number]) > 1:
+                folders = ", ".join(str(run.folder) for run in merged)
+                lines += [f"Base {merged[0].base}, runs {folders}.", ""]
+            if number == "1":
+                lines += over_seeds(merged)
     lines.append("The paper's searches make 160 evaluations a task with Qwen2.5-1.5B.")
     for run in runs:
         took = f"{run.evaluations} evaluations in {run.seconds / 60:.1f} min"
@@ -129,7 +136,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER")
     parser.add_argument("--table", choices=TABLES, help="by default the one that has the tasks")
     args = parser.parse_args(arguments)
-    print("\n".join(report([read_run(folder) for folder in args.runs], args.table)))
+    runs = []
+    for folder in args.runs:
+        try:
+            run = read_run(folder)
+            if args.table is None:
+                table_of(run)
+        except ValueError as error:
+            print(f"Left out: {error}")
+            continue
+        runs.append(run)
+    if not runs:
+        raise SystemExit("runs: expected a finished run of a table of the paper, found none")
+    print("\n".join(report(runs, args.table)))
 
 
 if __name__ == "__main__":

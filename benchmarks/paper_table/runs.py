@@ -1,7 +1,7 @@
 """What finished run folders say in the rows of the paper's tables."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ class Run(NamedTuple):
 
     :param folder: where it is.
     :param base: of its settings.
+    :param parts: the base and the experts: where each is.
     :param seed: of its search.
     :param algorithm: of its search.
     :param evaluations: of merges that it made.
@@ -24,6 +25,7 @@ class Run(NamedTuple):
 
     folder: Path
     base: str
+    parts: tuple[str, ...]
     seed: int
     algorithm: str
     evaluations: int
@@ -45,21 +47,52 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"runs: expected a finished run in {folder}, found no result.json")
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    rows = {}
+    rows, experts = {}, []
     best_on_dev = None
     for row in result["scores"]:
         if row["kind"] in NAMES:
             rows[NAMES[row["kind"]]] = row["test"]
         elif row["kind"] == "expert":
+            experts.append(row["name"])
             score = mean(list(row["dev"].values()))
             if best_on_dev is None or score > best_on_dev:
                 best_on_dev = score
                 rows["single best"] = row["test"]
         elif row["kind"] == "merge":
             rows[result["algorithm"]] = row["test"]
-    base = result.get("sources", {}).get("base") or settings["base"]
+    sources = result.get("sources") or {}
+    base = sources.get("base") or settings["base"]
+    parts = (place_of(base, folder), *places_of(experts, sources, settings, folder))
     evaluations, seconds = result["evaluations"], result["seconds"]
-    return Run(folder, base, result["seed"], result["algorithm"], evaluations, seconds, rows)
+    seed, algorithm = result["seed"], result["algorithm"]
+    return Run(folder, base, parts, seed, algorithm, evaluations, seconds, rows)
+
+
+def places_of(
+    names: Sequence[str], sources: Mapping[str, str], settings: Mapping, folder: Path
+) -> list[str]:
+    """Where each expert of a run is, with its name, in the order of the names.
+
+    :param names: of the experts.
+    :param sources: what was read from the hub, at its commit.
+    :param settings: of the run.
+    :param folder: of the run, from which paths start.
+    """
+    given = settings.get("experts", "")
+    places = []
+    for name in sorted(names):
+        place = given
+        if isinstance(given, dict):
+            place = given.get(name, "")
+        elif isinstance(given, list):
+            place = next((path for path in given if Path(str(path)).name == name), "")
+        places.append(f"{name}: {sources.get(f'expert {name}') or place_of(str(place), folder)}")
+    return places
+
+
+def place_of(word: str, folder: Path) -> str:
+    """A path that is there as an absolute one, any other word as it is."""
+    return str((folder / word).resolve()) if word and (folder / word).exists() else word
 
 
 def mean(values: Sequence[float]) -> float:

@@ -1,5 +1,6 @@
 """What `evogm check` does: load everything, try merges, and predict what a run will take."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -103,7 +104,10 @@ def describe_size(expert: Expert) -> str:
     (found,) = spectra_of([expert])
     if not found.modules:
         return ", which change nothing"
-    return f", norm {found.norm:.3g}, {100 * found.share:.3g} % in one direction"
+    words = f", norm {found.norm:.3g}"
+    if math.isnan(found.share):  # vectors alone have no directions
+        return words
+    return f"{words}, {100 * found.share:.3g} % in one direction"
 
 
 def try_merges(merge_run: MergeRun) -> Tried:

@@ -15,7 +15,12 @@ from evox_evogm.near_path import near_path
 
 ADAPTER = "adapter_config.json and adapter_model.safetensors"
 HUB_ID = re.compile(r"(hf://)?\w[\w.-]*/.+")  # what may be one: it needs an owner and a name
-FILES_OF = {"json_lines": ("json_lines", "test_file"), "swarm_eval": ("swarm_eval",)}
+FILES_OF = {
+    "json_lines": ("json_lines", "test_file"),
+    "swarm_eval": ("swarm_eval",),
+    "images": ("images", "test_images", "head"),
+}
+OR_FOLDER = {"images"}  # whose files may be folders
 
 
 def check_early(settings: RunSettings, folder: Path) -> None:
@@ -24,9 +29,31 @@ def check_early(settings: RunSettings, folder: Path) -> None:
     :param folder: the folder that paths in the settings are relative to.
     :raises ValueError: in one sentence.
     """
+    check_base(settings.base, folder)
     check_experts(settings.experts, folder)
+    template = settings.chat_template_file
+    if template is not None and not (folder / template).exists():
+        raise ValueError(
+            "chat_template_file: expected a file with a chat template, or a folder with one, "
+            f"found none at {folder / template}{near_path(folder / template)}"
+        )
     for entry in settings.tasks:
         check_task(entry, folder)
+
+
+def check_base(base: str, folder: Path) -> None:
+    """Refuse a base that is certainly a path, and is not there.
+
+    A single word may be a model of the hub or of a package. Paths may start from the folder of the
+    process too.
+
+    :param base: the setting.
+    """
+    path = folder / base
+    written = "/" in base and HUB_ID.fullmatch(base) is None
+    if written and not Path(base).exists() and is_missing_path(base, folder):
+        found = f"found no such folder at {path}{near_path(path)}"
+        raise ValueError(f"base: expected a transformers folder or hub id, {found}")
 
 
 def check_experts(experts: str | list | dict, folder: Path) -> None:
@@ -74,10 +101,11 @@ def check_task(entry: TaskSettings, folder: Path) -> None:
     """Refuse a task whose file is not there, or whose data set reasoning-gym does not have."""
     for setting in FILES_OF.get(entry.reader, ()):
         path = folder / str(getattr(entry, setting))
-        if not path.is_file():
+        allowed = "a file or a folder" if entry.reader in OR_FOLDER else "a file"
+        if not (path.exists() if entry.reader in OR_FOLDER else path.is_file()):
             name = entry.name or Path(entry.source).stem
             found = f"found none at {path}{near_path(path)}"
-            raise ValueError(f"task {name!r}: expected a file, {found}")
+            raise ValueError(f"task {name!r}: expected {allowed}, {found}")
     if entry.reader == "reasoning_gym":
         check_data_set(entry.source, f"reasoning-gym task {entry.source!r}")
 

@@ -1,12 +1,15 @@
 """The paper's tables, with our figures beside the paper's."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from benchmarks.paper_table.__main__ import FIGURES, main
+from evox_evogm.command.settings import read_settings
 
+PAPER = Path(__file__).parents[2] / "benchmarks" / "examples" / "paper"
 EIGHT = FIGURES["1"]["columns"]
 
 
@@ -14,7 +17,7 @@ EIGHT = FIGURES["1"]["columns"]
 def write_run(tmp_path):
     """A function that writes what a table reads of a run."""
 
-    def write(name, tasks, *, base="Qwen/Qwen2.5-1.5B", algorithm="EvoGM", seed=0, gain=0.1):
+    def write(name, tasks, *, algorithm="EvoGM", seed=0, gain=0.1, sources=(), **settings):
         folder = tmp_path / name
         folder.mkdir()
         kinds = [("base", "base", 0.2), ("one", "expert", 0.3), ("two", "expert", 0.25)]
@@ -25,9 +28,10 @@ def write_run(tmp_path):
             both = {"dev": dict.fromkeys(tasks, dev), "test": dict.fromkeys(tasks, score)}
             scores.append({"name": row, "kind": kind, **both})
         result = {"scores": scores, "algorithm": algorithm, "seed": seed}
-        result |= {"evaluations": 160, "seconds": 90.0, "sources": {}}
+        result |= {"evaluations": 160, "seconds": 90.0, "sources": dict(sources)}
         (folder / "result.json").write_text(json.dumps(result))
-        (folder / "config.yaml").write_text(yaml.safe_dump({"base": base}))
+        settings = {"base": "Qwen/Qwen2.5-1.5B", "experts": "owner/name", **settings}
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
         return str(folder)
 
     return write
@@ -72,14 +76,62 @@ def test_each_table_is_found_by_tasks_and_base(write_run, capsys):
     assert any(line.startswith("| SurrogateEvoGM") and "- / .400" in line for line in lines)
 
 
-def test_what_belongs_to_no_table_and_what_is_not_finished_are_refused(write_run, tmp_path):
-    with pytest.raises(ValueError, match="^runs: expected tasks of a table .*, found mine in"):
-        main([write_run("mine", ["mine"])])
-    with pytest.raises(ValueError, match="found no result.json$"):
-        main([str(tmp_path)])
+OTHERS = {
+    "a base": {"base": "smollm2-135m-instruct"},
+    "experts by hub id": {"experts": "owner/other"},
+    "experts in a table": {"experts": {"one": "owner/one", "two": "owner/two"}},
+    "experts in a list": {"experts": ["adapters/one", "adapters/two"]},
+    "another commit": {"sources": {"expert one": "owner/name@abc/one"}},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_runs_of_other_bases_or_experts_have_a_table_of_their_own(write_run, capsys, other):
+    folders = [write_run("first", ["mmlu"]), write_run("second", ["mmlu"], gain=0.2, seed=1)]
+    third = write_run("third", ["mmlu"], gain=0.4, **other)
+    lines = printed(capsys, *folders, third)
+    cells = [line.split(" | ")[1] for line in lines if line.startswith("| EvoGM")]
+    assert cells == [".625 / .450", ".625 / .700"]
+    assert lines.count(lines[0]) == 2 and lines[0].startswith("Table 1")
+    assert f"runs {', '.join(folders)}." in "\n".join(lines)
+
+
+def test_the_same_local_experts_are_found_from_each_run_folder(write_run, tmp_path, capsys):
+    (tmp_path / "adapters").mkdir()
+    given = [str(tmp_path / "adapters"), "../adapters"]
+    folders = [write_run(f"{n}", ["mmlu"], experts=path) for n, path in enumerate(given)]
+    assert sum(line.startswith("Table") for line in printed(capsys, *folders)) == 1
+
+
+def test_runs_of_no_table_and_unfinished_ones_are_left_out_with_a_line(write_run, tmp_path, capsys):
+    mine = write_run("mine", ["mine"])
+    (tmp_path / "begun").mkdir()
+    begun = str(tmp_path / "begun")
+    lines = printed(capsys, mine, begun, write_run("mmlu", ["mmlu"]))
+    assert lines[0].startswith("Left out: runs: expected tasks of a table of the paper, found mine")
+    assert lines[1].startswith("Left out: ") and lines[1].endswith("begun, found no result.json")
+    assert lines[2].startswith("Table 1") and "mine" not in "".join(lines[2:])
+    with pytest.raises(SystemExit, match="finished run of a table of the paper, found none$"):
+        main([mine, begun])
+
+
+def names_in(*paths):
+    """The names of the tasks of settings files, in order."""
+    names = []
+    for path in paths:
+        settings, _ = read_settings(PAPER / path)
+        names += [task.name or Path(task.source).stem for task in settings.tasks]
+    return names
 
 
 def test_the_figures_are_of_the_tasks_of_the_settings():
-    for table in ("1", "3", "6"):
-        assert FIGURES[table]["columns"] == EIGHT
-    assert all(len(row) == len(EIGHT) for row in FIGURES["1"]["rows"].values())
+    assert names_in("all_eight.yaml") == FIGURES["3"]["columns"]
+    assert names_in("glue_flan_t5_lora.yaml") == FIGURES["2"]["columns"]
+    assert names_in("glue_flan_t5_full.yaml") == FIGURES["2"]["columns"]
+    assert names_in("vit_b16_20.yaml") == FIGURES["8"]["columns"]
+    for table, folder in {"1": "single", "6": "qwen3_8b"}.items():
+        files = sorted((PAPER / folder).glob("*.yaml"))
+        assert sorted(names_in(*files)) == sorted(FIGURES[table]["columns"])
+    for number in ("1", "2", "3", "6", "8"):
+        for row in FIGURES[number].get("rows", {}).values():
+            assert len(row) == len(FIGURES[number]["columns"])

@@ -95,6 +95,15 @@ def test_the_settings_have_an_expert_and_a_task_for_each_data_set(script):
     assert script.parse([]).dev == 50
 
 
+def test_a_second_start_is_refused_while_images_of_the_first_are_there(script, clip, tmp_path):
+    args = script.parse(["--dev", "4", "--test", "5", "--out", str(tmp_path)])
+    splits = {"dev": made_up(), "test": made_up(seed=1)}
+    script.check_free(tmp_path)
+    script.write_task("mnist", splits, clip, padding_tokenizer(), NAMES, TEMPLATES, args)
+    with pytest.raises(SystemExit, match=r"expected no images yet, found .*mnist.dev; remove"):
+        script.main(["--seed", "1", "--out", str(tmp_path)])
+
+
 @pytest.mark.slow
 def test_the_search_of_the_settings_runs_on_tiny_models(script, clip, tmp_path, hub_cache):
     from transformers import CLIPVisionModel

@@ -108,6 +108,18 @@ def write_images(rows, numbers: Iterable[int], source: Source, classes: int, fol
         row[source.image].convert("RGB").save(folder / name)
 
 
+def check_free(out: Path) -> None:
+    """Refuse folders of images from an earlier start, whose images would stay.
+
+    :raises SystemExit: in one sentence.
+    """
+    for task in SOURCES:
+        for split in ("dev", "test"):
+            folder = out / task / split
+            if folder.exists():
+                raise SystemExit(f"expected no images yet, found {folder}; remove {out} first")
+
+
 def write_task(task: str, splits: dict, clip, tokenizer, names, templates, args) -> None:
     """Write `TASK/dev`, `TASK/test` and `TASK/head.safetensors`.
 
@@ -131,13 +143,14 @@ def parse(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments=None) -> None:
     """Download the data sets and CLIP, and write all tasks."""
+    args = parse(arguments)
+    check_free(args.out)
     from datasets import load_dataset
     from fusion_bench.tasks.clip_classification import get_classnames_and_templates
     from transformers import AutoTokenizer, CLIPModel
 
-    args = parse()
     clip, tokenizer = CLIPModel.from_pretrained(CLIP).eval(), AutoTokenizer.from_pretrained(CLIP)
     for task, source in SOURCES.items():
         splits = {}

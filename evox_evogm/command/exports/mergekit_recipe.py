@@ -26,6 +26,7 @@ from evox_evogm.problems.adapters.merged_model import rounding_error, weight_err
 from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.adapters.same_base import hub_id
 from evox_evogm.problems.checkpoints.full_checkpoint import module_of
+from evox_evogm.problems.images.image_model import ImageModel
 from evox_evogm.problems.inference.find_base import revision_of
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.resume.atomic_write import atomic_write
@@ -136,6 +137,11 @@ def check_possible(job: Job) -> None:
     :raises ValueError: in one sentence.
     """
     problem = job.problem
+    if isinstance(problem.language_model, ImageModel):
+        raise ValueError(
+            "mergekit: expected a language model, found an image model; "
+            "export an adapter or a model instead"
+        )
     if problem.regressed:
         raise ValueError(
             "mergekit: expected adapters as their files have them, found experts regressed by "

@@ -72,6 +72,40 @@ def test_what_may_be_on_the_hub_is_left_to_the_hub(tmp_path):
         check_early(settings(experts={"mine": "owner/name"}), tmp_path)
 
 
+@pytest.mark.parametrize("base", ["/nowhere/qwen", "./bas", "../nowhere/qwen"])
+def test_a_base_that_is_written_as_a_path_must_be_there(tmp_path, base):
+    with pytest.raises(ValueError, match=r"^base: expected .*, found no such folder at .*"):
+        check_early(settings(base=base), tmp_path)
+
+
+def test_a_base_of_the_hub_or_a_package_is_left_to_them(tmp_path):
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "base").mkdir()
+    for name in ("dev", "test"):
+        (tmp_path / f"{name}.jsonl").touch()
+    for base in ("gpt2", "smollm2-135m-instruct", "owner/name", "owner/name@main/base", "./base"):
+        check_early(settings(base=base, experts="other/name"), tmp_path)
+
+
+def test_a_chat_template_must_be_there(tmp_path):
+    for name in ("dev.jsonl", "test.jsonl", "mine.jinja"):
+        (tmp_path / name).touch()
+    check_early(settings(chat_template_file="mine.jinja"), tmp_path)
+    with pytest.raises(ValueError, match="^chat_template_file: .*; did you mean '.*mine.jinja'"):
+        check_early(settings(chat_template_file="mine.jinj"), tmp_path)
+
+
+def test_images_and_the_head_of_a_task_must_be_there(tmp_path):
+    entry = {"images": "pets/dev", "test_images": "pets/test.npz", "head": "head"}
+    for path in entry.values():
+        with pytest.raises(
+            ValueError, match=f"^task 'dev': expected a file or a .* {tmp_path / path}$"
+        ):
+            check_early(settings(tasks=[entry]), tmp_path)
+        (tmp_path / path).mkdir(parents=True)
+    check_early(settings(tasks=[entry]), tmp_path)
+
+
 def test_a_data_set_that_is_nearly_right_is_named(tmp_path):
     tasks = [{"reasoning_gym": "sylogism", "dev": 2, "test": 2}]
     with pytest.raises(ValueError, match="found 'sylogism'; did you mean 'syllogism'"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from builders import change_settings, history, merge
 
@@ -15,6 +16,8 @@ from evox_evogm.command import check_run, cli
 from evox_evogm.command.commands.check import merge_command
 from evox_evogm.command.look_at_adapters import look_at, names_of
 from evox_evogm.command.settings import parse_settings
+from evox_evogm.problems.adapters.odd_experts import ExpertSpectrum
+from evox_evogm.problems.checkpoints.checkpoint_spectra import spectrum_of
 
 CARD = "---\nlicense: mit\ndatasets: [openai/gsm8k]\n---\n# An adapter\n"
 
@@ -177,6 +180,19 @@ def test_the_prediction_has_all_that_a_run_evaluates(monkeypatch, changes, extra
     settings = parse_settings({**table, **changes}, "settings")
     merge_run = SimpleNamespace(problem=SimpleNamespace(n_experts=2), settings=settings)
     assert check_run.extra_evaluations(merge_run) == extra
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (torch.tensor([[3.0, 0.0], [0.0, 4.0]]), ", norm 5, 64 % in one direction"),  # 16 / 25
+        (torch.tensor([3.0, 4.0]), ", norm 5"),  # a vector has no directions
+    ],
+)
+def test_the_share_of_one_direction_is_left_out_where_there_is_none(monkeypatch, change, words):
+    found = ExpertSpectrum("one", {"norm": spectrum_of(change)})
+    monkeypatch.setattr(check_run, "spectra_of", lambda experts: [found])
+    assert check_run.describe_size(None) == words
 
 
 def test_the_next_command_keeps_what_was_given():

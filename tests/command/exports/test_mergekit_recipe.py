@@ -11,12 +11,13 @@ import pytest
 import torch
 import yaml
 from builders import build_model, build_tokenizer
+from builders_images import TARGETS, build_image_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from evox_evogm.command.exports import export_mergekit_recipe
 from evox_evogm.command.exports.mergekit_recipe import find_command
-from evox_evogm.problems import LoRAMergeProblem
+from evox_evogm.problems import LoRAMergeProblem, image_task
 
 COEFFICIENTS = torch.tensor([0.7, -1.3])
 NOWHERE = "no-such-mergekit"
@@ -108,6 +109,19 @@ def test_paths_that_mergekit_would_split_are_refused(problem, tmp_path):
     moved.experts = [replace(first, folder=Path("/tmp/a+b")), second]
     with pytest.raises(ValueError, match=r"expected paths without '\+@', .*, found '\+'"):
         export_mergekit_recipe(moved, COEFFICIENTS, tmp_path / "recipe", mergekit=NOWHERE)
+
+
+@pytest.mark.language_model
+def test_a_merge_of_image_experts_is_refused(make_adapter, tmp_path):
+    model = build_image_model()
+    options = {"target_modules": TARGETS["vit"][0], "task_type": None}
+    folder = make_adapter("one", model, **options)
+    head = torch.nn.Linear(16, 3)
+    task = image_task("birds", torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), head)
+    problem = LoRAMergeProblem(model, [folder], [task])
+    with pytest.raises(ValueError, match="^mergekit: expected a language model, found an image"):
+        export_mergekit_recipe(problem, torch.ones(1), tmp_path / "recipe", mergekit=NOWHERE)
+    assert not (tmp_path / "recipe").exists()
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Tasks of images from folders and arrays: pixels, labels and order, and what is refused."""
 
+import io
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -129,6 +131,42 @@ def test_a_folder_without_images_and_other_files_are_refused(folder):
     np.savez(folder / "float.npz", images=np.zeros((1, 2, 2)), labels=np.zeros(1, dtype=int))
     with pytest.raises(ValueError, match=r"expected images of bytes .* found \(1, 2, 2\) in float"):
         read_images(folder / "float.npz", dev, **given)
+
+
+def whole_file():
+    """The bytes of a compressed file of arrays."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 9, 9, 3), dtype=np.uint8)
+    np.savez_compressed(buffer, images=pixels, labels=np.zeros(4, dtype=int))
+    return buffer.getvalue()
+
+
+def with_broken_data():
+    """The same with other bytes in the middle of the first array."""
+    whole = bytearray(whole_file())
+    whole[200:300] = bytes([255]) * 100
+    return bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", whole_file()[:-100], whole_file()[:50], with_broken_data()],
+    ids=["empty", "truncated", "short", "damaged"],
+)
+def test_a_damaged_file_of_arrays_is_refused_in_one_sentence(folder, content):
+    (folder / "a.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="^task 'a': expected the arrays images and labels in .*a"):
+        read_images(folder / "a.npz", folder / "pets" / "dev", head=None, processor=Shrink())
+
+
+def test_an_image_that_claims_to_be_huge_is_refused(folder):
+    path = folder / "pets" / "dev" / "cat" / "0.png"
+    content = bytearray(path.read_bytes())
+    content[16:24] = (30_000).to_bytes(4, "big") * 2  # width and height in the header of a PNG
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="^task 'pets': expected an image, found .*0.png: .*bomb"):
+        read(folder)
 
 
 def test_the_processor_of_a_folder_is_that_of_transformers(folder):
