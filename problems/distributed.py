@@ -18,7 +18,7 @@ from evox.core import Problem
 
 from evox_evogm.problems.failures import AllFailed
 from evox_evogm.problems.portions import PORTIONS
-from evox_evogm.problems.rank_group import RankGroup
+from evox_evogm.problems.rank_group import FIRST_SIGN, RankGroup
 from evox_evogm.problems.shared_scoring import SharedScoring
 
 
@@ -53,7 +53,8 @@ class DistributedProblem(Problem):
     - **Merges**: with a `LoRAMergeProblem` the work is cut into portions by candidates and by
       examples. Ranks take one after another while any are left, so that a slow one takes fewer. How
       work is cut does not depend on the ranks: any number of them finds the same to the last bit,
-      on devices of one kind. Every rank knows all scores by example.
+      on devices of one kind and while no rank runs out of memory. Every rank knows all scores by
+      example.
     - **Any other problem** is evaluated by points: every rank makes an equal share, or takes
       `rows_at_once` of them while any are left.
 
@@ -76,6 +77,7 @@ class DistributedProblem(Problem):
         portions: int = PORTIONS,
         rows_at_once: int | None = None,
         timeout: float = 30.0,
+        first_sign: float = FIRST_SIGN,
     ):
         """Wrap a problem. All ranks wrap the same problems in the same order.
 
@@ -86,17 +88,20 @@ class DistributedProblem(Problem):
         :param rows_at_once: how many points of any other problem a rank takes at once. By default
             all ranks have equal shares.
         :param timeout: seconds without a sign of life after which a rank counts as gone.
+        :param first_sign: seconds to wait for the first sign of a rank, which may still be loading
+            its problem: 30 minutes.
         :raises ValueError: if a number is not positive.
         """
         super().__init__()
         for name, value in (("portions", portions), ("rows_at_once", rows_at_once)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, found {value}")
-        if timeout <= 0:
-            raise ValueError(f"timeout: expected seconds above 0, found {timeout}")
+        for name, seconds in (("timeout", timeout), ("first_sign", first_sign)):
+            if seconds <= 0:
+                raise ValueError(f"{name}: expected seconds above 0, found {seconds}")
         self.problem = problem
         self.rows_at_once = rows_at_once
-        self.ranks = RankGroup(group, timeout)
+        self.ranks = RankGroup(group, timeout, first_sign)
         self.sharing = SharedScoring(self.ranks, portions)
 
     @property

@@ -26,5 +26,14 @@ class AllFailed(RuntimeError):
         )
 
 
+class SharedFailure(RuntimeError):
+    """Work that ranks share has failed on one of them, and every rank raises this.
+
+    All ranks go on alike, so it never counts as memory that ran out: that was the matter of one.
+
+    :param text: the type and the message of the error there.
+    """
+
+
 class RankLost(RuntimeError):
     """A rank of several has died, or cannot be reached. The search cannot go on."""

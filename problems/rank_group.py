@@ -17,11 +17,14 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from evox_evogm.problems.failures import RankLost
+from evox_evogm.problems.failures import RankLost, SharedFailure
 
 Value = TypeVar("Value")
 SIGNS_EVERY = 2.0  # seconds between two signs of life
+FIRST_SIGN = 1800.0  # seconds: a large base may take long to load
 LONGEST_PAUSE = 0.05  # seconds between two looks at the store
+PIECE = 2**22  # bytes of a value in a store, which takes at most 8 MiB at once
+MORE, LAST = b"1", b"0"  # before a piece: whether others follow
 _numbers = count()  # of the groups of this process, which all ranks make in the same order
 
 
@@ -29,13 +32,19 @@ class RankGroup:
     """The ranks of a process group; without one, or with one rank, this process alone.
 
     :param group: the ranks. Defaults to all of `torch.distributed`.
-    :param timeout: seconds without a sign of life after which a rank counts as gone. One that has
-        given no sign at all may still be loading, and is waited for as long as torch does.
+    :param timeout: seconds without a sign of life after which a rank counts as gone.
+    :param first_sign: seconds to wait for the first sign of a rank, which may still be loading.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, timeout: float = 30.0):
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        timeout: float = 30.0,
+        first_sign: float = FIRST_SIGN,
+    ):
         self.group = group
         self.timeout = timeout
+        self.first_sign = first_sign
         self._meetings = 0
         self._counters = 0
         self._store: dist.Store | None = None
@@ -74,21 +83,21 @@ class RankGroup:
 
         :return: on every rank what it returned.
         :raises ValueError: on every rank, if it raised one there.
-        :raises RuntimeError: on every rank, if it raised another error there.
+        :raises SharedFailure: on every rank, if it raised another error there.
         """
         made: Any = None
         failure: Exception | None = None
+        text = None
         if self.rank == 0:
             try:
                 made = make()
+            except ValueError as error:
+                failure, text = error, str(error)
             except Exception as error:
-                failure = error
-        text = None if failure is None else f"{type(failure).__name__}: {failure}"
+                failure, text = error, f"{type(error).__name__}: {error}"
         made, text, invalid = self.exchange((made, text, isinstance(failure, ValueError)))[0]
-        if failure is not None:
-            raise failure
         if text is not None:
-            raise ValueError(text) if invalid else RuntimeError(text)
+            raise ValueError(text) if invalid else SharedFailure(text)
         return made
 
     def draw(self, portions: int) -> Iterator[int]:
@@ -119,8 +128,7 @@ class RankGroup:
             prefix = f"evogm {next(_numbers)} {dist.get_process_group_ranks(self.group)}"
             store = dist.distributed_c10d._get_default_store()
             self._store = dist.PrefixStore(prefix, store)
-            self._signs = SignsOfLife(self._store, self.rank, self.count, self.timeout)
-            weakref.finalize(self, self._signs.stop)
+            self._give_signs(self._store)
         self._wait_for_all()
         ranks = dist.get_process_group_ranks(self.group)
         limit = timedelta(seconds=2 * self.timeout)
@@ -130,6 +138,11 @@ class RankGroup:
             )
         except RuntimeError as error:
             raise self._lost("another rank", str(error)) from error
+
+    def _give_signs(self, store: dist.Store) -> None:
+        limits = self.timeout, self.first_sign
+        self._signs = SignsOfLife(store, self.rank, self.count, *limits)
+        weakref.finalize(self, self._signs.stop)
 
     def _meet(self) -> None:
         """Wait for all ranks."""
@@ -177,8 +190,8 @@ class RankGroup:
         assert self._signs is not None, "the ranks are connected first"
         silent = self._signs.silent
         if silent is not None:
-            seconds = f"{self.timeout:g} s"
-            raise self._lost(f"rank {silent}", f"it has given no sign of life for {seconds}")
+            seconds = self.timeout if self._signs.has_seen(silent) else self.first_sign
+            raise self._lost(f"rank {silent}", f"it has given no sign of life for {seconds:g} s")
 
     def _lost(self, what: str, reason: str) -> RankLost:
         lines = reason.splitlines() or ["no reason was given"]
@@ -194,12 +207,23 @@ class StoreGroup(RankGroup):
     :param store: that all ranks use.
     :param rank: of this process.
     :param count: of the ranks.
+
+    It gives signs of life from the beginning.
     """
 
-    def __init__(self, store: dist.Store, rank: int, count: int, timeout: float = 30.0):
-        super().__init__(None, timeout)
-        self._store = dist.PrefixStore("evogm", store)
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        count: int,
+        timeout: float = 30.0,
+        first_sign: float = FIRST_SIGN,
+    ):
+        super().__init__(None, timeout, first_sign)
         self._own_rank, self._own_count = rank, count
+        self._written: list[str] = []  # by this rank, at the last meeting
+        self._store = dist.PrefixStore("evogm", store)
+        self._give_signs(self._store)
 
     @property
     def rank(self) -> int:
@@ -216,21 +240,41 @@ class StoreGroup(RankGroup):
         if self.count == 1:
             return [value]
         number = self._meetings  # the same on all ranks
-        written: Any = pickle.dumps(value)  # torch declares texts, and takes bytes
-        self._ask(lambda store: store.set(f"value {number} {self.rank}", written))
+        earlier = self._written
+        self._written = self._write(f"value {number} {self.rank}", value)
         self._meet()
-        # All have read the values of the meeting before.
-        self._ask(lambda store: store.delete_key(f"value {number - 1} {self.rank}"))
+        for name in earlier:  # all have read the values of the meeting before
+            self._delete(name)
         return [self._read(f"value {number} {rank}") for rank in range(self.count)]
 
+    def _write(self, name: str, value: Any) -> list[str]:
+        """Write a value in pieces, and return the names of these."""
+        content = pickle.dumps(value)
+        names: list[str] = []
+        for first in range(0, len(content), PIECE):
+            last = first + PIECE >= len(content)
+            piece = (LAST if last else MORE) + content[first : first + PIECE]
+            names.append(f"{name} {len(names)}")
+            self._set(names[-1], piece)
+        return names
+
+    def _set(self, name: str, content: Any) -> None:  # torch declares texts, and takes bytes
+        self._ask(lambda store: store.set(name, content))
+
+    def _delete(self, name: str) -> None:
+        self._ask(lambda store: store.delete_key(name))
+
+    def _get(self, name: str) -> bytes:
+        return self._ask(lambda store: store.get(name))
+
     def _read(self, name: str) -> Any:
-        return pickle.loads(self._ask(lambda store: store.get(name)))
+        pieces = [self._get(f"{name} 0")]
+        while pieces[-1][:1] == MORE:
+            pieces.append(self._get(f"{name} {len(pieces)}"))
+        return pickle.loads(b"".join(piece[1:] for piece in pieces))
 
     def _connect(self) -> None:
-        if self._signs is None:
-            assert self._store is not None
-            self._signs = SignsOfLife(self._store, self.rank, self.count, self.timeout)
-            weakref.finalize(self, self._signs.stop)
+        """Nothing: it is done."""
 
 
 class SignsOfLife:
@@ -240,19 +284,26 @@ class SignsOfLife:
     :param rank: of this process.
     :param count: of the ranks.
     :param timeout: seconds after which a rank that has given signs before is `silent`.
+    :param first_sign: seconds after which one that has given none is.
     """
 
-    def __init__(self, store: dist.Store, rank: int, count: int, timeout: float):
+    def __init__(self, store: dist.Store, rank: int, count: int, timeout: float, first_sign: float):
         self.store = store
         self.rank = rank
         self.others = [other for other in range(count) if other != rank]
         self.timeout = timeout
+        self.first_sign = first_sign
         self.silent: int | None = None
         self._signs = dict.fromkeys(self.others, 0)
+        self._begun = time.monotonic()
         self._seen: dict[int, float] = {}  # when the last sign came
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def has_seen(self, rank: int) -> bool:
+        """Whether another rank has given a sign."""
+        return rank in self._seen
 
     def stop(self) -> None:
         """End the thread."""
@@ -260,7 +311,7 @@ class SignsOfLife:
         self._thread.join(1.0)
 
     def _run(self) -> None:
-        pause = min(SIGNS_EVERY, self.timeout / 5)
+        pause = min(SIGNS_EVERY, self.timeout / 5, self.first_sign / 5)
         last_look = time.monotonic()
         while not self._ended.is_set():
             try:
@@ -271,10 +322,14 @@ class SignsOfLife:
             now = time.monotonic()
             if now - last_look > self.timeout:  # this process was stopped for a while
                 self._seen = dict.fromkeys(self._seen, now)
+                self._begun += now - last_look
             last_look = now
             for rank, number in signs.items():
                 if number != self._signs[rank]:
                     self._signs[rank], self._seen[rank] = number, now
-                elif now - self._seen.get(rank, now) > self.timeout:
+                elif rank not in self._seen:
+                    if now - self._begun > self.first_sign:
+                        self.silent = rank
+                elif now - self._seen[rank] > self.timeout:
                     self.silent = rank
             self._ended.wait(pause)

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import torch
 
 from evox_evogm.problems.evaluation import Evaluation
-from evox_evogm.problems.failures import RankLost
+from evox_evogm.problems.failures import RankLost, SharedFailure
 from evox_evogm.problems.inference.scored_model import ScoredModel
 
 log = logging.getLogger(__name__)
@@ -129,6 +129,8 @@ def attempt(pop: torch.Tensor, evaluate: Callable[[torch.Tensor], Found]) -> Att
         return Attempt(evaluate(pop))
     except (ValueError, RankLost):
         raise
+    except SharedFailure as error:
+        return Attempt(None, str(error))
     except Exception as error:
         message = " ".join(str(error).split())
         return Attempt(None, f"{type(error).__name__}: {message}", is_out_of_memory(error))
@@ -143,4 +145,6 @@ def is_out_of_memory_by_torch(error: Exception) -> bool:
     """Whether an error says that torch found no memory for a tensor."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
+    if isinstance(error, SharedFailure):
+        return False
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # on the CPU

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
+from evox_evogm.problems.failures import SharedFailure
 from evox_evogm.problems.portions import PORTIONS, Portion, cut_work
 from evox_evogm.problems.rank_group import RankGroup
 from evox_evogm.problems.retries import attempt_in_smaller_batches
@@ -74,7 +75,7 @@ class SharedScoring:
         :param differentiate: whether margins are differentiated too.
         :raises RankLost: if a rank is gone.
         :raises ValueError: if the input cannot be used, as a rank found out.
-        :raises RuntimeError: if a portion ended in another error.
+        :raises SharedFailure: if a portion ended in another error.
         """
         plan = self.agree(lambda: self._plan(scorer, len(pop), tasks, differentiate))
         mine: dict[int, Scored] = {}
@@ -149,7 +150,7 @@ def join(
 
     :param scored: by number of the portion.
     :raises ValueError: if the input of a portion cannot be used.
-    :raises RuntimeError: if a portion ended in another error.
+    :raises SharedFailure: if a portion ended in another error.
     """
     scores = zeros_by_task(tasks, candidates)
     margins = zeros_by_task(tasks, candidates)
@@ -159,7 +160,7 @@ def join(
         found, error, invalid = scored[number]
         if found is None:
             text = str(error)
-            raise ValueError(text) if invalid else RuntimeError(text.removeprefix("RuntimeError: "))
+            raise ValueError(text) if invalid else SharedFailure(text)
         rows = torch.tensor(portion.rows, device="cpu")
         for name, (first, end) in portion.examples.items():
             scores[name][rows, first:end] = found.scores[name]

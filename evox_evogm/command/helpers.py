@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from evox_evogm.command.merge_run import MergeRun
+from evox_evogm.command.run_files import REGMEAN
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.problems.led_scoring import LedScoring, help_to_score
 from evox_evogm.problems.rank_group import RankGroup, StoreGroup
@@ -39,7 +40,9 @@ def helped(merge_run: MergeRun, ranks: RankGroup) -> Iterator[None]:
     found = {"dtype": merge_run.dtype, "confirm": None, "trial": False}
     if problem.chat_date is not None:
         found["chat_date"] = problem.chat_date.isoformat()
-    ranks.exchange(merge_run.settings.model_copy(update=found))
+    regressed = merge_run.out / REGMEAN
+    experts = regressed.read_bytes() if regressed.is_file() else None
+    ranks.exchange((merge_run.settings.model_copy(update=found), experts))
     scoring = LedScoring(problem, ranks)
     problem.scorer.sharing = scoring
     print(f"{ranks.count} ranks score merges together", flush=True)
@@ -54,8 +57,12 @@ def help_run(folder: Path, words: Sequence[str], ranks: RankGroup) -> None:
     :param folder: that paths in the settings are relative to.
     :param words: `key=value` words that are in the settings.
     """
-    settings: RunSettings | None = ranks.exchange(None)[0]
-    if settings is None:
+    received: tuple[RunSettings, bytes | None] | None = ranks.exchange(None)[0]
+    if received is None:
         return
-    with tempfile.TemporaryDirectory() as out, MergeRun(settings, folder, out, words) as merge_run:
-        help_to_score(merge_run.problem, ranks)
+    settings, experts = received
+    with tempfile.TemporaryDirectory() as out:
+        if experts is not None:
+            (Path(out) / REGMEAN).write_bytes(experts)
+        with MergeRun(settings, folder, out, words) as merge_run:
+            help_to_score(merge_run.problem, ranks)

@@ -39,6 +39,7 @@ from evox_evogm.monitoring.display.lines import JsonLines
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.monitoring.progress import Progress
 from evox_evogm.monitoring.trackers import Tracker
+from evox_evogm.problems.rank_group import RankGroup
 
 
 def run(
@@ -49,6 +50,7 @@ def run(
     *,
     quiet: bool = False,
     json_lines: bool = False,
+    ranks: RankGroup | None = None,
 ) -> int:
     """Read the settings, search, score, export, and print the table.
 
@@ -58,8 +60,11 @@ def run(
     :param options: settings that replace the file's, where they are not None.
     :param quiet: print errors only.
     :param json_lines: write a JSON line per evaluation to stdout, and all else to stderr.
+    :param ranks: the processes that share the run. Defaults to those of torchrun.
     :return: the exit status of a run that is finished.
     """
+    if ranks is None:
+        ranks = ranks_of_torchrun()
     display = JsonLines(sys.stdout) if json_lines else None
     with printing(quiet=quiet, to_stderr=json_lines):
         silence_transformers()
@@ -70,7 +75,6 @@ def run(
         regressing = ""
         if settings.regmean:
             regressing = f" and regressing the experts on {regressed_on(settings.regmean)}"
-        ranks = ranks_of_torchrun()
         if ranks.rank > 0:
             with printing(quiet=True, to_stderr=False):
                 help_run(folder, words, ranks)

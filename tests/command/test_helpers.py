@@ -7,9 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import history, merge
+import torch.distributed as dist
+from builders import change_settings, history, merge
+from ranks import on_ranks
 
-from evox_evogm.command.helpers import ranks_of_torchrun
+from evox_evogm.command.helpers import help_run, helped, ranks_of_torchrun
+from evox_evogm.command.merge_run import MergeRun
+from evox_evogm.command.settings import read_settings
+from evox_evogm.problems.adapters import regmean_file
+from evox_evogm.problems.rank_group import StoreGroup
 
 
 def torchrun(project, out):
@@ -27,6 +33,24 @@ def test_without_torchrun_a_run_is_alone(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert ranks_of_torchrun().count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.language_model
+def test_helpers_take_regressed_experts_from_the_leader(project):
+    change_settings(project, regmean={"first": "sums", "second": "quiz"})
+
+    def work():
+        rank = dist.get_rank()
+        ranks = StoreGroup(dist.FileStore(str(project / "store"), 2), rank, 2)
+        settings, folder = read_settings(project / "run.yaml", [])
+        if rank == 1:
+            regmean_file.regress = None  # so that a helper cannot regress
+            return help_run(folder, [], ranks)
+        with MergeRun(settings, folder, project / "out") as run, helped(run, ranks):
+            return (project / "out" / "regmean.safetensors").is_file()
+
+    assert on_ranks(2, work) == [True, None]
 
 
 @pytest.mark.slow

@@ -1,16 +1,17 @@
 """One process that leads and others that help it: it finds what it would find alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.distributed as dist
 from builders import build_model, build_tokenizer
 from ranks import on_ranks
 
-from evox_evogm.problems import Example, LoRAMergeProblem, Task, portions
-from evox_evogm.problems.led_scoring import LedScoring, help_to_score
-from evox_evogm.problems.rank_group import StoreGroup
-
-pytestmark = [pytest.mark.language_model, pytest.mark.slow]
+from evox_evogm.problems import Example, LoRAMergeProblem, Task, fitness_tasks, portions
+from evox_evogm.problems.images.image_task import image_task
+from evox_evogm.problems.led_scoring import LedScoring, Part, help_to_score
+from evox_evogm.problems.rank_group import RankGroup, StoreGroup
 
 CHOICES = (("A", "yes"), ("B", "no"))
 SUMS = tuple(Example(f"sum {i}", f"{i} + {i * i} =", str(i + i * i)) for i in range(9))
@@ -23,6 +24,17 @@ TEST = [Task("gold", "1", "gold_log_probability", SUMS[5:])]  # with the name of
 POP = torch.tensor([[0.5, 0.5], [1.0, -0.5], [0.0, 0.3]])
 
 
+def by_split(merge, split):
+    """Scores of which those on test are larger by 1."""
+    score = float(sum(merge.coefficients)) + (split == "test")
+    return [score, 2 * score]
+
+
+FUNCTION, FUNCTION_ON_TEST = fitness_tasks(by_split, sizes={"dev": 2, "test": 2})
+TASKS.append(FUNCTION)
+TEST.append(FUNCTION_ON_TEST)
+
+
 @pytest.fixture
 def folders(make_adapter):
     return [make_adapter("first", seed=1), make_adapter("second", seed=2)]
@@ -32,7 +44,7 @@ def work_of(problem):
     """What the leader does: a population, test scores, and scores of what only it has."""
     unknown = [Task("new", "1", "gold_log_probability", SUMS[:2])]
     found = [problem.evaluate(POP)]
-    for tasks in (TEST, unknown):
+    for tasks in (TEST[:1], unknown, TEST[1:]):
         found.append(problem.score_together(POP, tasks)[tasks[0].name])
     return [table.tolist() for table in found]
 
@@ -62,6 +74,8 @@ def on_rank(folders, store_path, mode):
     return found
 
 
+@pytest.mark.language_model
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["unmerged", "merged"])
 def test_a_leader_finds_with_helpers_what_it_finds_alone(folders, tmp_path, mode, monkeypatch):
     monkeypatch.setattr(portions, "LEAST_TOKENS", 8)
@@ -73,3 +87,26 @@ def test_a_leader_finds_with_helpers_what_it_finds_alone(folders, tmp_path, mode
         torch.testing.assert_close(
             torch.tensor(table), torch.tensor(expected), atol=1e-5, rtol=1e-4
         )
+    on_test = POP.sum(1, keepdim=True) + 1
+    torch.testing.assert_close(torch.tensor(found[3]), torch.cat([on_test, 2 * on_test], 1))
+
+
+def image_tasks():
+    """Two splits that differ in pixels alone."""
+    head = torch.nn.Linear(2, 3)
+    splits = []
+    for value in (0.0, 1.0):
+        splits.append(image_task("images", torch.full((2, 3, 4, 4), value), [0, 1], head))
+    return splits
+
+
+@pytest.mark.parametrize("tasks", [(FUNCTION, FUNCTION_ON_TEST), image_tasks()])
+def test_splits_with_equal_examples_are_told_apart(tasks):
+    dev, test = tasks
+    problem = SimpleNamespace(scorer=None, tasks=[dev], other_tasks=[test])
+    leader = LedScoring(problem, RankGroup())
+    assert leader.part_of(dev) == Part(0, (0, 1))
+    assert leader.part_of(test) == Part(1, (0, 1))
+    assert leader.part_of(test.take(1)) == Part(1, (0,))
+    problem.other_tasks = []
+    assert LedScoring(problem, RankGroup()).part_of(test) is None

@@ -2,13 +2,17 @@
 
 import os
 import signal
+import socket
+import threading
 import time
+from datetime import timedelta
 
 import pytest
+import torch.distributed as dist
 from ranks import on_ranks
 
 from evox_evogm.problems.failures import RankLost
-from evox_evogm.problems.rank_group import RankGroup
+from evox_evogm.problems.rank_group import RankGroup, StoreGroup
 
 
 def test_one_process_is_a_group_of_its_own():
@@ -33,11 +37,59 @@ def test_values_go_to_all_ranks_and_portions_to_one():
 
 
 def test_an_error_of_rank_0_is_one_on_all_ranks():
-    def fail():
-        raise ValueError("no such thing")
+    def fail(error):
+        raise error
 
-    errors = on_ranks(2, lambda: RankGroup().from_rank_0(fail))
-    assert errors == ["ValueError: no such thing", "ValueError: ValueError: no such thing"]
+    def errors_of(error):
+        return on_ranks(2, lambda: RankGroup().from_rank_0(lambda: fail(error)))
+
+    assert errors_of(ValueError("no such thing")) == 2 * ["ValueError: no such thing"]
+    assert errors_of(MemoryError("no room")) == 2 * ["SharedFailure: MemoryError: no room"]
+
+
+def test_a_rank_that_never_gives_a_sign_is_waited_for_until_a_limit():
+    def work():
+        ranks = RankGroup(first_sign=0.5)
+        return ranks.exchange(None) if ranks.rank == 0 else None
+
+    lost, _ = on_ranks(2, work)
+    end = "a rank has died or cannot be reached (it has given no sign of life for 0.5 s)"
+    assert lost == f"RankLost: rank 0 of 2 lost rank 1: {end}"
+    with pytest.raises(RankLost, match="rank 0 of 2 lost rank 1: .* for 0.5 s"):
+        StoreGroup(dist.HashStore(), 0, 2, first_sign=0.5).exchange(None)
+
+
+def test_ranks_with_a_store_give_signs_before_they_meet():
+    store = dist.HashStore()
+    other = StoreGroup(store, 1, 2)
+    ranks = StoreGroup(store, 0, 2, timeout=0.5)
+    time.sleep(0.2)
+    other._signs.stop()  # as if its process had ended
+    with pytest.raises(RankLost, match="rank 0 of 2 lost rank 1: .* for 0.5 s"):
+        ranks.exchange(None)
+
+
+def test_values_that_a_store_does_not_take_at_once_are_exchanged_through_it():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    values = [os.urandom(9 * 2**20), "small"]  # a store of torch takes 8 MiB
+    limit = timedelta(seconds=20)
+    stores = []  # the first of them serves, and has to outlive both threads
+    for rank in range(2):
+        stores.append(dist.TCPStore("127.0.0.1", port, 2, rank == 0, limit, wait_for_workers=False))
+    found = {}
+
+    def work(rank):
+        ranks = StoreGroup(stores[rank], rank, 2)
+        found[rank] = ranks.exchange(values[rank]), ranks.exchange(rank), ranks.exchange(None)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == dict.fromkeys(range(2), (values, [0, 1], [None, None]))
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.failures import SharedFailure
 from evox_evogm.problems.retries import evaluate_with_retries, is_out_of_memory
 
 POP = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
@@ -129,6 +130,7 @@ def test_input_that_cannot_be_used_is_no_failure_of_a_merge():
         (MemoryError(), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), True),
         (RuntimeError("broken"), False),
+        (SharedFailure("RuntimeError: can't allocate memory"), False),
     ],
 )
 def test_out_of_memory_is_told_from_other_errors(error, expected):

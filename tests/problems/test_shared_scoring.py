@@ -1,5 +1,7 @@
 """Merges scored by several ranks: what one process finds, whoever scores what."""
 
+import time
+
 import pytest
 import torch
 from builders import build_model, build_tokenizer, history
@@ -17,6 +19,7 @@ from evox_evogm.problems import (
     fitness_tasks,
     portions,
 )
+from evox_evogm.problems.failures import AllFailed
 
 pytestmark = pytest.mark.language_model
 
@@ -170,6 +173,27 @@ def test_a_rank_whose_memory_ends_goes_on_in_smaller_batches(folders):
     expected = torch.tensor(evaluate(failing=False))
     for found in on_ranks(2, evaluate):
         torch.testing.assert_close(torch.tensor(found), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_ranks_stay_in_step_when_one_never_has_memory(folders):
+    def evaluate():
+        problem = make_problem(folders, TASKS[:1], batch_tokens=8)
+        model, score = problem.language_model, problem.scorer.score_here
+
+        def score_some(*arguments):
+            if torch.distributed.get_rank() == 1:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+            time.sleep(0.02)  # the other rank has its part
+            return score(*arguments)
+
+        problem.scorer.score_here = score_some
+        with pytest.raises(AllFailed) as failed:
+            DistributedProblem(problem).evaluate(POP)
+        return str(failed.value), model.batch_tokens
+
+    (reason, tokens), (other_reason, other_tokens) = on_ranks(2, evaluate)
+    assert reason == other_reason and "RuntimeError: DefaultCPUAllocator: can't" in reason
+    assert (tokens, other_tokens) == (8, 1)
 
 
 def test_a_portion_that_cannot_be_scored_ends_the_evaluation_on_all_ranks(folders):

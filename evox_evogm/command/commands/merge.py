@@ -1,5 +1,6 @@
 """`evogm merge run.yaml`: search the best merge."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -73,10 +74,16 @@ def search(
         from evox_evogm.command.kept_overrides import all_words, kept_overrides, with_kept
         from evox_evogm.command.settings import read_settings
 
+        ranks = None
+        if "RANK" in os.environ:  # under torchrun
+            from evox_evogm.command.helpers import ranks_of_torchrun
+
+            # From here on the others notice if this rank ends, as by the checks that follow.
+            ranks = ranks_of_torchrun()
         given, _ = with_kept(all_words(words, options), kept_overrides(out))
         check_early(*read_settings(settings, given))
         from evox_evogm.command.run_merge import run  # torch, which takes seconds
 
-        return run(settings, words, out, options, quiet=quiet, json_lines=json_lines)
+        return run(settings, words, out, options, quiet=quiet, json_lines=json_lines, ranks=ranks)
 
     attempt(action, debug, f"interrupted; the same command with --out {out} goes on from here")
