@@ -18,7 +18,7 @@ HUB_ID = re.compile(r"(hf://)?\w[\w.-]*/.+")  # what may be one: it needs an own
 FILES_OF = {
     "json_lines": ("json_lines", "test_file"),
     "swarm_eval": ("swarm_eval",),
-    "images": ("images", "test_images", "head"),
+    "images": ("images", "test_images"),
 }
 OR_FOLDER = {"images"}  # whose files may be folders
 
@@ -101,11 +101,13 @@ def check_task(entry: TaskSettings, folder: Path) -> None:
     """Refuse a task whose file is not there, or whose data set reasoning-gym does not have."""
     for setting in FILES_OF.get(entry.reader, ()):
         path = folder / str(getattr(entry, setting))
-        allowed = "a file or a folder" if entry.reader in OR_FOLDER else "a file"
-        if not (path.exists() if entry.reader in OR_FOLDER else path.is_file()):
-            name = entry.name or Path(entry.source).stem
-            found = f"found none at {path}{near_path(path)}"
-            raise ValueError(f"task {name!r}: expected {allowed}, {found}")
+        may_be_folder = entry.reader in OR_FOLDER
+        if path.is_file() or (may_be_folder and path.exists()):
+            continue
+        name = entry.name or (entry.source if may_be_folder else Path(entry.source).stem)
+        allowed = "a file or a folder" if may_be_folder else "a file"
+        found = f"found none at {path}{near_path(path)}"
+        raise ValueError(f"task {name!r}: expected {allowed}, {found}")
     if entry.reader == "reasoning_gym":
         check_data_set(entry.source, f"reasoning-gym task {entry.source!r}")
 
