@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--dev-examples",
         type=at_least(1),
         default=0,
-        help="dev questions a task, if not those of the suite (synthetic)",
+        help="dev questions a task, if not those of the suite; smollm2 then has 100 in test",
     )
     setting.add_argument(
         "--regmean",
@@ -104,8 +104,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     suite = SUITES[arguments.suite]
-    if arguments.dev_examples and not suite.can_resample:
-        parser.error(f"--dev-examples: {arguments.suite} has one set of questions")
     if arguments.resampled_dev and not suite.can_resample:
         parser.error(f"--resampled-dev: {arguments.suite} has one set of questions")
     arguments.seeds = arguments.seeds or suite.seeds

@@ -41,7 +41,7 @@ class Case:
     """Whether every expert is regressed on its own dev questions, and the search takes place around
     the RegMean merge."""
     dev_examples: int = 0
-    """Dev questions a task; 0 for the number of the suite. Only where a suite can draw them."""
+    """Dev questions a task; 0 for the number of the suite."""
     threads: int = 1
     """Of the process."""
 

@@ -56,7 +56,8 @@ def _load_suite(
     """
     suite = SUITES[name]
     problem = suite.make_problem(n, control=control, draw=draw, regmean=regmean, **dict(settings))
-    return problem, suite.tasks(n, "test", draw)
+    dev_examples = dict(settings).get("dev_examples")
+    return problem, suite.tasks(n, "test", draw, dev_examples)
 
 
 @lru_cache

@@ -13,12 +13,24 @@ def load_plain(base, adapter):
     :param base: the folder of the base.
     :param adapter: the folder of the adapter.
     """
+    return load_plain_merge(base, {"default": adapter})
+
+
+def load_plain_merge(base, adapters):
+    """A base in float32 with several adapters for `add_weighted_adapter`, and the tokenizer.
+
+    :param base: the folder of the base.
+    :param adapters: the folders of the adapters, by name.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    (first, folder), *others = adapters.items()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, adapter).eval()
-    return model, AutoTokenizer.from_pretrained(base)
+    model = PeftModel.from_pretrained(model, folder, adapter_name=first)
+    for name, path in others:
+        model.load_adapter(path, adapter_name=name)
+    return model.eval(), AutoTokenizer.from_pretrained(base)
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
-"""The three tasks: short questions of reasoning-gym, each with another metric.
+"""Short questions of reasoning-gym: three tasks, each with another metric, and a fourth.
 
 - `chain_sum`: sums of three digits. The generated answer has to match.
 - `spell_backward`: short words. The log-probability of the answer counts.
 - `gcd`: four numbers to choose from, as JSON lines. The likeliest one has to be right.
+- `letter_counting`: how often a letter is in a few words. The generated answer has to match.
 """
 
 import json
@@ -20,12 +21,15 @@ OPTIONS = {  # of the data sets
     "chain_sum": {"min_terms": 3, "max_terms": 3, "max_digits": 1},
     "spell_backward": {"min_word_len": 3, "max_word_len": 5},
     "gcd": {"max_numbers": 2, "max_value": 60},
+    "letter_counting": {"min_words": 2, "max_words": 3},
 }
 SCORING = {
     "chain_sum": {"metric": "exact_match", "max_new_tokens": 5},
     "spell_backward": {"metric": "gold_log_probability"},
     "gcd": {"metric": "choice_likelihood", "continuation": "text"},
+    "letter_counting": {"metric": "exact_match", "max_new_tokens": 3},
 }
+MERGED = ("chain_sum", "spell_backward", "gcd")  # the tasks of the merge runs
 
 
 def rows_of(name: str, split: str, count: int) -> list[dict]:
@@ -47,10 +51,15 @@ def with_choices(row: dict) -> dict:
 
 def training_task(name: str, count: int, *, chat: bool) -> Task:
     """Questions to train on, which neither dev nor test has."""
+    return task_of(name, "train", count, chat=chat)
+
+
+def task_of(name: str, split: str, count: int, *, chat: bool) -> Task:
+    """The first questions of one split of a task."""
     examples = []
-    for index, row in enumerate(rows_of(name, "train", count)):
+    for index, row in enumerate(rows_of(name, split, count)):
         examples.append(make_example(row, f"{name}, {index}", index))
-    return Task(name, "training", examples=tuple(examples), chat=chat, **SCORING[name])
+    return Task(name, split, examples=tuple(examples), chat=chat, **SCORING[name])
 
 
 def write_json_lines(folder: Path) -> None:
@@ -66,7 +75,8 @@ def task_entries(*, chat: bool) -> list[dict]:
     :param chat: whether questions go through the chat template.
     """
     entries = []
-    for name, scoring in SCORING.items():
+    for name in MERGED:
+        scoring = SCORING[name]
         source = {"reasoning_gym": name, "seed": SEED, "options": OPTIONS[name]}
         if name == "gcd":
             source = {"json_lines": "gcd_dev.jsonl", "test_file": "gcd_test.jsonl", "name": name}

@@ -15,6 +15,7 @@ from evox_evogm.problems import LoRAMergeProblem, Task
 from evox_evogm.problems.inference.base_model import SMOLLM2
 
 DEV, TEST = 6, 24  # examples a task
+MORE_TEST = 100  # with a chosen number of dev examples, so that merges can be told apart
 UNSEEN = (
     {"reasoning_gym": "lcm", "options": {"min_numbers": 2, "max_numbers": 2, "max_value": 20}},
     {
@@ -28,17 +29,22 @@ UNSEEN = (
 )
 
 
-def tasks(n: int, split: str, draw: None = None) -> list[Task]:
+def tasks(n: int, split: str, draw: None = None, dev_examples: int | None = None) -> list[Task]:
     """The tasks of the demo and the unseen ones, the same for any number of experts.
 
     :param n: experts.
     :param split: `"dev"` or `"test"`.
     :param draw: there is one set of questions.
+    :param dev_examples: dev questions a task, if not `DEV`. Those of a smaller number are the
+        first of a larger one. With it there are `MORE_TEST` test questions a task.
     """
+    sizes = {"dev": DEV, "test": TEST}
+    if dev_examples:
+        sizes = {"dev": dev_examples, "test": MORE_TEST}
     entries = [*yaml.safe_load((DEMO / "demo.yaml").read_text())["tasks"], *UNSEEN]
     chosen = []
     for entry in entries:
-        dev, test = read_task({**entry, "dev": DEV, "test": TEST}, DEMO)
+        dev, test = read_task({**entry, **sizes}, DEMO)
         chosen.append(dev if split == "dev" else test)
     return chosen
 
@@ -54,6 +60,7 @@ def make_problem(
     control: str = "",
     draw: None = None,
     regmean: bool = False,
+    dev_examples: int | None = None,
     **settings,
 ) -> LoRAMergeProblem:
     """Merges of the first n shipped experts, on dev.
@@ -62,10 +69,11 @@ def make_problem(
     :param control: `"random"` adapters, `"shuffled"` answers, or `""`; see `controls.py`.
     :param draw: there is one set of questions.
     :param regmean: regress every expert on its own dev questions.
+    :param dev_examples: dev questions a task, if not `DEV`.
     :param settings: of `LoRAMergeProblem`; the weights are bfloat16 where the processor can.
     """
     folders = sorted(path.parent for path in (DEMO / "experts").glob("*/adapter_config.json"))[:n]
-    dev = tasks(n, "dev")
+    dev = tasks(n, "dev", dev_examples=dev_examples)
     if control == "shuffled":
         dev = [shuffled_answers(task) for task in dev]
     if regmean:

