@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from evox_evogm.algorithms.gaussian_process import Posterior
+from evox_evogm.algorithms.process_device import CPU, process_device
 from evox_evogm.algorithms.surrogate import (
     Outcomes,
     Surrogate,
@@ -39,19 +40,21 @@ def draw_candidates(
     :return: a `(C, n)` tensor inside the bounds.
     """
     dim = points.shape[1]
-    options: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
+    # Random numbers are those of the CPU on every device.
+    options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
     parents = points[predicted.argsort()[: settings.parents]]
 
     def draw(source: torch.Tensor, count: int) -> torch.Tensor:
-        return source[torch.randint(len(source), (count,), generator=generator)]
+        rows = torch.randint(len(source), (count,), generator=generator, device="cpu")
+        return source[rows.to(source.device)]
 
     count = settings.gaussian_candidates
     stds = draw(torch.tensor(settings.gaussian_stds, dtype=torch.float64), count)[:, None]
-    gaussian = draw(parents, count) + stds * torch.randn(count, dim, **options)
+    gaussian = draw(parents, count) + stds * torch.randn(count, dim, **options).to(points)
 
     count = settings.crossover_candidates
     start = draw(parents, count)
-    factor = torch.rand(count, 1, **options) - 0.5
+    factor = torch.rand(count, 1, **options).to(points) - 0.5
     crossover = start + factor * (start - draw(points, count))
     return torch.cat([gaussian, crossover, generated]).clamp(*bounds)
 
@@ -100,7 +103,7 @@ def choose_batch(
     for number in range(count):
         if number:
             predicted, deviation = surrogate.predict_with_deviation(posterior)
-        beta = surrogate.beta * torch.randn((), generator=generator, dtype=torch.float64).abs()
+        beta = surrogate.beta * draw_one(generator).abs()
         value = predicted - beta * deviation
         if settings.exploit_every and number % settings.exploit_every == 0:
             value = value + loss_around
@@ -109,6 +112,11 @@ def choose_batch(
         chosen.append(choice)
         believe_mean(surrogate, candidates, posterior, choice, explained)
     return shortlist[chosen]
+
+
+def draw_one(generator: torch.Generator) -> torch.Tensor:
+    """A standard normal number of the CPU, a `()` tensor."""
+    return torch.randn((), generator=generator, dtype=torch.float64, device="cpu")
 
 
 def believe_mean(
@@ -182,14 +190,15 @@ def recommend(
         points were dropped: the process does not learn where fitness gets worse.
     :return: an `(n,)` tensor.
     """
-    with torch.device("cpu"):
-        evaluated, values = to_cpu(points, fitness)
-        surrogate = Surrogate(evaluated, values, *outcomes_on_cpu(outcomes), settings)
+    device = process_device(points.device)
+    with torch.device(device):
+        evaluated, values = in_float64(points, fitness, device)
+        surrogate = Surrogate(evaluated, values, *outcomes_on(outcomes, device), settings)
         observed = values[:, 1:].isfinite()
         complete = observed.all(1)
         pruned = observed.any(1) & ~complete
         if not evaluated_only and observed.shape[1] and not pruned.any():
-            return find_optimum(surrogate, evaluated, bounds.cpu().double()).to(points)
+            return find_optimum(surrogate, evaluated, bounds.to(device).double()).to(points)
         predicted = surrogate.predict_around(evaluated)
         if complete.any():
             predicted = torch.where(complete, predicted, torch.inf)
@@ -217,8 +226,8 @@ def better_of(
     """
     with torch.device("cpu"):
         together = torch.cat([fitness[None], history])
-        candidates, values = to_cpu(torch.cat([point[None], points]), together)
-        weights, by_sign, groups = outcomes_on_cpu(outcomes)
+        candidates, values = in_float64(torch.cat([point[None], points]), together, CPU)
+        weights, by_sign, groups = outcomes_on(outcomes, CPU)
         observed = values[:, 1:]
         sizes = median_sizes(fill_failures(observed), by_sign, groups)
         noise_std = settings.recommend_noise_std * sizes
@@ -227,19 +236,21 @@ def better_of(
         return candidates[smoothed.argmin()].to(points)
 
 
-def outcomes_on_cpu(outcomes: Outcomes) -> Outcomes:
-    """The tensors of some outcomes on the CPU, the groups spelt out."""
+def outcomes_on(outcomes: Outcomes, device: torch.device) -> Outcomes:
+    """The tensors of some outcomes on a device, the groups spelt out."""
     weights, by_sign, groups = outcomes
     if groups is None:
         groups = torch.zeros_like(by_sign, dtype=torch.int64)
-    return Outcomes(weights.cpu(), by_sign.cpu(), groups.cpu())
+    return Outcomes(weights.to(device), by_sign.to(device), groups.to(device))
 
 
-def to_cpu(points: torch.Tensor, fitness: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A history in float64 on the CPU, with inf as the fitness of what failed."""
+def in_float64(
+    points: torch.Tensor, fitness: torch.Tensor, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A history in float64 on a device, with inf as the fitness of what failed."""
     failed = fitness == torch.finfo(fitness.dtype).max  # `archive.failed_as_worst`
     fitness = torch.where(failed, torch.inf, fitness)
-    return points.detach().cpu().double(), fitness.detach().cpu().double()
+    return points.detach().to(device).double(), fitness.detach().to(device).double()
 
 
 def select_for_one_run(
@@ -259,14 +270,15 @@ def select_for_one_run(
     """`select_batch` for one run, whose tensors have no K."""
     if not int(count):
         raise ValueError("step: expected evaluated points, found none; call init_step first")
-    with torch.device("cpu"):  # whatever the default is
+    device = process_device(points.device)
+    with torch.device(device):  # whatever the default is
         generator = torch.Generator().manual_seed(int(seed))
-        evaluated, values = to_cpu(points[:count], fitness[:count])
-        outcomes = Outcomes(weights.cpu(), by_sign.cpu(), groups.cpu())
+        evaluated, values = in_float64(points[:count], fitness[:count], device)
+        outcomes = outcomes_on(Outcomes(weights, by_sign, groups), device)
         surrogate = Surrogate(evaluated, values, *outcomes, settings)
         parents, predicted = evaluated, surrogate.predict(evaluated)
-        generated = generated.detach().cpu().double()
-        bounds = bounds.cpu().double()
+        generated = generated.detach().to(device).double()
+        bounds = bounds.to(device).double()
         rounds, predictions, deviations = [], [], []
         for _ in range(max(1, settings.candidate_rounds)):
             fresh = draw_candidates(parents, predicted, generated, bounds, settings, generator)
@@ -315,7 +327,7 @@ def select_batch(
     pop_size: int,
     settings: int,
 ) -> torch.Tensor:
-    """Populations that are worth an evaluation, for K runs; computed on the CPU in float64.
+    """Populations that are worth an evaluation, for K runs; computed in float64.
 
     As an operator it is called for one run, without K.
 

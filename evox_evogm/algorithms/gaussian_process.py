@@ -115,9 +115,10 @@ RBF = Kernel(rbf, rbf)
 
 
 def moments(block: Block) -> Moments:
-    """What the likelihood of a block depends on."""
+    """What the likelihood of a block depends on, on the CPU, where hyper-parameters are fitted."""
     points, outcomes = block
-    return Moments(points, outcomes @ outcomes.T, outcomes.shape[1])
+    products = outcomes @ outcomes.T
+    return Moments(points.cpu(), products.cpu(), outcomes.shape[1])
 
 
 def negative_log_likelihood(
@@ -207,8 +208,9 @@ def negative_log_posterior(
 
 
 class GaussianProcess:
-    """S outcomes of N points under one kernel, in float64 on the CPU (which has to be the default).
+    """S outcomes of N points under one kernel, in float64 on the default device.
 
+    Hyper-parameters are fitted on the CPU: in many small steps, each of which waits for numbers.
     Outcomes that were observed at the same points are a block and share a Cholesky factor. There is
     one block, unless evaluations were pruned before all their outcomes were observed.
     """
@@ -236,6 +238,7 @@ class GaussianProcess:
         self.scale = mean_square.sqrt().clamp_min(1e-6)  # (S,)
         patterns, self.block_of = observed.T.unique(dim=0, return_inverse=True)  # (B, N), (S,)
         self.rows = list(patterns)
+        self.complete = patterns.all(1).tolist()  # whether a block has all points
         self.membership = one_hot(self.block_of, len(patterns)).T.to(points)  # (B, S) of 0 and 1
 
         standard = away / self.scale
@@ -246,7 +249,9 @@ class GaussianProcess:
             blocks.append(Block(points[rows], values))
             first = fit_rows[rows]
             fitted.append(moments(Block(points[rows][first], values[first])))
-        self.length_scales, self.variance, self.noise = self._fit(fitted)
+        with torch.device("cpu"):
+            fit = self._fit(fitted)
+        self.length_scales, self.variance, self.noise = [one.to(points) for one in fit]
         self._factor(blocks, torch.zeros_like(standard))
 
     def _factor(self, blocks: list[Block], coefficients: torch.Tensor) -> None:
@@ -302,8 +307,8 @@ class GaussianProcess:
         covariance = self.covariance(candidates, self.points)  # (C, N)
         means = torch.addmm(self.center, covariance, self.coefficients)
         projected, explained = [], []
-        for factor, rows in zip(self.factors, self.rows, strict=True):
-            known = covariance if rows.all() else covariance[:, rows]
+        for factor, rows, complete in zip(self.factors, self.rows, self.complete, strict=True):
+            known = covariance if complete else covariance[:, rows]
             whitened = torch.linalg.solve_triangular(factor, known.T, upper=False)
             projected.append(whitened)
             explained.append(whitened.square().sum(0))

@@ -14,7 +14,8 @@ from typing import Protocol
 
 import torch
 
-from evox_evogm.algorithms.acquisition import outcomes_on_cpu, recommend, to_cpu
+from evox_evogm.algorithms.acquisition import in_float64, outcomes_on, recommend
+from evox_evogm.algorithms.process_device import process_device
 from evox_evogm.algorithms.surrogate import Outcomes, Surrogate, SurrogateSettings
 
 GAIN = 0.005  # of a mean score: less than this is not worth the evaluations of a window
@@ -88,10 +89,11 @@ def gain_by_surrogate(
     order = fitness[:, 0].argsort()[: settings.max_points]
     before = recommend(points[early], fitness[early], outcomes, bounds, settings)
     now = recommend(points[order], fitness[order], outcomes, bounds, settings)
-    with torch.device("cpu"):
-        evaluated, values = to_cpu(points[order], fitness[order])
-        surrogate = Surrogate(evaluated, values, *outcomes_on_cpu(outcomes), settings)
-        compared = torch.stack([before, now]).cpu().double()
+    device = process_device(points.device)
+    with torch.device(device):
+        evaluated, values = in_float64(points[order], fitness[order], device)
+        surrogate = Surrogate(evaluated, values, *outcomes_on(outcomes, device), settings)
+        compared = torch.stack([before, now]).to(device).double()
         expected = surrogate.predict_around(compared)
         return float(expected[0] - expected[1])
 

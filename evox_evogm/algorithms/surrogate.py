@@ -28,6 +28,7 @@ from evox_evogm.algorithms.gaussian_process import (
 
 # Predictions are made in chunks: a chunk's 2 MiB stay in a cache, and memory stays bounded.
 CHUNK_ELEMENTS = 2**18  # candidates times outcomes
+CHUNK_ELEMENTS_ON_ACCELERATOR = 2**22  # 32 MiB, as every chunk costs launches
 MIN_CHUNK = 32  # candidates; products of fewer rows are slower
 
 
@@ -265,7 +266,9 @@ class Surrogate:
     def _chunks(self, points: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Points in chunks of about `CHUNK_ELEMENTS` predicted outcomes."""
         columns = max(len(self.process.points), len(self.weights))
-        return points.split(max(MIN_CHUNK, CHUNK_ELEMENTS // columns))
+        on_cpu = points.device.type == "cpu"
+        elements = CHUNK_ELEMENTS if on_cpu else CHUNK_ELEMENTS_ON_ACCELERATOR
+        return points.split(max(MIN_CHUNK, elements // columns))
 
     def predict_with_deviation(
         self, posterior: Posterior, noise_std=None
@@ -291,7 +294,8 @@ class Surrogate:
             return self.predict(points)
         shape = self.settings.perturbations, points.shape[1]
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(shape, generator=generator, dtype=points.dtype)
+        noise = torch.randn(shape, generator=generator, dtype=points.dtype, device="cpu")
+        noise = noise.to(points)
         copies = points + self.settings.perturbation_std * noise[:, None]  # (copies, C, n)
         predicted = self.predict(copies.flatten(0, 1), self.recommend_noise_std)
         return predicted.view(copies.shape[:2]).mean(0)

@@ -85,7 +85,7 @@ class SurrogateEvoGM(Algorithm):
             evaluated point stands, to at most `MAX_HALF_WIDTHS`. 0 keeps `lb` and `ub`.
         :param settings: of the surrogate and of the choice of points.
         :param device: where the search runs. Defaults to torch's default device. The process runs
-            on the CPU in float64.
+            there in float64, or on the CPU if the device has none.
         :raises ValueError: if a setting is out of range.
         """
         super().__init__()

@@ -8,11 +8,11 @@ from evox_evogm.algorithms import acquisition
 from evox_evogm.algorithms.acquisition import (
     better_of,
     choose_batch,
+    in_float64,
     new_rows,
     recommend,
     select_batch,
     settings_number,
-    to_cpu,
 )
 from evox_evogm.algorithms.surrogate import Surrogate
 
@@ -109,7 +109,9 @@ def test_runs_together_get_the_batches_that_they_get_alone(data):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_what_failed_is_recognised_in_every_dtype(dtype):
     fitness = torch.tensor([[torch.finfo(dtype).max], [2.0]], dtype=dtype)
-    assert to_cpu(torch.zeros(2, 3, dtype=dtype), fitness)[1].tolist() == [[torch.inf], [2.0]]
+    points = torch.zeros(2, 3, dtype=dtype)
+    _, found = in_float64(points, fitness, torch.device("cpu"))
+    assert found.tolist() == [[torch.inf], [2.0]]
 
 
 def test_evaluated_points_and_equal_ones_are_no_candidates():
