@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from evox_evogm.problems.adapters.merging import StackedModule
+from evox_evogm.problems.adapters.stacked_modules import StackedModule
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.scalarization import MEAN, Objective
 

@@ -13,16 +13,16 @@ from evox.core import Problem
 from evox_evogm.problems.adapters.check_fit import fit_experts
 from evox_evogm.problems.adapters.export import export_adapter, reload_difference
 from evox_evogm.problems.adapters.groups import GroupsOf, check_groups, group_modules
-from evox_evogm.problems.adapters.merging import StackedModule
 from evox_evogm.problems.adapters.notes_on_experts import notes_on_experts
 from evox_evogm.problems.adapters.regmean_file import regress_once
 from evox_evogm.problems.adapters.same_base import name_in_export
+from evox_evogm.problems.adapters.stacked_modules import StackedModule
 from evox_evogm.problems.box import box_of
 from evox_evogm.problems.checkpoints.read_experts import read_experts
 from evox_evogm.problems.checkpoints.what_is_possible import (
     check_adapters_only,
     check_possible,
-    check_possible_if_quantised,
+    check_possible_if_quantized,
 )
 from evox_evogm.problems.checks import (
     check_candidates_at_once,
@@ -49,7 +49,7 @@ from evox_evogm.problems.inference.free_memory import limit_for_model
 from evox_evogm.problems.inference.kinds_of_base import (
     task_type_of,
 )
-from evox_evogm.problems.inference.quantised_base import note_on_quantised
+from evox_evogm.problems.inference.quantized_base import note_on_quantized
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.merges_at_once import BLOCKS_OF_RANKS, merges_at_once
 from evox_evogm.problems.objectives import OBJECTIVES
@@ -234,13 +234,13 @@ class LoRAMergeProblem(Problem):
             quantization=quantization,
             device_map=device_map,
         )
-        check_possible_if_quantised(model, read, modes)
+        check_possible_if_quantized(model, read, modes)
         fit = fit_experts(
             read, model, tokenizer, same_base=same_base, heads=HEADS if images else ()
         )
         self.experts = self._experts_as_read = fit.experts
         self.notes = [*fit.notes, *notes_on_experts(fit.experts, tokenizer)]
-        self.notes += note_on_quantised(model)
+        self.notes += note_on_quantized(model)
         limit = limit_for_model(max_memory, model)
         tokenizer, self.chat_date = chat_tokenizer(tokenizer, chat_template_file, chat_date)
         self.language_model: ScoredModel = make_scored_model(

@@ -10,14 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from evox_evogm.problems.adapters.groups import Groups, group_modules
-from evox_evogm.problems.adapters.merging import (
-    StackedModule,
-    WeightMerger,
-    merged,
-    merged_in_place,
-    stack_experts,
-)
+from evox_evogm.problems.adapters.merging import WeightMerger, merged, merged_in_place
 from evox_evogm.problems.adapters.read_adapter import Expert
+from evox_evogm.problems.adapters.stacked_modules import StackedModule, stack_experts
 from evox_evogm.problems.checkpoints.checkpoint_merger import CheckpointMerger
 from evox_evogm.problems.checkpoints.differences import differences_of
 from evox_evogm.problems.checkpoints.full_checkpoint import changed_modules
@@ -41,7 +36,7 @@ from evox_evogm.problems.inference.encoder_decoder_probe import probe_of
 from evox_evogm.problems.inference.kinds_of_base import is_encoder_decoder
 from evox_evogm.problems.inference.measure_batches import measure_batch_sizes
 from evox_evogm.problems.inference.probe import probe_base
-from evox_evogm.problems.inference.quantised_base import quantised_as
+from evox_evogm.problems.inference.quantized_base import quantized_as
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.inference.shared_layers import count_shared_layers
 from evox_evogm.problems.inference.texts import reading_texts
@@ -125,7 +120,7 @@ class PopulationScorer:
             found = self._probe(tasks, merger)
         if self.differences is not None:
             found = merged_only(found)
-        if quantised_as(model.model) is not None:
+        if quantized_as(model.model) is not None:
             found = found.without("merged")
         model.rely_on(found)
         impossible = "unmerged" if not found.unmerged else "merged" if not found.merged else None

@@ -19,7 +19,7 @@ from evox_evogm.problems.inference.chat_template import (
     writes_the_date,
 )
 from evox_evogm.problems.inference.kinds_of_base import is_encoder_decoder, make_language_model
-from evox_evogm.problems.inference.quantised_base import Quantisation, check_quantisation
+from evox_evogm.problems.inference.quantized_base import Quantization, check_quantization
 from evox_evogm.problems.inference.scored_model import ScoredModel
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def load_any_base(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     trust_remote_code: bool,
-    quantization: Quantisation | None = None,
+    quantization: Quantization | None = None,
     device_map: DeviceMap = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
     """The base, and its tokenizer if it reads texts, by the arguments of `LoRAMergeProblem`.
@@ -47,7 +47,7 @@ def load_any_base(
     :param images: whether tasks are of images.
     :raises ValueError: if it cannot be read or used, in one sentence.
     """
-    check_quantisation(quantization, base, images=images)
+    check_quantization(quantization, base, images=images)
     check_device_map(device_map, base, experts, images=images)
     if not images:
         return load_model(

@@ -145,8 +145,8 @@ def mixed_adapters(make_adapter):
 
 def stack_folders(folders, dtype=torch.float32):
     """The stacked factors of the adapters in these folders, on the CPU."""
-    from evox_evogm.problems.adapters.merging import stack_experts
     from evox_evogm.problems.adapters.read_adapter import read_expert
+    from evox_evogm.problems.adapters.stacked_modules import stack_experts
 
     experts = [read_expert(folder) for folder in folders]
     return stack_experts(experts, dtype, torch.device("cpu"))

@@ -133,7 +133,8 @@ def merged_logits(model, folder):
     """The logits of the base with an adapter, read and added as in a merge with coefficient 1."""
     from sick_adapters import load_experts
 
-    from evox_evogm.problems.adapters.merging import merged, stack_experts
+    from evox_evogm.problems.adapters.merging import merged
+    from evox_evogm.problems.adapters.stacked_modules import stack_experts
 
     experts = load_experts([folder], model)
     modules = stack_experts(experts, torch.float32, torch.device("cpu"), model)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from evox import compile, use_state, vmap
-from evox.core import Algorithm
+from evox.core import Algorithm, Problem
 from evox.problems.numerical import Sphere
 from evox.workflows import StdWorkflow
 
@@ -24,13 +24,17 @@ from benchmarks.gpu.random_bases import (
 )
 from benchmarks.gpu.record import Record
 from benchmarks.speed.plain_procedures import Peft, generated_texts
-from evox_evogm import EvoGM, GradientSearch, SurrogateEvoGM
+from evox_evogm import EvoGM, GradientSearch, Outcomes, SurrogateEvoGM
 from evox_evogm.problems import LoRAMergeProblem, Task
+from evox_evogm.problems.inference.batch_sizes import BatchSizes
 
 CPU = torch.device("cpu")
 SAME = 1e-3  # the largest difference of scores in float32 that count as equal
 P, N = 5, 3
+STATIC = BatchSizes(rows=64, static_from=1)  # every answer is decoded with a static cache
 ALGORITHMS = ("EvoGM", "SurrogateEvoGM", "GradientSearch")
+OUTCOMES = 1000
+WITH_OUTCOMES = f"SurrogateEvoGM with {OUTCOMES:,} outcomes"
 
 
 def check_scores(record: Record, device: torch.device) -> None:
@@ -57,15 +61,22 @@ def _check_base(record: Record, config, tokenizer, tasks: list[Task], device, fo
     tasks = [with_right_answers(task, on_cpu, pop) for task in tasks]
     reference: dict[str, torch.Tensor] = {}
     found: dict[str, dict[str, torch.Tensor]] = {}
-    for where, mode in ((CPU, "unmerged"), (device, "unmerged"), (device, "merged")):
+    ways = ((CPU, "unmerged", None), (device, "unmerged", None), (device, "merged", None))
+    for where, mode, sizes in (*ways, (device, "unmerged", STATIC)):
         problem = LoRAMergeProblem(
-            model.to(where), folders, tasks, tokenizer=tokenizer, mode=mode, device=where
+            model.to(where),
+            folders,
+            tasks,
+            tokenizer=tokenizer,
+            mode=mode,
+            device=where,
+            batch_tokens=sizes,
         )
         scores = problem.score_together(pop.to(where))
         if where is CPU and not reference:
             reference = scores
         else:
-            found[mode] = scores
+            found[mode if sizes is None else "static cache"] = scores
     check_reference(reference, tasks)
     # peft changes the model, so it comes last.
     by_peft = Peft(model, tokenizer, folders)(pop, tasks)  # (P, S)
@@ -117,6 +128,10 @@ def make_algorithm(name: str, device: torch.device, n: int = N, **settings) -> A
     ones = torch.ones(n, device=device)
     if name == "EvoGM":
         return EvoGM(2 * n, -ones, ones, device=device, **settings)
+    if name == WITH_OUTCOMES:
+        weights = torch.full((OUTCOMES,), 1 / OUTCOMES, device=device)
+        settings["outcomes"] = Outcomes(weights, torch.ones_like(weights, dtype=torch.bool))
+        name = "SurrogateEvoGM"
     if name == "SurrogateEvoGM":
         return SurrogateEvoGM(3, -ones, ones, device=device, **settings)
     return GradientSearch(ones / n, device=device, **settings)
@@ -129,9 +144,20 @@ class WithGradient(Sphere):
         return torch.cat([pop.square().sum(1, keepdim=True), 2 * pop], 1)
 
 
+class Margins(Problem):
+    """The share of `OUTCOMES` half spaces that a point is in, with its distances as outcomes."""
+
+    def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        normals = torch.randn(pop.shape[1], OUTCOMES, generator=generator, device="cpu")
+        margins = pop @ normals.to(pop) - 0.3  # (P, S)
+        return torch.cat([(margins > 0).to(pop).mean(1, keepdim=True), margins], 1)
+
+
 def make_workflow(name: str, device: torch.device, n: int = N, **settings) -> StdWorkflow:
-    """A search on a sphere, all of it on a device."""
-    problem = WithGradient() if name == "GradientSearch" else Sphere()
+    """A search on a sphere, or on half spaces with outcomes, all of it on a device."""
+    problems = {"GradientSearch": WithGradient, WITH_OUTCOMES: Margins}
+    problem = problems.get(name, Sphere)()
     return StdWorkflow(make_algorithm(name, device, n, **settings), problem, device=device)
 
 

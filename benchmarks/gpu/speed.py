@@ -9,11 +9,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.checks import make_workflow
+from benchmarks.gpu.checks import WITH_OUTCOMES, make_workflow
 from benchmarks.gpu.random_bases import (
     EXPERTS,
     Regime,
@@ -32,6 +33,7 @@ from evox_evogm.problems.inference.device_clock import synchronize
 
 GIB = 2**30
 MODES = ("unmerged", "merged")
+CACHES = {"growing cache": None, "static cache": 1}  # from how many new tokens on one is static
 CARDS = (24, 16)  # GiB of smaller devices
 
 
@@ -149,6 +151,20 @@ class SpeedCheck:
                 # Merged, one candidate after another has the device: one gives the time of each.
                 count = len(self.pop) if mode == "unmerged" else 1
                 self._measure(mode, problem, regime, task, count, chosen=chosen[task.name] == mode)
+            if self.regimes[regime].new_tokens > 1:
+                self._measure_caches(problem, regime, task)
+
+    def _measure_caches(self, problem: LoRAMergeProblem, regime: str, task: Task) -> None:
+        """Add the rows of unmerged decoding with either kind of cache, whichever was chosen."""
+        model = problem.language_model
+        sizes = model.batch_sizes
+        problem.modes = {task.name: "unmerged"}
+        for cache, static_from in CACHES.items():
+            model.batch_sizes = replace(sizes, static_from=static_from)
+            self._measure(cache, problem, regime, task, len(self.pop))
+        model.batch_sizes = sizes
+        if model.forward.static_use.failed is not None:
+            self.record.note(f"static cache of {self.name}", model.forward.static_use.failed)
 
     def _problem(self, model, tokenizer, folders, tasks, **settings) -> LoRAMergeProblem:
         return LoRAMergeProblem(
@@ -271,7 +287,7 @@ def peak_above(before: int, device: torch.device) -> float | None:
 def measure_steps(record: Record, device: torch.device, n: int = EXPERTS) -> None:
     """Time a step of the searches without its evaluations, on the device and on the CPU."""
     for where in dict.fromkeys((device, torch.device("cpu"))):
-        for name in ("SurrogateEvoGM", "EvoGM", "GradientSearch"):
+        for name in ("SurrogateEvoGM", WITH_OUTCOMES, "EvoGM", "GradientSearch"):
             torch.manual_seed(4)
             workflow = make_workflow(name, where, n)
             workflow.init_step()

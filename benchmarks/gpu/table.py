@@ -58,6 +58,7 @@ def _cells(base: str, regime: str, measured: dict[str, dict]) -> list[str]:
 def checks_of(rows: Sequence[dict]) -> str:
     """A line for each kind of check: how many are right, and which are not."""
     lines = []
+    growing = {}  # tokens a second by base and regime
     for part in CHECKS:
         checks = [row for row in rows if row["part"] == part]
         right = [row for row in checks if row["ok"]]
@@ -72,6 +73,13 @@ def checks_of(rows: Sequence[dict]) -> str:
         elif row["part"] == "speed" and row["regime"] == MISSING:
             took = f"{row['ms']:.1f} ms" if "ms" in row else f"{row['seconds']:.1f} s"
             lines.append(f"- {row['base']}, {row['procedure']}: {took}")
+        elif row["part"] == "speed" and row["procedure"] == "growing cache":
+            growing[row["base"], row["regime"]] = row["tokens_per_second"]
+        elif row["part"] == "speed" and row["procedure"] == "static cache":
+            case = row["base"], row["regime"]
+            rate, static = _number(growing[case]), _number(row["tokens_per_second"])
+            words = f"{static} tokens/s with a static cache, {rate} with a growing one"
+            lines.append(f"- {', '.join(case)}: {words}")
         elif row["part"] == "speed" and "ok" in row:
             words = "no lack of memory" if row["ok"] else "ran out of memory"
             lines.append(f"- {row['base']} on {row['procedure']}, {row['regime']}: {words}")

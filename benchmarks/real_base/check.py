@@ -16,7 +16,7 @@ import torch
 from benchmarks.real_base.merge import RUNS
 from benchmarks.real_base.plain_scores import load_plain, plain_score
 from evox_evogm.command.merge_run import MergeRun
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.problems import LoRAMergeProblem, Task
 
 CLOSE = 1e-4  # nats; two ways to add up the same float32 logits differ by less

@@ -7,13 +7,15 @@ both modes. There every tensor is on the CPU, so that numbers of tensors that wo
 count as waits too: they are an upper bound. Counts are
 
 - for each pass over prompts that are scored by a right answer or by choices of one token,
-- for each token that is decoded, from the difference between long and short answers.
+- for each token that is decoded, from the difference between long and short answers,
+- the same with a static cache, whose steps a GPU replays as one launch.
 
     python -m benchmarks.speed.pass_cost
 """
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +37,8 @@ from evox_evogm.problems.inference.forward import Forward
 LAYERS, EXPERTS, P = 2, 4, 3
 SHORT, LONG = 2, 6  # tokens of answers
 MODES = ("unmerged", "merged")
+SCORED = ("a right answer", "choices")
+CACHES = {"": None, ", static cache": 1}  # from how many new tokens on it is static
 # Their results, or the shapes of these, depend on numbers of the device.
 WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2")
 INDEXING = ("aten::index", "aten::index_put", "aten::index_put_")
@@ -142,13 +146,24 @@ def main() -> None:
     for mode in MODES:
         merges = pop if mode == "unmerged" else pop[:1]
         costs = {}
-        for name, task in tasks.items():
+
+        def measure(task: Task, mode: str = mode, merges: torch.Tensor = merges) -> Cost:
             problem.modes = {task.name: mode}
             problem.score_together(merges, [task])  # tokens are made at the first call
-            costs[name] = count(lambda task=task, pop=merges: problem.score_together(pop, [task]))
-        short, long = costs.pop(f"{SHORT} new tokens"), costs.pop(f"{LONG} new tokens")
-        steps = Cost(*[more - less for more, less in zip(long, short, strict=True)])
-        costs["each new token"] = steps
+            return count(lambda: problem.score_together(merges, [task]))
+
+        for name in SCORED:
+            costs[name] = measure(tasks[name])
+        sizes = problem.batch_sizes
+        for cache, static_from in CACHES.items():
+            problem.language_model.batch_sizes = replace(sizes, static_from=static_from)
+            short, long = (
+                measure(tasks[f"{SHORT} new tokens"]),
+                measure(tasks[f"{LONG} new tokens"]),
+            )
+            differences = [more - less for more, less in zip(long, short, strict=True)]
+            costs[f"each new token{cache}"] = Cost(*differences)
+        problem.language_model.batch_sizes = sizes
         for name, cost in costs.items():
             print(
                 f"| {name} | {mode} | {cost.passes} | {cost.launches / cost.passes:.1f} "

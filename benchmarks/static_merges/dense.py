@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.suites.answer_loss import answer_loss
 from evox_evogm.problems import LoRAMergeProblem, Task
-from evox_evogm.problems.adapters.merging import StackedModule, merged
+from evox_evogm.problems.adapters.merging import merged
+from evox_evogm.problems.adapters.stacked_modules import StackedModule
 from evox_evogm.problems.inference.language_model import LanguageModel, Request
 from evox_evogm.problems.tasks.metrics import score_task
 

@@ -21,7 +21,7 @@ import torch
 from benchmarks.static_merges.dense import Weights
 from evox_evogm.problems import LoRAMergeProblem
 from evox_evogm.problems.adapters.groups import REST, Groups, group_modules
-from evox_evogm.problems.adapters.merging import StackedModule
+from evox_evogm.problems.adapters.stacked_modules import StackedModule
 
 PARTS = ("layer", "module")  # as `group_modules` has them
 

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 NAMES = ("batch_tokens", "max_memory")
 OPEN = (None, "auto")  # values that leave the choice to the run
-SIZES = {"tokens": 1, "rows": 1, "pass_tokens": 0, "step_tokens": 0}  # of a table, and their least
+# Of a table, and the least values.
+SIZES = {"tokens": 1, "rows": 1, "pass_tokens": 0, "step_tokens": 0, "static_from": 1}
 GIB = 2**30
 
 

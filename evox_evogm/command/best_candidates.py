@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from evox_evogm.algorithms.acquisition import outcomes_on_cpu, to_cpu
+from evox_evogm.algorithms.acquisition import in_float64, outcomes_on
 from evox_evogm.algorithms.gradient_search import GradientSearch
+from evox_evogm.algorithms.process_device import process_device
 from evox_evogm.algorithms.surrogate import Outcomes, Surrogate
 from evox_evogm.algorithms.surrogate_evogm import SurrogateEvoGM
 from evox_evogm.command.multi_objective import front_of
@@ -72,8 +73,9 @@ def smoothed_fitness_of(
     )
     order = fitness[:, 0].argsort()[: algorithm.settings.max_points]  # best first
     in_box = (points.to(algorithm.center) - algorithm.center) / algorithm.half_width
-    with torch.device("cpu"):
-        evaluated, values = to_cpu(in_box[order], fitness[order])
-        meaning = outcomes_on_cpu(outcomes)
+    device = process_device(in_box.device)
+    with torch.device(device):
+        evaluated, values = in_float64(in_box[order], fitness[order], device)
+        meaning = outcomes_on(outcomes, device)
         surrogate = Surrogate(evaluated, values, *meaning, algorithm.settings)
-        return surrogate.predict_around(in_box.cpu().double())
+        return surrogate.predict_around(in_box.to(device).double()).cpu()

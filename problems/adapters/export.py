@@ -11,7 +11,6 @@ import torch
 
 from evox_evogm.problems.adapters.adapter_config import CONFIG
 from evox_evogm.problems.adapters.groups import Groups
-from evox_evogm.problems.adapters.merging import StackedModule, stack_experts
 from evox_evogm.problems.adapters.parameters import (
     WRAPPED,
     flatten_factors,
@@ -19,6 +18,11 @@ from evox_evogm.problems.adapters.parameters import (
     without_wrappers,
 )
 from evox_evogm.problems.adapters.read_adapter import WEIGHTS, Expert, Factors
+from evox_evogm.problems.adapters.stacked_modules import (
+    StackedModule,
+    stack_experts,
+    with_used_channels,
+)
 from evox_evogm.problems.adapters.tensor_names import PREFIX
 from evox_evogm.resume.atomic_write import atomic_write
 
@@ -245,14 +249,8 @@ def _stack_used(
 
     :param coefficients: an `(n g,)` tensor on the CPU.
     """
-    used = coefficients != 0
-    modules = {}
     stacked = stack_experts(experts, torch.float32, torch.device("cpu"), groups=groups)
-    for name, module in stacked.items():
-        channels = module.only(used)
-        if channels.rank:
-            modules[name] = channels
-    return modules
+    return with_used_channels(stacked, coefficients != 0)
 
 
 def _adapter_tensors(modules: Mapping[str, Factors]) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ c = repeat(lambda_k s_k, r_k). An expert may have a coefficient per group of mod
 (`groups.py`). There are two modes.
 
 - Unmerged (`merged`): hooks add the experts' part, and the rows of one batch may belong to
-  different candidates.
+  different candidates. Layers with the same input share a product (`shared_inputs.py`).
   Parameters that are no weights of layers go to the rows of their candidates
   (`candidate_parameters.py`).
 - Merged (`WeightMerger`): one candidate goes into the weights, and every token then costs what it
@@ -15,137 +15,22 @@ c = repeat(lambda_k s_k, r_k). An expert may have a coefficient per group of mod
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from evox_evogm.problems.adapters.candidate_parameters import parameters_by_row
-from evox_evogm.problems.adapters.groups import Groups
 from evox_evogm.problems.adapters.layers import keeps_inputs_first, weight_of
-from evox_evogm.problems.adapters.read_adapter import Expert, Factors
+from evox_evogm.problems.adapters.shared_inputs import SharedInput, find_shared_inputs
+from evox_evogm.problems.adapters.stacked_modules import (
+    StackedModule,
+    weights_of_modules,
+    with_used_channels,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class StackedModule:
-    """The factors of all experts of one module; R is the sum of their ranks.
-
-    :param a: A, an `(R, D_in)` tensor, or `(E, R, D_in)` of a parameter of E matrices.
-    :param b: B, a `(D_out, R)` tensor, or `(E, D_out, R)`.
-    :param coefficient: an `(R,)` tensor, the index of each channel's coefficient: that of its
-        expert in the group of the module.
-    :param scale: an `(R,)` tensor, s of each channel's expert.
-    :param embedding: whether the module is an embedding.
-    :param place: of a parameter, its place among those of its module; None of a layer.
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
-    coefficient: torch.Tensor
-    scale: torch.Tensor
-    embedding: bool
-    place: int | None = None
-
-    @property
-    def is_parameter(self) -> bool:
-        """Whether the factors are those of a parameter, not of a layer."""
-        return self.place is not None
-
-    @property
-    def rank(self) -> int:
-        """R."""
-        return self.a.shape[-2]
-
-    def only(self, used: torch.Tensor) -> "StackedModule":
-        """The module with the channels of some coefficients.
-
-        :param used: an `(n g,)` tensor of booleans.
-        """
-        keep = used[self.coefficient]
-        return replace(
-            self,
-            a=self.a[..., keep, :],
-            b=self.b[..., keep],
-            coefficient=self.coefficient[keep],
-            scale=self.scale[keep],
-        )
-
-    def channel_weights(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """c `(..., R)` of candidates `(..., n g)`, in the dtype of the coefficients."""
-        return coefficients[..., self.coefficient] * self.scale.to(coefficients.dtype)
-
-
-def stack_experts(
-    experts: Sequence[Expert],
-    dtype: torch.dtype,
-    device: torch.device,
-    model: torch.nn.Module | None = None,
-    groups: Groups | None = None,
-) -> dict[str, StackedModule]:
-    """Stack the factors of n experts by module name.
-
-    An expert that does not touch a module gets no channels there.
-
-    :param dtype: of the factors.
-    :param device: of the factors.
-    :param model: if given, the factors of a module go where its weight is. They take its dtype too
-        if that is a floating-point type of at least 16 bits.
-    :param groups: of the modules; one by default.
-    """
-    parts: dict[str, dict[int, Factors]] = {}
-    for index, expert in enumerate(experts):
-        for name, factors in expert.modules.items():
-            parts.setdefault(name, {})[index] = factors
-    stacked = {}
-    for name in sorted(parts):
-        own_dtype, own_device = dtype, device
-        if model is not None:
-            weight = weight_of(model, name)
-            own_device = weight.device
-            if weight.dtype.is_floating_point and weight.dtype.itemsize > 1:
-                own_dtype = weight.dtype
-        stacked[name] = _stack_module(parts[name], own_dtype, own_device, groups, name)
-    return stacked
-
-
-def _stack_module(
-    parts: Mapping[int, Factors],
-    dtype: torch.dtype,
-    device: torch.device,
-    groups: Groups | None,
-    name: str,
-) -> StackedModule:
-    """Stack the factors that experts have for one module.
-
-    :param parts: by the index of the expert, in ascending order.
-    :param name: of the module.
-    """
-    factors = list(parts.values())
-    a = torch.cat([one.a for one in factors], dim=-2)
-    b = torch.cat([one.b for one in factors], dim=-1)
-    ranks = torch.tensor([one.a.shape[-2] for one in factors])
-    coefficients = torch.tensor(list(parts))
-    if groups is not None:
-        coefficients = coefficients * groups.count + groups.of_module[name]
-    scales = torch.tensor([one.scale for one in factors])
-    return StackedModule(
-        a=a.to(device, dtype),
-        b=b.to(device, dtype),
-        coefficient=coefficients.repeat_interleave(ranks).to(device),
-        scale=scales.repeat_interleave(ranks).to(device),
-        embedding=factors[0].embedding,
-        place=factors[0].place,
-    )
-
-
-def _weights_in_dtype(module: StackedModule, coefficients: torch.Tensor) -> torch.Tensor:
-    """c `(..., R)` of candidates `(..., n g)`: computed in float32 at least, then rounded."""
-    precision = torch.promote_types(module.a.dtype, torch.float32)
-    coefficients = coefficients.to(module.a.device, precision)
-    return module.channel_weights(coefficients).to(module.a.dtype)
 
 
 class Population:
@@ -175,17 +60,28 @@ class Population:
         self.own_rows = own_rows
         self.row_coefficients = coefficients[:0]  # (N, n g)
         used = (coefficients != 0).any(0) | own_rows  # (n g,)
-        all_used = bool(used.all())  # waits for the device, once
-        self.modules: dict[str, StackedModule] = {}
-        self.weights: dict[str, torch.Tensor] = {}  # per module (P, R)
-        for name, module in modules.items():
-            if not all_used:
-                module = module.only(used.to(module.coefficient.device))
-            if module.rank:
-                self.modules[name] = module
-                self.weights[name] = _weights_in_dtype(module, coefficients)
+        if not bool(used.all()):  # waits for the device, once
+            modules = with_used_channels(modules, used)
+        self.modules = dict(modules)
+        self.weights = weights_of_modules(self.modules, coefficients)  # per module (P, R)
+        self.shared_inputs = self._join_inputs()
         self.owners: int | torch.Tensor = 0
         self.output_rows: torch.Tensor | None = None
+        self.passes = 0
+        self._candidates: list[int] = []  # of the rows of the batch
+        self._joined: dict[tuple, tuple[list[torch.Tensor], torch.Tensor]] = {}
+        self._of_rows: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _join_inputs(self) -> dict[str, SharedInput]:
+        """Groups of layers that are probably given the same tensor. They hold A of their layers."""
+        factors = {}
+        for name, module in self.modules.items():
+            if not module.is_parameter and not module.embedding:
+                factors[name] = module.a
+        groups = find_shared_inputs(factors)
+        for name, group in groups.items():
+            self.modules[name] = replace(self.modules[name], a=group.a[group.places[name]])
+        return groups
 
     def select(self, candidates: Sequence[int], output_rows: torch.Tensor | None = None) -> None:
         """Say which candidate each row of the next batch belongs to.
@@ -193,6 +89,12 @@ class Population:
         :param candidates: one index of a candidate per row.
         :param output_rows: the row of the batch for each row of the output layer, if they differ.
         """
+        self.passes += 1
+        same_outputs = output_rows is None and self.output_rows is None
+        if same_outputs and not self.own_rows and self._candidates == candidates:
+            return  # as in the last pass, such as while decoding
+        self._candidates = list(candidates)
+        self._of_rows.clear()
         self.output_rows = output_rows
         if self.own_rows:
             self._copy_coefficients(candidates)
@@ -210,28 +112,74 @@ class Population:
     def _copy_coefficients(self, candidates: Sequence[int]) -> None:
         """Give each row of the next batch coefficients of its own."""
         self.row_coefficients = self.coefficients[list(candidates)].detach().requires_grad_()
-        for name, module in self.modules.items():
-            self.weights[name] = _weights_in_dtype(module, self.row_coefficients)
+        self.weights = weights_of_modules(self.modules, self.row_coefficients)
+        self._joined.clear()
         device = next(iter(self.weights.values())).device
         self.owners = torch.arange(len(candidates), device=device)
 
     def weights_of_rows(
-        self, name: str, rows: int, dims: int, *, output: bool = False
+        self, name: str | Sequence[str], rows: int, dims: int, *, output: bool = False
     ) -> torch.Tensor:
         """The channel weights of a module for the rows of its input.
 
+        :param name: of the module, or the names of several with the same input, whose channels
+            stand side by side.
         :param rows: the number of rows of the input.
         :param dims: the number of its dimensions.
         :param output: whether the module is the output layer.
         :return: an `(R,)` tensor if all rows belong to one candidate, else `(rows, ..., R)` with
             `dims` dimensions.
         """
-        weights = self.weights[name]  # (P, R)
-        owners = self.owners_of_rows(rows, weights.device, output=output)
-        if isinstance(owners, int):
-            return weights[owners]
+        weights = self._weights_of([name] if isinstance(name, str) else name)  # (P, R)
+        if isinstance(self.owners, int):
+            return weights[self.owners]
+        key = (id(weights), rows, output)
+        if key in self._of_rows:
+            of_rows = self._of_rows[key][1]
+        else:
+            of_rows = weights[self.owners_of_rows(rows, weights.device, output=output)]
+            if not of_rows.requires_grad:
+                self._of_rows[key] = weights, of_rows
         middle = [1] * (dims - 2)
-        return weights[owners].view(-1, *middle, weights.shape[1])
+        return of_rows.view(-1, *middle, weights.shape[1])
+
+    def _weights_of(self, names: Sequence[str]) -> torch.Tensor:
+        """The weights `(P, R)` of the channels of some modules, side by side."""
+        parts = [self.weights[name] for name in names]
+        if len(parts) == 1:
+            return parts[0]
+        key = tuple(id(part) for part in parts)
+        if key not in self._joined:
+            self._joined[key] = parts, torch.cat(parts, -1)  # parts stay, so their ids do
+        return self._joined[key][1]
+
+    def channels(
+        self, layer: torch.nn.Module, name: str, given: torch.Tensor, *, output: bool = False
+    ) -> torch.Tensor:
+        """The weighted channels `(..., R)` of a layer: `(x A^T) * c`.
+
+        :param given: x, its input.
+        :param output: whether it is the output layer.
+        """
+        module = self.modules[name]
+        if module.embedding:
+            found = torch.nn.functional.embedding(given.to(module.a.device), module.a.mT)
+            # Gemma scales what it looks up.
+            found = found * getattr(layer, "embed_scale", 1.0)
+            return found * self.weights_of_rows(name, len(found), found.ndim, output=output)
+
+        def make(a: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+            rows = given.to(a.device).reshape(-1, given.shape[-1])  # may be on another device
+            found = (rows @ a.mT).view(*given.shape[:-1], len(a))
+            weights = self.weights_of_rows(names, len(found), found.ndim, output=output)
+            if found.requires_grad or weights.requires_grad:
+                return found * weights
+            return found.mul_(weights)
+
+        # Derivatives may run layers again, in parts.
+        if name in self.shared_inputs and not torch.is_grad_enabled():
+            return self.shared_inputs[name].channels(name, given, self.passes, make)
+        return make(module.a, (name,))
 
     def owners_of_rows(
         self, rows: int, device: torch.device, *, output: bool = False
@@ -335,19 +283,11 @@ def _expert_hook(population: Population, name: str, *, output: bool) -> Callable
     module = population.modules[name]
 
     def add_experts(layer, inputs, result):
-        given = inputs[0].to(module.a.device)  # from a layer on another device
-        if module.embedding:
-            middle = torch.nn.functional.embedding(given, module.a.mT)  # (..., R)
-            # Gemma scales what it looks up.
-            middle = middle * getattr(layer, "embed_scale", 1.0)
-        else:
-            middle = given @ module.a.mT  # (..., R)
-        weights = population.weights_of_rows(name, len(middle), middle.ndim, output=output)
-        middle = middle * weights
-        if middle.requires_grad or not result.is_contiguous():
-            return result + middle @ module.b.mT
+        channels = population.channels(layer, name, inputs[0], output=output)  # (..., R)
+        if channels.requires_grad or not result.is_contiguous():
+            return result + channels @ module.b.mT
         # In place, so that the result is written once.
-        result.view(-1, result.shape[-1]).addmm_(middle.flatten(0, -2), module.b.mT)
+        result.view(-1, result.shape[-1]).addmm_(channels.flatten(0, -2), module.b.mT)
         return result
 
     return add_experts
@@ -399,11 +339,11 @@ class WeightMerger:
 
         :param coefficients: an `(n g,)` tensor of effective coefficients.
         """
-        for name, weight in self.weights.items():
-            module = self.modules[name]
-            channels = _weights_in_dtype(module, coefficients)  # (R,)
-            original = self.originals[name]
-            merge_weight(self.model, name, module, channels, original=original, out=weight.data)
+        changed = {name: self.modules[name] for name in self.weights}
+        channels = weights_of_modules(changed, coefficients)  # per module (R,)
+        for name, module in changed.items():
+            original, weight = self.originals[name], self.weights[name].data
+            merge_weight(self.model, name, module, channels[name], original=original, out=weight)
 
     @torch.no_grad()
     def restore(self) -> None:

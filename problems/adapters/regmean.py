@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evox_evogm.problems.adapters.merging import StackedModule, merged, stack_experts
+from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
+from evox_evogm.problems.adapters.stacked_modules import StackedModule, stack_experts
 from evox_evogm.problems.inference.language_model import LanguageModel, Request
 from evox_evogm.problems.tasks.requests import requests_of
 from evox_evogm.problems.tasks.task import Task

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from evox_evogm.problems.adapters.merging import StackedModule, merged, stack_experts
+from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
 from evox_evogm.problems.adapters.regmean import (
     check_modules,
@@ -22,6 +22,7 @@ from evox_evogm.problems.adapters.regmean import (
     regress_on_inputs,
     with_modules,
 )
+from evox_evogm.problems.adapters.stacked_modules import StackedModule, stack_experts
 from evox_evogm.problems.inference.kinds_of_base import check_causal
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request

@@ -6,7 +6,7 @@ import torch
 
 from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.inference.capabilities import Capabilities
-from evox_evogm.problems.inference.quantised_base import quantised_as
+from evox_evogm.problems.inference.quantized_base import quantized_as
 
 
 def first_checkpoint(experts: Sequence[Expert]) -> Expert | None:
@@ -44,7 +44,7 @@ def check_possible(
         )
 
 
-def check_possible_if_quantised(
+def check_possible_if_quantized(
     model: torch.nn.Module, experts: Sequence[Expert], modes: Mapping[str, str]
 ) -> None:
     """Refuse what goes into the weights, if those of the base are quantised.
@@ -52,7 +52,7 @@ def check_possible_if_quantised(
     :param modes: of tasks that have one.
     :raises ValueError: in one sentence.
     """
-    found = quantised_as(model)
+    found = quantized_as(model)
     if found is None:
         return
     whole = first_checkpoint(experts)

@@ -99,6 +99,27 @@ def vision_class(config) -> Any | None:
     return found if getattr(found, "main_input_name", None) == PIXELS else None
 
 
+def is_image_config(config) -> bool | None:
+    """Whether a configuration is that of an image model; None where it may be both or neither.
+
+    A model of images and texts that writes texts, such as Gemma 3, is both.
+    """
+    import transformers as hf
+
+    mapping: Any = hf.AutoModel._model_mapping
+    of_images = vision_class(config) is not None
+    if type(config) in mapping and not of_images:
+        classes = mapping[type(config)]
+        first = classes[0] if isinstance(classes, tuple) else classes
+        of_images = getattr(first, "main_input_name", None) == PIXELS
+    of_texts = False
+    writers = (hf.AutoModelForCausalLM, hf.AutoModelForSeq2SeqLM, hf.AutoModelForImageTextToText)
+    for auto in writers:
+        texts: Any = auto._model_mapping
+        of_texts = of_texts or type(config) in texts
+    return None if of_images == of_texts else of_images
+
+
 def _is_of_head(name: str) -> bool:
     """Whether a tensor is one of the classifier, in whose place every task has its own head."""
     return name.startswith(f"{CLASSIFIER}.")

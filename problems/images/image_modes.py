@@ -8,7 +8,7 @@ merges fill a batch that one merge would not.
 import logging
 from collections.abc import Mapping, Sequence
 
-from evox_evogm.problems.adapters.merging import StackedModule
+from evox_evogm.problems.adapters.stacked_modules import StackedModule
 from evox_evogm.problems.images.image_model import ImageModel
 from evox_evogm.problems.images.image_task import ImageTask
 from evox_evogm.problems.inference.batching import is_projection, width_of

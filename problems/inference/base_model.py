@@ -27,8 +27,8 @@ from evox_evogm.problems.inference.check_base import (
 from evox_evogm.problems.inference.find_base import FoundBase, find_base
 from evox_evogm.problems.inference.kinds_of_base import auto_class, check_dtype
 from evox_evogm.problems.inference.panics import panics_as_errors
-from evox_evogm.problems.inference.quantised_base import (
-    Quantisation,
+from evox_evogm.problems.inference.quantized_base import (
+    Quantization,
     keep_as_loaded,
     options_of,
 )
@@ -130,13 +130,13 @@ def convert_gguf(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
     options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):  # where it exists, weights may stay quantised
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
+    dequantized = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
     # The dequantised object counts as quantised and cannot be saved. Its weights go to a fresh one.
-    config = dequantised.config
+    config = dequantized.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model: Any = type(dequantised)(config)
-    model.load_state_dict(dequantised.state_dict())
+    model: Any = type(dequantized)(config)
+    model.load_state_dict(dequantized.state_dict())
     model.to(dtype).save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
@@ -147,7 +147,7 @@ def load_model(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     trust_remote_code: bool,
-    quantization: Quantisation | None = None,
+    quantization: Quantization | None = None,
     device_map: DeviceMap = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The base and its tokenizer, by the arguments of `LoRAMergeProblem`.
@@ -211,7 +211,7 @@ def load_base(
     dtype: torch.dtype,
     device: torch.device,
     trust_remote_code: bool = False,
-    quantization: Quantisation | None = None,
+    quantization: Quantization | None = None,
     device_map: DeviceMap = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a language model and its tokenizer: a causal one, or an encoder-decoder of texts.

@@ -32,18 +32,21 @@ class BatchSizes:
     :param rows: the most rows that decode together; None for those whose prompts make one pass.
     :param pass_tokens: what a pass over prompts costs beside its tokens, in tokens.
     :param step_tokens: what a step of decoding costs beside its rows, in tokens of prompts.
+    :param static_from: from how many new tokens on decoding with a static cache is faster; None if
+        it never is.
     """
 
     tokens: int = BATCH_TOKENS
     rows: int | None = None
     pass_tokens: int = PASS_TOKENS
     step_tokens: int = 0
+    static_from: int | None = None
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            least = 1 if name in ("tokens", "rows") else 0
+            least = 0 if name in ("pass_tokens", "step_tokens") else 1
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is None and name == "rows":
+            if value is None and name in ("rows", "static_from"):
                 continue
             if not whole or value < least:
                 expected = f"expected {name} to be a whole number of at least {least}"
@@ -67,7 +70,10 @@ class BatchSizes:
         if self.rows is not None:
             words += f", {self.rows} rows in a step"
         words += f"; beside these a pass costs {self.pass_tokens} tokens"
-        return words + (f", a step {self.step_tokens}" if self.step_tokens else "")
+        words += f", a step {self.step_tokens}" if self.step_tokens else ""
+        if self.static_from is not None:
+            words += f"; a static cache is faster from {self.static_from} new tokens on"
+        return words
 
     def as_setting(self) -> int | dict[str, int]:
         """One number where nothing was measured, else a table."""

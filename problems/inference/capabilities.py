@@ -19,6 +19,7 @@ class Capabilities:
     :param pad_rows: rows of different length may share a pass.
     :param pad_cached_rows: rows of different length may share a batch that decodes with a cache.
     :param cache: tokens may be decoded with a cache of the earlier ones.
+    :param static_cache: such a cache may have its full length from the start.
     :param mix_candidates: rows of different candidates may share a batch.
     :param share_layers: layers below the first adapted one may run once for all candidates.
     :param batch_rows: rows of equal length may share a pass.
@@ -37,6 +38,7 @@ class Capabilities:
     pad_rows: bool = True
     pad_cached_rows: bool = True
     cache: bool = True
+    static_cache: bool = True
     mix_candidates: bool = True
     share_layers: bool = True
     batch_rows: bool = True
@@ -70,6 +72,7 @@ class Capabilities:
             "pad_rows",
             "pad_cached_rows",
             "cache",
+            "static_cache",
             "mix_candidates",
             "share_layers",
             "batch_rows",

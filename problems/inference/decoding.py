@@ -6,6 +6,7 @@ import torch
 
 from evox_evogm.problems.inference.forward import Forward
 from evox_evogm.problems.inference.prefix_cache import PreparedBatch, join_caches, rows_of_cache
+from evox_evogm.problems.inference.static_steps import StaticSteps, make_static_steps
 
 NOT_A_NUMBER = -1  # in place of a token
 
@@ -15,12 +16,14 @@ class DecodingBatch:
 
     - With a cache, a pass runs the new tokens only. Rows that have ended leave the batch and the
       cache, or else stay and get a token that nobody reads.
+    - With a static cache, all steps behind the prompts have the same shapes until rows leave.
     - Without a cache, a pass runs all tokens again.
 
     :param batch: the prompts.
     :param drop_rows: whether rows that have ended leave the batch.
     :param least_ended: the share of rows that have to have ended before they leave. To leave costs
         a copy of the cache.
+    :param static_steps: how many steps with a static cache there are at most; 0 for a growing one.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class DecodingBatch:
         *,
         drop_rows: bool = True,
         least_ended: float = 0.0,
+        static_steps: int = 0,
     ):
         self.forward = forward
         self.candidates = batch.candidates
@@ -41,6 +45,8 @@ class DecodingBatch:
         self.rows_of_pass = batch.rows_of_pass or len(batch.rows)  # in the first pass
         self.drop_rows = drop_rows or self.cache is None
         self.least_ended = least_ended if self.cache is not None else 0.0
+        self.static_steps = static_steps if self.cache is not None else 0
+        self.steps: StaticSteps | None = None
         self.rows = batch.rows  # the numbers of the R rows that have not ended
         self.places = list(range(len(batch.rows)))  # of these rows in the batch
 
@@ -48,8 +54,11 @@ class DecodingBatch:
         """The logits `(R, V)` of the next token of each row that has not ended."""
         if len(self.candidates) > self.rows_of_pass:
             return self._run_prompts_in_parts()
-        scored = [1] * len(self.candidates)
-        logits = self.forward(self.candidates, self.tokens, self.mask, scored, self.cache)
+        if self.steps is not None:
+            logits = self.steps(self.tokens)
+        else:
+            scored = [1] * len(self.candidates)
+            logits = self.forward(self.candidates, self.tokens, self.mask, scored, self.cache)
         if len(self.places) < len(logits):
             logits = logits[torch.tensor(self.places, device=logits.device)]
         return logits
@@ -91,20 +100,39 @@ class DecodingBatch:
         if len(self.places) < len(self.candidates):
             chosen = self._for_all_rows(chosen)
         tokens = chosen[:, None]
+        self._make_static()
+        if self.steps is not None:
+            self.tokens = tokens
+            return
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
         self.tokens = tokens if self.cache is not None else torch.cat([self.tokens, tokens], 1)
+
+    def _make_static(self) -> None:
+        """Go on with a static cache behind the prompts, where that is wanted and possible."""
+        if not self.static_steps:
+            return
+        assert self.cache is not None, "a static cache takes over what a growing one holds"
+        self.steps = make_static_steps(
+            self.forward, self.candidates, self.cache, self.mask, self.static_steps
+        )
+        self.static_steps = 0
+        if self.steps is not None:
+            self.cache = None  # its memory is free now
 
     def _drop_all_but(self, places: Sequence[int]) -> None:
         """Let rows leave the batch.
 
         :param places: of the rows that stay.
         """
-        kept = torch.tensor(places, device=self.forward.device)
-        if self.cache is not None:
-            self.cache = rows_of_cache(self.cache, kept)
+        if self.steps is not None:
+            self.steps.keep_rows(places)
         else:
-            self.tokens = self.tokens[kept]
-        self.mask = self.mask[kept]
+            kept = torch.tensor(places, device=self.forward.device)
+            if self.cache is not None:
+                self.cache = rows_of_cache(self.cache, kept)
+            else:
+                self.tokens = self.tokens[kept]
+            self.mask = self.mask[kept]
         self.candidates = [self.candidates[place] for place in places]
         self.places = list(range(len(places)))
 
@@ -124,6 +152,7 @@ def decode_greedily(
     is_complete: Callable[[int], bool],
     drop_rows: bool = True,
     least_ended: float = 0.0,
+    static_steps: int = 0,
 ) -> None:
     """Append greedy tokens to the replies to a batch of prompts, without the end of text.
 
@@ -133,9 +162,16 @@ def decode_greedily(
     :param is_complete: takes the number of a reply; true if it gets no more tokens.
     :param drop_rows: whether rows that have ended leave the batch and its cache.
     :param least_ended: the share of rows that have to have ended before they leave.
+    :param static_steps: how many steps with a static cache there are at most; 0 for a growing one.
     :raises ArithmeticError: if a model gives NaN.
     """
-    decoding = DecodingBatch(batch, forward, drop_rows=drop_rows, least_ended=least_ended)
+    decoding = DecodingBatch(
+        batch,
+        forward,
+        drop_rows=drop_rows,
+        least_ended=least_ended,
+        static_steps=static_steps,
+    )
     while True:
         chosen = most_likely_tokens(decoding.next_logits())  # (R,)
         tokens = chosen.tolist()  # waits for the device, once a step

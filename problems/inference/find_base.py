@@ -97,6 +97,25 @@ def has_model(base: str) -> bool:
     return _download(hub, f"{hub.folder}/{MODEL_CONFIG}".lstrip("/")) is not None
 
 
+def config_folder(base: str) -> Path | None:
+    """The folder with the `config.json` of a base; of the hub nothing else is downloaded.
+
+    :return: None where there is none, or where it cannot be had.
+    """
+    folder = Path(base)
+    if folder.is_dir():
+        places = [folder, folder / BASE]
+        return next((place for place in places if (place / MODEL_CONFIG).is_file()), None)
+    hub = parse_hub_source(base)
+    if hub is None:
+        return None
+    for place in (hub.folder, f"{hub.folder}/{BASE}"):
+        found = _download(hub, f"{place}/{MODEL_CONFIG}".lstrip("/"))
+        if found is not None:
+            return found.parent
+    return None
+
+
 def source_of_model(model: torch.nn.Module) -> HubSource | None:
     """What a loaded base is on the hub, at its commit; None of a folder of this machine.
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from evox_evogm.problems.inference.shared_layers import lower_layers_once
+from evox_evogm.problems.inference.static_steps import StaticUse
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-# Takes the candidate of each row of a batch, and the rows that the output layer will see.
-Select = Callable[[Sequence[int], torch.Tensor], None]
+# Takes the candidate of each row of a batch, and the rows that the output layer will see; None if
+# these are the same.
+Select = Callable[[Sequence[int], torch.Tensor | None], None]
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 
 
@@ -42,6 +44,7 @@ class Forward:
         self.cache_argument = find_cache_argument(model)
         self.is_compiled = is_compiled(model)
         self.growing_ropes = find_growing_ropes(model)
+        self.static_use = StaticUse()
 
     @property
     def device(self) -> torch.device:
@@ -85,10 +88,13 @@ class Forward:
         :param target_offset: how many positions at the end of each row follow the scored ones.
         """
         rows, width = tokens.shape
-        output_rows = torch.arange(rows).repeat_interleave(torch.tensor(scored))  # (Q,)
-        wanted = last_positions(width, scored, target_offset).to(self.device)
+        self.static_use.passes += 1
+        output_rows, wanted = last_positions(width, scored, target_offset)
+        all_wanted = len(wanted) == rows * width
         if self.select is not None:
-            self.select(candidates, output_rows)
+            one_each = all(count == 1 for count in scored)
+            of_output = None if one_each else torch.tensor(output_rows, dtype=torch.int64)
+            self.select(candidates, of_output)
         lower_layers: AbstractContextManager[None] = nullcontext()
         if self.shared_layers and cache is None:
             different, which = torch.stack([tokens, mask]).unique(dim=1, return_inverse=True)
@@ -103,10 +109,16 @@ class Forward:
             given["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)[:, -width:]
         if self.cache_argument is not None:
             given[self.cache_argument] = cache
-        with output_layer_on(self.model, wanted), lower_layers:
+        output_layer: AbstractContextManager[None] = nullcontext()
+        if not all_wanted:  # such as of a step, which then waits for nothing
+            places = torch.tensor(wanted, dtype=torch.int64).to(self.device)
+            output_layer = output_layer_on(self.model, places)
+        with output_layer, lower_layers:
             logits = self.run_model(given).logits
-        if logits.ndim == 3:  # the output layer runs somewhere else
-            logits = logits.flatten(0, 1)[wanted.to(logits.device)]
+        if logits.ndim == 3:
+            logits = logits.flatten(0, 1)
+            if not all_wanted:  # the output layer runs somewhere else
+                logits = logits[places.to(logits.device)]
         return logits.to(self.device)  # the output layer may be on another one
 
     def run_model(self, given: dict[str, Any]):
@@ -180,17 +192,22 @@ def reset_rope(rope: torch.nn.Module) -> None:
             setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
 
 
-def last_positions(width: int, scored: Sequence[int], target_offset: int) -> torch.Tensor:
-    """The places `(Q,)` of the scored positions in a batch of rows of `width` tokens, end to end.
+def last_positions(
+    width: int, scored: Sequence[int], target_offset: int
+) -> tuple[list[int], list[int]]:
+    """The rows of the Q scored positions in a batch, and their places in it, row after row.
 
+    :param width: the tokens of each row.
     :param scored: how many positions of each row.
     :param target_offset: how many positions at the end of each row follow them.
     """
-    places = []
+    rows: list[int] = []
+    places: list[int] = []
     for row, count in enumerate(scored):
         end = (row + 1) * width - target_offset
-        places.append(torch.arange(end - count, end))
-    return torch.cat(places)
+        rows += [row] * count
+        places += range(end - count, end)
+    return rows, places
 
 
 @contextmanager

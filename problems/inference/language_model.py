@@ -305,6 +305,7 @@ class LanguageModel(ScoredModel):
             prompt = prompts[number]
             tokens = (*prompt, *replies[number])
             rows.append(Row(tokens, candidates[number], shareable=len(prompt) - 1))
+        static_steps = max_new_tokens - 1 if self._takes_static_cache(max_new_tokens) else 0
         for batch in self._prepare(rows, max_new_tokens):
             batch = replace(batch, rows=[numbers[row] for row in batch.rows])
             decode_greedily(
@@ -315,7 +316,13 @@ class LanguageModel(ScoredModel):
                 is_complete=is_complete,
                 drop_rows=self.capabilities.drop_rows,
                 least_ended=0.0 if self.device.type == "cpu" else LEAST_ENDED,
+                static_steps=static_steps,
             )
+
+    def _takes_static_cache(self, max_new_tokens: int) -> bool:
+        """Whether so many tokens are decoded with a static cache: where it was found faster."""
+        least = self.batch_sizes.static_from
+        return self.capabilities.static_cache and least is not None and max_new_tokens >= least
 
 
 def sizes_of(batch_tokens: int | BatchSizes) -> BatchSizes:

@@ -1,12 +1,13 @@
 """Times passes of a language model of growing size, and chooses how large batches are."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from evox_evogm.problems.inference.batch_sizes import BatchSizes, Timing, time_passes
 from evox_evogm.problems.inference.device_clock import Clock, clock_of
+from evox_evogm.problems.inference.measure_static import measure_static
 from evox_evogm.problems.inference.prefix_cache import copy_cache, rows_of_cache
 
 if TYPE_CHECKING:
@@ -37,10 +38,11 @@ def measure_batch_sizes(
     pass_seconds, token_seconds = prompts.line
     pass_tokens = round(pass_seconds / token_seconds)
     steps, rows = _measure_steps(model, batches, clock)
-    if steps is None:
+    if steps is None or rows is None:
         return BatchSizes(tokens, None, pass_tokens)
     step_seconds, _ = steps.line
-    return BatchSizes(tokens, rows, pass_tokens, round(step_seconds / token_seconds))
+    static_from = measure_static(model, batches, rows, clock)
+    return BatchSizes(tokens, rows, pass_tokens, round(step_seconds / token_seconds), static_from)
 
 
 def _measure_steps(
@@ -94,15 +96,21 @@ class RandomBatches:
         owners = self.owners(rows)
         return lambda: _run(model.forward(owners, tokens, mask, [1] * rows))
 
-    def step(self, rows: int) -> Callable[[], None]:
-        """A step of decoding behind prompts of `WIDTH` tokens."""
+    def filled_cache(self, rows: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """A cache of prompts of `WIDTH` tokens, their mask `(N, WIDTH)`, and tokens `(N, 1)`."""
         model = self.model
         filled = model.forward.new_cache()
         row = self.row[None].to(model.device)
         model.forward([0], row, torch.ones_like(row), [0], filled)
         cache = rows_of_cache(filled, torch.zeros(rows, dtype=torch.int64, device=model.device))
-        tokens = row[:, :1].expand(rows, 1)
-        mask = torch.ones(rows, WIDTH + 1, dtype=torch.int64, device=model.device)
+        mask = torch.ones(rows, WIDTH, dtype=torch.int64, device=model.device)
+        return cache, mask, row[:, :1].expand(rows, 1)
+
+    def step(self, rows: int) -> Callable[[], None]:
+        """A step of decoding behind prompts of `WIDTH` tokens."""
+        model = self.model
+        cache, mask, tokens = self.filled_cache(rows)
+        mask = torch.cat([mask, mask[:, :1]], 1)
         owners = self.owners(rows)
 
         def run_step() -> None:

@@ -7,7 +7,7 @@ differs by more than rounding is switched off, in this order:
 1. sharing prefixes with padding behind them, then at all,
 2. dropping rows that ended,
 3. rows of different length, first while decoding, then in any pass,
-4. decoding with a cache,
+4. decoding with a cache, where it may be used also with a static one,
 5. layers that candidates have in common, then different candidates in one batch,
 6. several rows in a pass.
 
@@ -24,12 +24,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evox_evogm.problems.adapters.merging import (
-    StackedModule,
-    WeightMerger,
-    merged,
-    merged_in_place,
-)
+from evox_evogm.problems.adapters.merging import WeightMerger, merged, merged_in_place
+from evox_evogm.problems.adapters.stacked_modules import StackedModule
 from evox_evogm.problems.inference.batch_sizes import PASS_TOKENS
 from evox_evogm.problems.inference.capabilities import Capabilities, changing_context
 from evox_evogm.problems.inference.decoding import DecodingBatch
@@ -42,6 +38,7 @@ from evox_evogm.problems.inference.logit_differences import (
 from evox_evogm.problems.inference.prefix_cache import Row, prepare_batches, windows_of
 from evox_evogm.problems.inference.probe_rows import STEPS, TAIL, rows_of
 from evox_evogm.problems.inference.shared_layers import count_shared_layers
+from evox_evogm.problems.inference.static_steps import may_be_static
 
 if TYPE_CHECKING:
     from evox_evogm.problems.inference.language_model import LanguageModel
@@ -135,6 +132,7 @@ class Probe:
             )
         self._check_passes()
         self._check_decoding()
+        self._check_static_cache()
         self._check_sharing()
         if self.modules:
             self._check_candidates()
@@ -249,6 +247,32 @@ class Probe:
             no_cache,
         ]
         self._take_first("decoding with a cache", attempts, decode)
+
+    def _check_static_cache(self) -> None:
+        """Steps with a static cache, with a row that leaves early and without, if any may be."""
+        sizes = self.model.batch_sizes
+        may_be_used = self.model.device.type == "cuda" or sizes.static_from is not None
+        if not may_be_used or not self.able.cache:
+            return
+        if not (self.able.positions and may_be_static(self.model.forward)):
+            self.able = self.able.without("static_cache").note(
+                "decodes with growing caches: static ones need masks, layers without windows or "
+                "recurrence, and one device"
+            )
+            return
+        rows = [self.shorter, self.long, self.short]
+        if not self.able.pad_cached_rows:
+            rows = [self.short, self.other]
+
+        def decode(able: Capabilities) -> float:
+            static = able.static_cache
+            able = able.without("share_prefixes")
+            leaving = self._steps(rows, able, static=static)
+            return max(leaving, self._steps(rows, able, static=static, first_ends=STEPS))
+
+        self._take_first("decoding with a static cache", [(), ("static_cache",)], decode)
+        if self.model.forward.static_use.failed is not None:  # which has been logged
+            self.able = self.able.without("static_cache")
 
     def _check_sharing(self) -> None:
         """Rows whose common beginning runs once, and steps behind them."""
@@ -462,18 +486,29 @@ class Probe:
         found = self._logits(requests, able)
         return largest_difference(found, [self.expected[tokens] for tokens in rows])
 
-    def _steps(self, rows: Sequence[tuple[int, ...]], able: Capabilities) -> float:
+    def _steps(
+        self,
+        rows: Sequence[tuple[int, ...]],
+        able: Capabilities,
+        *,
+        static: bool = False,
+        first_ends: int = 2,
+    ) -> float:
         """The largest difference of decoding the last tokens of some rows from plain passes.
 
-        The first row ends after two tokens.
+        :param static: whether with a static cache.
+        :param first_ends: after how many tokens the first row ends.
         """
+        static_steps = STEPS - 1 if static else 0
         prompts = []
         for tokens in rows:
             prompt = tokens[: len(tokens) - STEPS + 1]
             prompts.append(Row(prompt, 0, shareable=len(prompt) - 1))
         found: list[list[torch.Tensor]] = [[] for _ in rows]
         for batch in self._batches(prompts, able, STEPS - 1):
-            decoding = DecodingBatch(batch, self._forward(able), drop_rows=able.drop_rows)
+            decoding = DecodingBatch(
+                batch, self._forward(able), drop_rows=able.drop_rows, static_steps=static_steps
+            )
             while decoding.rows:
                 logits = decoding.next_logits()  # (R, V)
                 step = len(found[decoding.rows[0]])
@@ -482,7 +517,7 @@ class Probe:
                     found[row].append(logits[index].float())
                     place = len(prompts[row].tokens) + step
                     chosen.append(rows[row][min(place, len(rows[row]) - 1)])
-                    if step + 1 < (2 if row == 0 else STEPS):
+                    if step + 1 < (first_ends if row == 0 else STEPS):
                         running.append(index)
                 if not running:
                     break

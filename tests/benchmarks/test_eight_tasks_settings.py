@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from builders_swarm_eval import write_swarm_eval
 
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.tasks import read_tasks
 
 EXAMPLES = Path(__file__).parents[2] / "benchmarks" / "examples"

@@ -12,7 +12,7 @@ from builders_t5 import PIECES, build_t5, build_t5_tokenizer, save_t5
 from scipy.stats import spearmanr
 
 from evox_evogm.command import cli
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.tasks import read_tasks
 
 PAPER = Path(__file__).parents[2] / "benchmarks" / "examples" / "paper"

@@ -62,6 +62,8 @@ def test_checks_that_are_wrong_are_named():
         {"part": "scores", "base": "B", "difference": 2.0, "ok": False},
         {"part": "scores", "base": "B", "difference": 0.0, "ok": True},
         {"part": "step", "algorithm": "EvoGM", "device": "cpu", "n": 10, "ms": 12.3},
+        speed("growing cache", 20.0, tokens_per_second=50.0),
+        speed("static cache", 2.0, tokens_per_second=500.0),
         {"part": "speed", "base": "B", "regime": "r", "procedure": "16 GiB", "ok": False},
     ]
     assert checks_of(rows).splitlines() == [
@@ -69,6 +71,7 @@ def test_checks_that_are_wrong_are_named():
         "  - base B, difference 2.0, ok False",
         "- contract: 0 of 0 right",
         "- a step of EvoGM on cpu: 12 ms",
+        "- small, long: 500 tokens/s with a static cache, 50 with a growing one",
         "- B on 16 GiB, r: ran out of memory",
     ]
 
@@ -241,7 +244,7 @@ def test_answers_of_other_merges_are_found_to_be_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "SHAPES", {"Llama-3.1-8B": SHAPES["Llama-3.1-8B"]})
     record = Record(tmp_path, minutes=1)
     checks.check_scores(record, CPU)
-    assert [row["ok"] for row in record.rows] == [True, False, True]
+    assert [row["ok"] for row in record.rows] == [True, False, True, True]
     assert record.rows[1]["difference"] == 1
 
 

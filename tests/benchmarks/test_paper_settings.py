@@ -12,7 +12,7 @@ from builders_swarm_eval import write_swarm_eval
 from fake_hub import COMMIT, add_to_cache
 
 from evox_evogm.command import cli
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.tasks import read_tasks
 
 PAPER = Path(__file__).parents[2] / "benchmarks" / "examples" / "paper"

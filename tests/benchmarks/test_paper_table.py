@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from benchmarks.paper_table.__main__ import FIGURES, main
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 
 PAPER = Path(__file__).parents[2] / "benchmarks" / "examples" / "paper"
 EIGHT = FIGURES["1"]["columns"]

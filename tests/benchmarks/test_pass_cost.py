@@ -2,7 +2,11 @@
 
 import torch
 
+from benchmarks.gpu.random_bases import build_config, build_model, build_tokenizer
 from benchmarks.speed.pass_cost import count
+from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.measure_batches import RandomBatches
+from evox_evogm.problems.inference.static_steps import StaticSteps
 
 
 def test_views_are_no_launches_and_nothing_waits():
@@ -24,3 +28,17 @@ def test_numbers_and_tensors_that_come_to_the_host_wait():
     assert count(lambda: values.cpu()).waits == 1
     assert count(lambda: values.tolist()).waits == 1
     assert count(lambda: values[torch.tensor([0, 2])]).waits == 0
+
+
+@torch.no_grad()
+def test_a_step_with_a_static_cache_waits_for_nothing():
+    """So it can be captured."""
+    config = build_config("Llama-3.1-8B", tiny=True)
+    model = build_model(config, torch.float32, torch.device("cpu"))
+    scorer = LanguageModel(model, build_tokenizer(config.vocab_size))
+    batches = RandomBatches(scorer, 1)
+    cache, mask, tokens = batches.filled_cache(4)
+    steps = StaticSteps(scorer.forward, [0] * 4, cache, mask, 2)
+    steps(tokens)
+    assert count(lambda: steps(tokens)).waits == 0
+    assert count(batches.step(4)).waits > 0

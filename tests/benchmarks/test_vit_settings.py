@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from evox_evogm.command import cli
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 
 PAPER = Path(__file__).parents[2] / "benchmarks" / "examples" / "paper"
 CLIP = "openai/clip-vit-base-patch16"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evox_evogm.problems.adapters.merging import StackedModule
+from evox_evogm.problems.adapters.stacked_modules import StackedModule
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.evaluation_cache import EvaluationCache, coefficients_and_scales
 

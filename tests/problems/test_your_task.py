@@ -8,7 +8,7 @@ import pytest
 import yaml
 from guides import ROOT, blocks, code_files, run_python, run_shell
 
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.tasks import read_tasks
 
 GUIDE = ROOT / "problems" / "YOUR_TASK.md"

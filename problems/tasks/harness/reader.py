@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from evox_evogm.problems.tasks.harness.check_scoring import check_scoring
 from evox_evogm.problems.tasks.harness.code_digest import code_digest
 from evox_evogm.problems.tasks.harness.documents import (
     Documents,
@@ -132,11 +133,7 @@ def check_answerable(task, confirm_unsafe_code: bool) -> None:
         )
     if getattr(task, "MULTIMODAL", False):
         raise ValueError("expected a task of texts, found one with images or sound")
-    if getattr(task, "UNSAFE_CODE", False) and not confirm_unsafe_code:
-        raise ValueError(
-            "expected confirm_unsafe_code: true for a task that runs code which the model writes, "
-            "found none; run it in a container"
-        )
+    check_scoring(task, confirm_unsafe_code)
     if task.config.repeats != 1:
         raise ValueError(
             f"expected one answer to each question, found repeats {task.config.repeats}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Prompts, Request, Tokens
+from evox_evogm.problems.retries import is_out_of_memory
 from evox_evogm.problems.tasks.harness.encoder import (
     generation_prompt,
     gold_request,
@@ -27,6 +28,10 @@ EMPTY_ANSWERS: dict[str, Answer] = {
     "loglikelihood_rolling": -1.0,
     "generate_until": "",
 }
+
+
+class ScoringFailed(RuntimeError):
+    """The code of a task failed on the answers of a merge."""
 
 
 class Prompting(NamedTuple):
@@ -248,9 +253,18 @@ class HarnessSource:
                 instance.filtered_resps = {}
                 flat.append(instance)
         chosen = self.metric.filter
-        chosen.apply(flat)
         values = []
-        for place, instances in zip(places, by_document, strict=True):
-            filtered = [instance.filtered_resps[chosen.name] for instance in instances]
-            values.append(self.task.process_results(self.documents[place], filtered))
+        try:
+            chosen.apply(flat)
+            for place, instances in zip(places, by_document, strict=True):
+                filtered = [instance.filtered_resps[chosen.name] for instance in instances]
+                values.append(self.task.process_results(self.documents[place], filtered))
+        except Exception as error:  # of the task's own code, which may ask other machines
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split()) or "no message"
+            raise ScoringFailed(
+                f"lm_eval task {self.name!r}: expected scores of its answers, found that its own "
+                f"code failed: {type(error).__name__}: {reason}"
+            ) from error
         return values

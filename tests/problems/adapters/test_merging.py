@@ -7,8 +7,9 @@ import torch
 from builders import build_model, mixed_adapters, stack_folders
 from safetensors.torch import load_file
 
-from evox_evogm.problems.adapters.merging import merged, stack_experts
+from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.read_adapter import read_expert
+from evox_evogm.problems.adapters.stacked_modules import stack_experts
 
 COEFFICIENTS = torch.tensor([0.7, -1.3, 0.4, 2.1])
 TOKENS = torch.arange(1, 41).reshape(2, 20)

@@ -8,7 +8,8 @@ from builders import build_model, build_tokenizer
 from other_bases import logits_of, peft_logits
 from sick_adapters import fit_folders, load_experts
 
-from evox_evogm.problems.adapters.merging import merged, stack_experts
+from evox_evogm.problems.adapters.merging import merged
+from evox_evogm.problems.adapters.stacked_modules import stack_experts
 
 VOCABULARY = ["embed_tokens", "lm_head"]
 

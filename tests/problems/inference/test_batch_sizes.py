@@ -200,6 +200,10 @@ def test_as_a_setting_sizes_are_one_number_or_a_table():
         "pass_tokens": 100,
         "step_tokens": 0,
     }
+    static = BatchSizes(4096, 64, 100, 30, 12)
+    assert static.as_setting() == {**measured.as_setting(), "static_from": 12}
+    assert BatchSizes(**static.as_setting()) == static and static.with_tokens(64).static_from == 12
+    assert static.in_words().endswith("; a static cache is faster from 12 new tokens on")
 
 
 def test_smaller_passes_have_fewer_rows_that_decode():
@@ -214,6 +218,7 @@ def test_smaller_passes_have_fewer_rows_that_decode():
         ({"tokens": 0}, "expected tokens to be a whole number of at least 1, found 0"),
         ({"tokens": "many"}, "expected tokens to be a whole number of at least 1, found 'many'"),
         ({"rows": 0}, "expected rows to be a whole number of at least 1, found 0"),
+        ({"static_from": 0}, "expected static_from to be a whole number of at least 1, found 0"),
         ({"pass_tokens": -1}, "expected pass_tokens to be a whole number of at least 0, found -1"),
     ],
 )

@@ -6,8 +6,9 @@ import pytest
 import torch
 from builders import build_model
 
-from evox_evogm.problems.adapters.merging import merged, stack_experts
+from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.read_adapter import read_expert
+from evox_evogm.problems.adapters.stacked_modules import stack_experts
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.shared_layers import (
     RowExpander,

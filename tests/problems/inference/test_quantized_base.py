@@ -6,8 +6,8 @@ from builders import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
-from evox_evogm.problems.inference import quantised_base
-from evox_evogm.problems.inference.quantised_base import check_quantisation, quantised_as
+from evox_evogm.problems.inference import quantized_base
+from evox_evogm.problems.inference.quantized_base import check_quantization, quantized_as
 
 pytestmark = pytest.mark.language_model
 
@@ -34,13 +34,13 @@ def make_problem(base, folders, **settings):
     return LoRAMergeProblem(str(base), folders, [GOLD], **options)
 
 
-def scores_by_peft(base, adapter, quantisation):
+def scores_by_peft(base, adapter, quantization):
     """Mean log-probabilities of the answers, by plain transformers and peft, one at a time."""
     from peft import PeftModel
     from transformers import BitsAndBytesConfig
 
     options = {"load_in_8bit": True, "llm_int8_threshold": 0.0}
-    if quantisation == "4bit":
+    if quantization == "4bit":
         compute = torch.float32
         options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
         options["bnb_4bit_compute_dtype"] = compute
@@ -66,28 +66,28 @@ def scores_by_peft(base, adapter, quantisation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantisation", ["8bit", "4bit"])
-def test_merges_on_a_quantised_base_score_as_plain_peft(base, folders, quantisation, tmp_path):
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_merges_on_a_quantised_base_score_as_plain_peft(base, folders, quantization, tmp_path):
     pytest.importorskip("bitsandbytes")
-    problem = make_problem(base, folders, quantization=quantisation)
-    assert quantised_as(problem.language_model.model) == quantisation
+    problem = make_problem(base, folders, quantization=quantization)
+    assert quantized_as(problem.language_model.model) == quantization
     pop = torch.tensor([[0.7, -0.4], [0.0, 1.0]])
     found = problem.score_together(pop)["gold"]
     problem.choose_modes(2)
     assert problem.modes == {"gold": "unmerged"}
     assert problem.export(pop[0], tmp_path / "merge") < 1e-5
-    again = make_problem(base, folders, quantization=quantisation)
+    again = make_problem(base, folders, quantization=quantization)
     for one in (problem, again):  # the export has left the base as it was
         torch.testing.assert_close(one.score_together(pop)["gold"], found, atol=1e-6, rtol=0)
     for row, adapter in enumerate([tmp_path / "merge", folders[1]]):
-        expected = scores_by_peft(base, adapter, quantisation)
+        expected = scores_by_peft(base, adapter, quantization)
         torch.testing.assert_close(found[row], expected, atol=1e-3, rtol=1e-3)
     plain = make_problem(base, folders).score_together(pop)["gold"]
     assert (plain - found).abs().max() > 1e-2
     (note,) = [note for note in problem.notes if "quantised" in note]
-    assert f"the base is quantised ({quantisation}): all scores are those of the quantised" in note
+    assert f"the base is quantised ({quantization}): all scores are those of the quantised" in note
     with pytest.raises(ValueError, match=r"mode: expected auto or unmerged on a base that is quan"):
-        make_problem(base, folders, quantization=quantisation, mode="merged")
+        make_problem(base, folders, quantization=quantization, mode="merged")
 
 
 def test_what_cannot_be_quantised_is_refused(base, folders, monkeypatch):
@@ -96,10 +96,10 @@ def test_what_cannot_be_quantised_is_refused(base, folders, monkeypatch):
     with pytest.raises(
         ValueError, match="quantization: expected a base that is loaded here, found"
     ):
-        check_quantisation("4bit", build_model(), images=False)
+        check_quantization("4bit", build_model(), images=False)
     with pytest.raises(ValueError, match="quantization: expected a language model as base, found"):
-        check_quantisation("4bit", "google/vit", images=True)
-    monkeypatch.setattr(quantised_base, "find_spec", lambda name: None)
+        check_quantization("4bit", "google/vit", images=True)
+    monkeypatch.setattr(quantized_base, "find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match="found that it is not installed: pip install bitsandbytes"
     ):
@@ -108,9 +108,9 @@ def test_what_cannot_be_quantised_is_refused(base, folders, monkeypatch):
 
 def test_a_base_that_was_saved_quantised_is_known_and_goes_unmerged_only(folders):
     model = build_model(**WIDE)
-    assert quantised_as(model) is None
+    assert quantized_as(model) is None
     model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
-    assert quantised_as(model) == "gptq"
+    assert quantized_as(model) == "gptq"
     settings = {"tokenizer": build_tokenizer()}
     with pytest.raises(ValueError, match=r"found 'merged': merges cannot go into quantised weig"):
         LoRAMergeProblem(model, folders, [GOLD], mode="merged", **settings)

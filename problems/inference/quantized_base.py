@@ -9,22 +9,22 @@ from typing import Any, Literal, get_args
 
 import torch
 
-Quantisation = Literal["8bit", "4bit"]
+Quantization = Literal["8bit", "4bit"]
 
 
-def check_quantisation(quantisation: Quantisation | None, base, *, images: bool) -> None:
+def check_quantization(quantization: Quantization | None, base, *, images: bool) -> None:
     """Refuse to quantise what cannot be, before anything is loaded.
 
     :param base: as `LoRAMergeProblem` takes it.
     :param images: whether it is an image model.
     :raises ValueError: in one sentence.
     """
-    if quantisation is None:
+    if quantization is None:
         return
-    known = get_args(Quantisation)
-    if quantisation not in known:
+    known = get_args(Quantization)
+    if quantization not in known:
         expected = f"expected one of {', '.join(known)} or nothing"
-        raise ValueError(f"quantization: {expected}, found {quantisation!r}")
+        raise ValueError(f"quantization: {expected}, found {quantization!r}")
     if images:
         raise ValueError(
             "quantization: expected a language model as base, found tasks of images; leave it out"
@@ -36,13 +36,13 @@ def check_quantisation(quantisation: Quantisation | None, base, *, images: bool)
         )
     if find_spec("bitsandbytes") is None:
         raise ValueError(
-            f"quantization: expected the package bitsandbytes for {quantisation}, found that it is "
+            f"quantization: expected the package bitsandbytes for {quantization}, found that it is "
             "not installed: pip install bitsandbytes"
         )
 
 
 def options_of(
-    quantisation: Quantisation | None, config, dtype: torch.dtype, device: torch.device, base
+    quantization: Quantization | None, config, dtype: torch.dtype, device: torch.device, base
 ) -> dict[str, Any]:
     """What `from_pretrained` needs to quantise a base.
 
@@ -54,14 +54,14 @@ def options_of(
     """
     from transformers import BitsAndBytesConfig
 
-    if quantisation is None:
+    if quantization is None:
         return {}
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
-            f"quantization: expected a base in floating point for {quantisation}, found that "
+            f"quantization: expected a base in floating point for {quantization}, found that "
             f"{str(base)!r} is quantised already; leave quantization out"
         )
-    if quantisation == "8bit":
+    if quantization == "8bit":
         # A threshold would keep columns of outliers in half precision, those of a whole batch, and
         # scores would depend on what shares it.
         found = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
@@ -84,7 +84,7 @@ def keep_as_loaded(model: torch.nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-def quantised_as(model: torch.nn.Module) -> str | None:
+def quantized_as(model: torch.nn.Module) -> str | None:
     """How the weights of a base are quantised, such as 4bit or gptq; None if they are not."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None:
@@ -98,9 +98,9 @@ def quantised_as(model: torch.nn.Module) -> str | None:
     return str(getattr(method, "value", method)) or "a kind without a name"
 
 
-def note_on_quantised(model: torch.nn.Module) -> list[str]:
+def note_on_quantized(model: torch.nn.Module) -> list[str]:
     """A sentence on what the scores of a quantised base are, or none."""
-    found = quantised_as(model)
+    found = quantized_as(model)
     if found is None:
         return []
     return [

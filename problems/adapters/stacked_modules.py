@@ -1,0 +1,175 @@
+"""The factors of all experts by module, stacked, and what the channels between A and B weigh."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from evox_evogm.problems.adapters.groups import Groups
+from evox_evogm.problems.adapters.layers import weight_of
+from evox_evogm.problems.adapters.read_adapter import Expert, Factors
+
+# The coefficient and the scale of each channel, by what they are made of.
+Channels = dict[tuple, tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class StackedModule:
+    """The factors of all experts of one module; R is the sum of their ranks.
+
+    :param a: A, an `(R, D_in)` tensor, or `(E, R, D_in)` of a parameter of E matrices.
+    :param b: B, a `(D_out, R)` tensor, or `(E, D_out, R)`.
+    :param coefficient: an `(R,)` tensor, the index of each channel's coefficient: that of its
+        expert in the group of the module.
+    :param scale: an `(R,)` tensor, s of each channel's expert.
+    :param embedding: whether the module is an embedding.
+    :param place: of a parameter, its place among those of its module; None of a layer.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    coefficient: torch.Tensor
+    scale: torch.Tensor
+    embedding: bool
+    place: int | None = None
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether the factors are those of a parameter, not of a layer."""
+        return self.place is not None
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.a.shape[-2]
+
+    @property
+    def channel_key(self) -> tuple:
+        """The same for modules whose channels have the same weights, as far as that is known."""
+        return id(self.coefficient), id(self.scale), self.a.dtype, self.a.device
+
+    def channel_weights(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """c `(..., R)` of candidates `(..., n g)`, in the dtype of the coefficients."""
+        return coefficients[..., self.coefficient] * self.scale.to(coefficients.dtype)
+
+
+def stack_experts(
+    experts: Sequence[Expert],
+    dtype: torch.dtype,
+    device: torch.device,
+    model: torch.nn.Module | None = None,
+    groups: Groups | None = None,
+) -> dict[str, StackedModule]:
+    """Stack the factors of n experts by module name.
+
+    An expert that does not touch a module gets no channels there.
+
+    :param dtype: of the factors.
+    :param device: of the factors.
+    :param model: if given, the factors of a module go where its weight is. They take its dtype too
+        if that is a floating-point type of at least 16 bits.
+    :param groups: of the modules; one by default.
+    """
+    parts: dict[str, dict[int, Factors]] = {}
+    for index, expert in enumerate(experts):
+        for name, factors in expert.modules.items():
+            parts.setdefault(name, {})[index] = factors
+    stacked = {}
+    channels: Channels = {}
+    for name in sorted(parts):
+        own_dtype, own_device = dtype, device
+        if model is not None:
+            weight = weight_of(model, name)
+            own_device = weight.device
+            if weight.dtype.is_floating_point and weight.dtype.itemsize > 1:
+                own_dtype = weight.dtype
+        place = 0 if groups is None else groups.of_module[name]
+        count = 1 if groups is None else groups.count
+        stacked[name] = _stack_module(parts[name], own_dtype, own_device, place, count, channels)
+    return stacked
+
+
+def _stack_module(
+    parts: Mapping[int, Factors],
+    dtype: torch.dtype,
+    device: torch.device,
+    group: int,
+    groups: int,
+    channels: Channels,
+) -> StackedModule:
+    """Stack the factors that experts have for one module.
+
+    :param parts: by the index of the expert, in ascending order.
+    :param group: of the module.
+    :param groups: how many there are, g.
+    :param channels: those of earlier modules. Equal ones are the same tensors, so that their
+        weights are computed once.
+    """
+    factors = list(parts.values())
+    a = torch.cat([one.a for one in factors], dim=-2)
+    b = torch.cat([one.b for one in factors], dim=-1)
+    ranks = tuple(one.a.shape[-2] for one in factors)
+    coefficients = tuple(index * groups + group for index in parts)
+    scales = tuple(one.scale for one in factors)
+    key = (ranks, coefficients, scales, device)
+    if key not in channels:
+        counts = torch.tensor(ranks)
+        coefficient = torch.tensor(coefficients).repeat_interleave(counts)
+        scale = torch.tensor(scales).repeat_interleave(counts)
+        channels[key] = coefficient.to(device), scale.to(device)
+    coefficient, scale = channels[key]
+    return StackedModule(
+        a=a.to(device, dtype),
+        b=b.to(device, dtype),
+        coefficient=coefficient,
+        scale=scale,
+        embedding=factors[0].embedding,
+        place=factors[0].place,
+    )
+
+
+def with_used_channels(
+    modules: Mapping[str, StackedModule], used: torch.Tensor
+) -> dict[str, StackedModule]:
+    """The channels of some coefficients, by module. Modules without any are left out.
+
+    :param used: an `(n g,)` tensor of booleans.
+    """
+    kept: dict[tuple, tuple[torch.Tensor, ...]] = {}
+    found = {}
+    for name, module in modules.items():
+        key = module.channel_key
+        if key not in kept:
+            keep = used.to(module.coefficient.device)[module.coefficient]
+            places = keep.nonzero().flatten()  # waits for the device
+            kept[key] = places, module.coefficient[places], module.scale[places]
+        places, coefficient, scale = kept[key]
+        if not len(places):
+            continue
+        found[name] = replace(
+            module,
+            a=module.a.index_select(-2, places),
+            b=module.b.index_select(-1, places),
+            coefficient=coefficient,
+            scale=scale,
+        )
+    return found
+
+
+def weights_of_modules(
+    modules: Mapping[str, StackedModule], coefficients: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """c `(..., R)` of each module; the same tensor where the channels are the same."""
+    made: dict[tuple, torch.Tensor] = {}
+    for module in modules.values():
+        key = module.channel_key
+        if key not in made:
+            made[key] = _weights_in_dtype(module, coefficients)
+    return {name: made[module.channel_key] for name, module in modules.items()}
+
+
+def _weights_in_dtype(module: StackedModule, coefficients: torch.Tensor) -> torch.Tensor:
+    """c `(..., R)` of candidates `(..., n g)`: computed in float32 at least, then rounded."""
+    precision = torch.promote_types(module.a.dtype, torch.float32)
+    coefficients = coefficients.to(module.a.device, precision)
+    return module.channel_weights(coefficients).to(module.a.dtype)
