@@ -2,7 +2,9 @@
 
 import copy
 
+import numpy as np
 import torch
+from PIL import Image
 
 SHARED = {"image_size": 8, "patch_size": 2, "num_channels": 3, "num_labels": 4}
 VIT = {
@@ -19,6 +21,8 @@ TARGETS = {  # of two experts, in layers of different kinds
     "swin": (["q_proj", "reduction"], ["o_proj", "fc2"]),
     "convnext": (["pwconv1"], ["pwconv2", "pwconv1"]),
 }
+
+CLASSES = {"birds": ["crow", "duck"], "boats": ["brig", "dhow", "yawl"]}  # of two tasks
 
 
 def build_image_model(architecture="vit"):
@@ -52,6 +56,28 @@ def build_image_model(architecture="vit"):
         layer_scale_init_value=1.0,
     )
     return hf.ConvNextForImageClassification(config).eval()
+
+
+def write_image_base(folder):
+    """A folder `base` with a ViT and its image processor."""
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    build_image_model().save_pretrained(folder / "base")
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
+    processor.save_pretrained(folder / "base")
+
+
+def write_images(folder):
+    """Folders of random images: 4 of dev and 3 of test for each class of each task."""
+    rng = np.random.default_rng(0)
+    for task, classes in CLASSES.items():
+        for split, count in (("dev", 4), ("test", 3)):
+            for name in classes:
+                of_class = folder / task / split / name
+                of_class.mkdir(parents=True)
+                for image in range(count):
+                    pixels = rng.integers(0, 255, (9, 11, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(of_class / f"{image}.png")
 
 
 def features_of(model, images):

@@ -12,7 +12,6 @@ import torch
 from evox.core import Problem
 from evox.workflows import StdWorkflow
 
-from evox_evogm.command.budget_words import budget_words
 from evox_evogm.command.confirm import cost_of_confirmation
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.messages import print_notes, print_text
@@ -21,8 +20,8 @@ from evox_evogm.command.objective_errors import objective_error
 from evox_evogm.command.report_data import wants_contributions
 from evox_evogm.command.search_algorithm import RECOMMENDING, cost_of_point, make_algorithm
 from evox_evogm.command.settings import RunSettings
-from evox_evogm.command.statistics import standard_errors
 from evox_evogm.command.trial import cost_of_trial
+from evox_evogm.command.uncertainty import standard_errors
 from evox_evogm.monitoring.budget import Budget
 from evox_evogm.monitoring.counted import counted
 from evox_evogm.monitoring.escaping import sanitize
@@ -201,7 +200,7 @@ def show_prompts(merge_run: MergeRun) -> None:
 def predict(merge_run: MergeRun, tried: Tried) -> list[str]:
     """What the run will take, in sentences."""
     settings = merge_run.settings
-    limit = merge_run.limit
+    limit = merge_run.limit.budget
     per_step = merge_run.algorithm.pop_size * tried.seconds + tried.step_seconds
     evaluations = limit.evaluations
     if evaluations is not None:
@@ -226,7 +225,7 @@ def predict(merge_run: MergeRun, tried: Tried) -> list[str]:
         f"    {minutes(table)} for the final table, {most}{minutes(together)} together",
         f"memory: {peak_memory()}, as this check took",
     ]
-    return [*lines, *budget_words(merge_run)]
+    return [*lines, *merge_run.limit.words()]
 
 
 def _evaluations(limit: Budget, points: float) -> str:

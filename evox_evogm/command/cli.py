@@ -19,6 +19,7 @@ from evox_evogm.command.commands.merge import merge
 from evox_evogm.command.commands.report import report
 from evox_evogm.command.commands.score import score
 from evox_evogm.command.commands.settings import settings
+from evox_evogm.command.relative_paths import with_home
 from evox_evogm.command.statuses import DONE_OR_REFUSED, INTERRUPTED, STATUSES
 
 __all__ = ["DEMO", "INTERRUPTED", "app", "main"]
@@ -57,14 +58,22 @@ for command in (score, compare, export, report, settings):
     app.command(epilog=DONE_OR_REFUSED)(command)
 
 
+def _with_home(word: str) -> str:
+    """An option such as `--out=~/merge`, in which bash leaves `~` as it is."""
+    option, sign, value = word.partition("=")
+    is_option = option.startswith("--") and sign
+    return f"{option}={with_home(value)}" if is_option else word
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     :param argv: the words after `evogm`; by default those of the process.
     :return: the exit status, see `STATUSES`.
     """
+    words = sys.argv[1:] if argv is None else argv
     try:
-        app(argv, prog_name="evogm")
+        app([_with_home(word) for word in words], prog_name="evogm")
     except SystemExit as end:
         assert isinstance(end.code, int)
         return end.code

@@ -15,7 +15,7 @@ from evox_evogm.command.number_format import with_error
 from evox_evogm.command.result import EXAMPLES
 from evox_evogm.command.run_folder import has_begun, read_table, saved_digests
 from evox_evogm.command.significance import p_value
-from evox_evogm.command.statistics import (
+from evox_evogm.command.uncertainty import (
     LEVEL,
     Difference,
     paired_difference,

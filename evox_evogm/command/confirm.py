@@ -20,7 +20,7 @@ from evox_evogm.command.number_format import with_error
 from evox_evogm.command.objective_errors import objective_error
 from evox_evogm.command.run_inputs import task_content
 from evox_evogm.command.scores import ByExample, known_examples, score_models
-from evox_evogm.command.statistics import standard_errors
+from evox_evogm.command.uncertainty import standard_errors
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.scalarization import Objective
 from evox_evogm.problems.tasks.task import Task

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
+from evox_evogm.command.relative_paths import place_of, with_home
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.command.task_settings import TaskSettings
 from evox_evogm.near_path import near_path
@@ -31,12 +32,13 @@ def check_early(settings: RunSettings, folder: Path) -> None:
     """
     check_base(settings.base, folder)
     check_experts(settings.experts, folder)
-    template = settings.chat_template_file
-    if template is not None and not (folder / template).exists():
-        raise ValueError(
-            "chat_template_file: expected a file with a chat template, or a folder with one, "
-            f"found none at {folder / template}{near_path(folder / template)}"
-        )
+    if settings.chat_template_file is not None:
+        template = place_of(settings.chat_template_file, folder)
+        if not template.exists():
+            raise ValueError(
+                "chat_template_file: expected a file with a chat template, or a folder with one, "
+                f"found none at {template}{near_path(template)}"
+            )
     for entry in settings.tasks:
         check_task(entry, folder)
 
@@ -49,6 +51,7 @@ def check_base(base: str, folder: Path) -> None:
 
     :param base: the setting.
     """
+    base = with_home(base)
     path = folder / base
     written = "/" in base and HUB_ID.fullmatch(base) is None
     if written and not Path(base).exists() and is_missing_path(base, folder):
@@ -62,7 +65,7 @@ def check_experts(experts: str | list | dict, folder: Path) -> None:
     :param experts: the setting.
     """
     if isinstance(experts, str):
-        parent = folder / experts
+        parent = place_of(experts, folder)
         if is_missing_path(experts, folder):
             found = f"found no such folder{near_path(parent)}"
             raise ValueError(
@@ -85,14 +88,14 @@ def check_adapter(word: str, name: str, folder: Path = Path()) -> None:
     :param name: of the expert.
     """
     if is_missing_path(word, folder):
-        path = folder / word
+        path = place_of(word, folder)
         found = f"found no such folder{near_path(path)}"
         raise ValueError(f"expert {name!r} ({path}): expected a folder with {ADAPTER}, {found}")
 
 
 def is_missing_path(word: str, folder: Path) -> bool:
     """Whether nothing is at a path that cannot be a hub id."""
-    if (folder / word).exists():
+    if place_of(word, folder).exists():
         return False
     return HUB_ID.fullmatch(word) is None or (folder / word.partition("/")[0]).is_dir()
 
@@ -100,7 +103,7 @@ def is_missing_path(word: str, folder: Path) -> bool:
 def check_task(entry: TaskSettings, folder: Path) -> None:
     """Refuse a task whose file is not there, or whose data set reasoning-gym does not have."""
     for setting in FILES_OF.get(entry.reader, ()):
-        path = folder / str(getattr(entry, setting))
+        path = place_of(str(getattr(entry, setting)), folder)
         may_be_folder = entry.reader in OR_FOLDER
         if path.is_file() or (may_be_folder and path.exists()):
             continue

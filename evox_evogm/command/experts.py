@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from evox_evogm.command.relative_paths import with_home
 from evox_evogm.problems.adapters.find_adapters import (
     find_adapter,
     find_adapters,
@@ -25,7 +26,7 @@ def expert_folders(
     :raises ValueError: if there is no expert, two have one name, or the hub does not have one.
     """
     if isinstance(experts, str):
-        return find_adapters(experts, folder, commits)
+        return find_adapters(with_home(experts), folder, commits)
     if not isinstance(experts, (list, dict)):
         raise ValueError(f"experts: expected a folder, a list or a table, found {experts!r}")
     if not experts:
@@ -40,13 +41,14 @@ def expert_folders(
 def _named(experts: list | dict, folder: Path) -> dict[str, str]:
     """What the settings give for every expert, by its name."""
     if isinstance(experts, dict):
-        named = {str(name): str(source) for name, source in experts.items()}
+        named = {str(name): with_home(str(source)) for name, source in experts.items()}
         advice = f"found some that read the same in {list(experts)}"
         expected = "expected different names"
     else:
         named = {}
-        for source in map(str, experts):
-            named[name_of_source(source, folder)] = source
+        for source in experts:
+            place = with_home(str(source))
+            named[name_of_source(place, folder)] = place
         advice = "found some twice; give a table of names and folders"
         expected = "expected folders with different names"
     if len(named) < len(experts):

@@ -22,7 +22,7 @@ from evox_evogm.command.objective_remarks import with_front_merge
 from evox_evogm.command.opened_run import open_run
 from evox_evogm.command.result import read_coefficients
 from evox_evogm.command.score_models import problem_of
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.sources import base_of_settings
 from evox_evogm.command.tasks import read_tasks
 from evox_evogm.monitoring.escaping import sanitize

@@ -38,7 +38,7 @@ from evox_evogm.command.stopping_rule import describe_stop
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.command.trial_remarks import remarks_on_trial
 from evox_evogm.problems.adapters.adapter_dtype import dtype_name, resolve_adapter_dtype
-from evox_evogm.problems.inference.quantised_base import quantised_as
+from evox_evogm.problems.inference.quantized_base import quantized_as
 
 if TYPE_CHECKING:
     from evox_evogm.command.merge_run import MergeRun
@@ -68,7 +68,7 @@ def finish_run(run: "MergeRun", best: torch.Tensor, rows: Sequence[ScoreRow]) ->
     if run.stopped:
         result["notes"].append(result["stopped"])
     result["dtype"] = run.dtype
-    result["quantization"] = quantised_as(problem.language_model.model)
+    result["quantization"] = quantized_as(problem.language_model.model)
     result["base_sha256"] = run.digests["base"]
     result["sources"] = sources_of(problem)
     if result["checkpoints"]:

@@ -11,7 +11,7 @@ import torch
 
 from evox_evogm.command.confirm import score_on
 from evox_evogm.command.scores import Scores, dev_scores_by_point
-from evox_evogm.command.statistics import standard_error_of_mean, standard_errors
+from evox_evogm.command.uncertainty import standard_error_of_mean, standard_errors
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.tasks.task import Task
 

@@ -6,6 +6,13 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evox_evogm.command.describe_settings import as_yaml
+from evox_evogm.command.init_images import (
+    check_heads,
+    image_settings,
+    note_of_processor,
+    of_images,
+    parse_images,
+)
 from evox_evogm.command.init_tasks import (
     example_task,
     given_task,
@@ -16,7 +23,8 @@ from evox_evogm.command.licences import LicenceReport, Part, find_conflicts, par
 from evox_evogm.command.look_at_adapters import LookedAt, base_of, look_at
 from evox_evogm.command.named_adapters import base_of_words
 from evox_evogm.command.relative_paths import path_from
-from evox_evogm.command.settings import parse_settings, read_table
+from evox_evogm.command.settings import parse_settings
+from evox_evogm.command.settings_file import read_table
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
 from evox_evogm.problems.checkpoints.find_checkpoints import compare_files
@@ -32,7 +40,8 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
     :param words: adapters, see `named_adapters`.
     :param out: the settings file.
     :param base: the base model; by default what the adapters name.
-    :param tasks: as `given_task` takes them; by default what the adapters suggest, or examples.
+    :param tasks: as `given_task` or `parse_images` takes them; by default what the adapters
+        suggest, or examples.
     :raises ValueError: if there are no adapters, or they do not belong together.
     """
     adapters = look_at(words)
@@ -46,9 +55,14 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
     fault = licence_fault(adapters, found_base)
     if fault is not None:
         print(f"note: licences: {fault}")
+    images = of_images(found_base, tasks)
+    check_heads(adapters, images)
     folder = out.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
-    entries = [given_task(word, folder) for word in tasks]
+    given = _given_tasks(tasks, images, adapters, folder)
+    if images and (note := note_of_processor(found_base)) is not None:
+        print(f"note: {sanitize(note)}")
+    entries = [entry for entry, _ in given]
     suggested = [] if entries else suggested_tasks(adapters)
     examples = not entries and not suggested
     if examples:
@@ -59,13 +73,15 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
         "why_base": sanitize(why),
         "adapters": [_as_template(adapter, folder) for adapter in adapters],
         "licence_fault": fault,
-        "tasks": entries or suggested or [example_task()],
+        "tasks": given or [(entry, None) for entry in suggested or [example_task()]],
+        "images": images,
         "examples": examples,
         "suggested": bool(suggested),
-        "unused_data": _unused_data(adapters),
+        "unused_data": [] if images else _unused_data(adapters),
         "budget": BUDGET,
         "regmean": _each_has_a_task(adapters, entries or suggested)
-        and all(adapter.checkpoint is None for adapter in adapters),
+        and all(adapter.checkpoint is None for adapter in adapters)
+        and not images,
         "file": sanitize(out.name),
     }
     atomic_write(out, _render(values).encode())
@@ -76,6 +92,26 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
     elif suggested:
         print("its tasks are those that the adapters are named after: put yours beside them")
     print(f"next: evogm check {out}")
+
+
+def _given_tasks(
+    words: Sequence[str], images: bool, adapters: Sequence[LookedAt], folder: Path
+) -> list[tuple[dict, str | None]]:
+    """The settings of the tasks that a user names, each with what is said of it.
+
+    :param images: whether they are tasks of images.
+    :param folder: the folder that paths are to be relative to.
+    """
+    tasks: list[tuple[dict, str | None]] = []
+    for word in words:
+        if not images:
+            tasks.append((given_task(word, folder), None))
+            continue
+        named = parse_images(word)
+        entry, described = image_settings(named, adapters, folder)
+        print(f"task: {sanitize(named.name)}: {described}")
+        tasks.append((entry, described))
+    return tasks
 
 
 def compare_checkpoints(adapters: Sequence[LookedAt], base: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evox_evogm.command.early_checks import check_data_set, data_sets_of_reasoning_gym
+from evox_evogm.command.init_images import FORMS, names_images, parse_images
 from evox_evogm.command.relative_paths import path_from
 
 if TYPE_CHECKING:
@@ -19,8 +20,19 @@ READERS = ("reasoning_gym", "lm_eval")
 SUMS = {"dev": range(2, 10), "test": range(10, 30)}
 
 
+def check_task_word(word: str) -> None:
+    """Refuse a task that a user names and that cannot be read, as far as is seen without torch.
+
+    :raises ValueError: if it is none, or a file is missing.
+    """
+    if names_images(word):
+        parse_images(word)
+    else:
+        given_task(word, Path.cwd())
+
+
 def given_task(word: str, folder: Path) -> dict:
-    """The settings of a task that a user names.
+    """The settings of a task of texts that a user names.
 
     :param word: a JSON file with dev and test, JSON lines as DEV.jsonl,TEST.jsonl, or
         reasoning_gym:NAME or lm_eval:NAME.
@@ -37,8 +49,9 @@ def given_task(word: str, folder: Path) -> dict:
         files.append(files[0].with_name(files[0].name.replace("dev", "test")))
     for file in files:
         if not file.is_file():
-            forms = "DEV.jsonl,TEST.jsonl, a JSON file with dev and test, reasoning_gym:NAME"
-            raise ValueError(f"task: found no file {file}; expected {forms} or lm_eval:NAME")
+            forms = "DEV.jsonl,TEST.jsonl, a JSON file with dev and test, reasoning_gym:NAME, "
+            forms += f"lm_eval:NAME, or {FORMS}"
+            raise ValueError(f"task: found no file {file}; expected {forms}")
     if len(files) == 2:
         dev, test = files
         task = {"json_lines": path_from(dev, folder), "test_file": path_from(test, folder)}

@@ -12,6 +12,7 @@ from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.adapters.same_base import first_contradiction, hub_id, last_part
 from evox_evogm.problems.checkpoints.full_checkpoint import megabytes
 from evox_evogm.problems.checkpoints.read_experts import read_any_expert
+from evox_evogm.problems.images.heads import HEADS
 from evox_evogm.problems.inference.base_model import SMOLLM2
 
 CARD = "README.md"
@@ -83,7 +84,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 def _look_at(named: NamedAdapter, name: str) -> LookedAt:
     folder = named.folder
-    expert = read_any_expert(folder, name=name)
+    expert = read_any_expert(folder, name=name, heads=HEADS)  # `init_images` looks at these
     if expert.checkpoint is not None:
         files = expert.checkpoint.files
         base, licence = base_in_card(folder), read_licence(folder)

@@ -10,7 +10,6 @@ The run folder holds
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,7 @@ from typing import Literal
 import torch
 from evox.workflows import StdWorkflow
 
-from evox_evogm.command.batch_settings import batch_tokens_of, chosen_batches, max_memory_of
+from evox_evogm.command.batch_settings import chosen_batches
 from evox_evogm.command.best_candidates import best_candidates
 from evox_evogm.command.chosen_settings import FOUND_OUT, chosen
 from evox_evogm.command.confirm import confirm, is_confirmed
@@ -29,6 +28,7 @@ from evox_evogm.command.finished_run import finish_run
 from evox_evogm.command.further_examples import notes_of_further, read_further
 from evox_evogm.command.kept_overrides import keep_overrides
 from evox_evogm.command.licences import check_licences, licences_of
+from evox_evogm.command.load_problem import load_problem, resolve_device
 from evox_evogm.command.notes import notes_of_inputs
 from evox_evogm.command.objective_errors import error_of_record
 from evox_evogm.command.result import read_result
@@ -49,20 +49,18 @@ from evox_evogm.command.run_inputs import input_digests, made_with
 from evox_evogm.command.scores import Candidate, ScoreRow, score_rows
 from evox_evogm.command.search_algorithm import (
     check_search,
-    cost_of_point,
     describe_step,
     make_algorithm,
     population_size,
-    recommendation_cost,
     recommended,
 )
+from evox_evogm.command.search_limit import SearchLimit
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.command.sources import base_of_settings, commits_of, saved_commits
 from evox_evogm.command.stopping_rule import has_converged
 from evox_evogm.command.tasks import read_tasks, with_sizes
 from evox_evogm.command.trial import check_trial, make_trial, saved_trial, score_trained
 from evox_evogm.command.trial_remarks import note_of_many_examples
-from evox_evogm.monitoring.budget import Budget
 from evox_evogm.monitoring.progress import OnProgress, ProgressCounter, full_evaluations, searched
 from evox_evogm.problems.lora_merge import LoRAMergeProblem, box_of
 from evox_evogm.problems.racing import Racing
@@ -102,7 +100,7 @@ class MergeRun:
         self.settings = self._settings_as_saved(settings)
         settings = self.settings
         check_search(settings)
-        device = resolve_device(settings.device)
+        resolve_device(settings.device)  # refuses one that is not here, before anything is read
         commits = saved_commits(self.out)
         experts = expert_folders(settings.experts, folder, commits)
         pop_size = population_size(settings, len(experts))
@@ -121,7 +119,7 @@ class MergeRun:
         if settings.trial:
             check_trial(self.tasks.dev)
         make_algorithm(settings, pop_size, box, self.tasks.dev, len(experts))
-        self.problem = self._load_problem(folder, base, experts, own_tasks, device)
+        self.problem = self._load_problem(folder, base, experts, own_tasks)
         self.commits = commits_of(settings, folder, experts, self.problem)
         check_licences(licences_of(self.problem), strict=settings.strict_licences)
         self.tasks = with_sizes(self.tasks, self.problem)
@@ -129,6 +127,7 @@ class MergeRun:
         self.algorithm = make_algorithm(
             settings, pop_size, self.problem.box, self.tasks.dev, len(experts), self.objective
         )
+        self.limit = SearchLimit(settings, self.algorithm)
         self.random_state = torch.get_rng_state()
         self.digests = input_digests(self.problem.language_model, self.tasks, experts)
         if self.saved is not None:
@@ -162,33 +161,20 @@ class MergeRun:
         base: str,
         experts: Mapping[str, Path],
         own_tasks: Mapping[str, Sequence[Task]] | Literal["weights", "prompts"] | None,
-        device: torch.device,
     ) -> LoRAMergeProblem:
         settings = self.settings
-        template = settings.chat_template_file
-        return LoRAMergeProblem(
+        return load_problem(
+            settings,
+            folder,
             base,
             experts,
-            self.tasks.dev,
+            self.tasks,
             objectives=objectives_of(settings),
             objective=self.objective,
-            dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
-            quantization=settings.quantization,
-            device_map=settings.device_map,
-            device=device,
-            batch_tokens=batch_tokens_of(settings),
-            max_memory=max_memory_of(settings),
-            mode=settings.mode,
             racing=Racing() if settings.racing else None,
-            other_tasks=self.tasks.test,
             groups=settings.groups,
             regmean=own_tasks,
             regmean_file=self.out / REGMEAN,
-            trust_remote_code=settings.trust_remote_code,
-            same_base=settings.same_base,
-            chat_template=settings.chat_template,
-            chat_date=settings.date_of_chats,
-            chat_template_file=None if template is None else folder / template,
             on_evaluations=self._report,
         )
 
@@ -219,7 +205,7 @@ class MergeRun:
             return True
         records = self.lock.journal.records
         done = full_evaluations(searched(records))
-        return not self._has_room(done, saved_seconds(self.out))
+        return not self.limit.has_room(done, saved_seconds(self.out))
 
     def _goes_further(self, saved: RunSettings) -> bool:
         """Whether these settings let the search end elsewhere than earlier ones."""
@@ -234,26 +220,6 @@ class MergeRun:
         return (self.out / RESULT).is_file() and is_confirmed(self.result(), self.settings)
 
     @property
-    def limit(self) -> Budget:
-        """The most that the search uses: full evaluations, the recommended merge among them."""
-        evaluations = self.settings.limit.evaluations
-        if evaluations is None or self.settings.racing:  # the number of steps is open
-            return self.settings.limit
-        return Budget(evaluations - (evaluations - self.kept) % self._step_cost)
-
-    def _has_room(self, done: float, seconds: float) -> bool:
-        """Whether the budget has room for another step.
-
-        :param done: full evaluations that were made in steps.
-        :param seconds: of the search until now.
-        """
-        limit = self.limit
-        if limit.evaluations is None:
-            assert limit.seconds is not None
-            return seconds < limit.seconds
-        return done + self._step_cost + self.kept <= limit.evaluations
-
-    @property
     def directions(self) -> str | list[str]:
         """What the workflow makes large: a number, or one for each task."""
         return ["max"] * len(self.tasks.dev) if self.settings.objective == "pareto" else "max"
@@ -262,21 +228,6 @@ class MergeRun:
     def box(self) -> torch.Tensor | None:
         """The box of the search, a `(2, n g)` tensor, which may have grown; None if it has none."""
         return getattr(self.workflow.algorithm, "box", None)
-
-    @property
-    def kept(self) -> int:
-        """Evaluations that are kept for the recommended merge."""
-        return recommendation_cost(self.algorithm, self.settings.limit.evaluations)
-
-    @property
-    def _step_cost(self) -> int:
-        """What a step costs, in full evaluations."""
-        return self.algorithm.pop_size * self.cost_of_point
-
-    @property
-    def cost_of_point(self) -> int:
-        """What a merge costs, in full evaluations."""
-        return cost_of_point(self.settings.algorithm)
 
     @property
     def dtype(self) -> str:
@@ -330,8 +281,9 @@ class MergeRun:
         if self.saved is not None and self._goes_further(self.saved):
             check_marked(self.records[made:], self.out)
             change_budget(self.out, self.saved, self.settings)
-        self.counter = ProgressCounter(self.limit, self.records, made, on_progress, search.seconds)
-        while not search.steps or self._has_room(self.counter.done, self.counter.seconds_used):
+        budget = self.limit.budget
+        self.counter = ProgressCounter(budget, self.records, made, on_progress, search.seconds)
+        while not search.steps or self.limit.has_room(self.counter.done, self.counter.seconds_used):
             self.stopped = self._has_converged(searched(self.records[: search.problem.position]))
             if self.stopped:
                 break
@@ -340,7 +292,7 @@ class MergeRun:
         return recommended(
             self.workflow.algorithm,
             self.records,
-            evaluate=self.kept > 0,
+            evaluate=self.limit.kept > 0,
             objective=self.problem.objective,
         )
 
@@ -449,22 +401,3 @@ def forget_examples(records: Sequence[dict]) -> None:
         record.pop("examples", None)
         record.pop("margins", None)
         record.pop("gradient", None)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device of a name; `auto` takes a GPU where there is one, a rank its own.
-
-    :raises ValueError: if torch cannot use it here.
-    """
-    if name == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu")
-    if name in ("auto", "cuda"):
-        # torchrun numbers the ranks of a machine, each of which has a GPU.
-        name = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device: expected one that torch can use here, found {name!r}: {reason}"
-        ) from error

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evox_evogm.command.budget_words import budget_words
 from evox_evogm.monitoring.counted import counted
 from evox_evogm.monitoring.escaping import printable_lines, sanitize
 
@@ -29,8 +28,8 @@ def print_plan(merge_run: "MergeRun") -> None:
     experts = counted(problem.n_experts, "expert")
     tasks = f"{counted(len(problem.tasks), 'task')} with {counted(examples, 'dev example')}"
     where = f"on {problem.language_model.device} in {merge_run.dtype}"
-    print(f"{experts}, {tasks}, {merge_run.limit} {where}")
-    for line in budget_words(merge_run):
+    print(f"{experts}, {tasks}, {merge_run.limit.budget} {where}")
+    for line in merge_run.limit.words():
         print(line)
     print_notes(merge_run.notes)
     print(f"run folder: {merge_run.out}", flush=True)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from evox_evogm.command.statistics import standard_errors
+from evox_evogm.command.uncertainty import standard_errors
 from evox_evogm.problems.scalarization import Objective
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ import torch
 from evox_evogm.command.multi_objective import front_of
 from evox_evogm.command.result import describe_coefficients
 from evox_evogm.command.scores import Candidate, ScoreRow, score_candidates
-from evox_evogm.command.statistics import standard_errors
 from evox_evogm.command.task_settings import SPLITS
 from evox_evogm.command.tasks import RunTasks
+from evox_evogm.command.uncertainty import standard_errors
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.scalarization import Constraint, Objective
 

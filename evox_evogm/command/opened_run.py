@@ -6,7 +6,8 @@ from pathlib import Path
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.run_files import INPUTS, check_finished
 from evox_evogm.command.run_folder import read_table, saved_settings
-from evox_evogm.command.settings import RunSettings, read_settings
+from evox_evogm.command.settings import RunSettings
+from evox_evogm.command.settings_file import read_settings
 
 
 def settings_of_run(out: Path, settings_file: Path | None) -> tuple[RunSettings, Path]:

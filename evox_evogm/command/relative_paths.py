@@ -1,10 +1,31 @@
-"""Paths as files name them that are moved together: relative where one is near the other."""
+"""Paths as settings name them: from the folder of their file, from the home folder, or absolute.
+
+Where one is near the other they are written as relative, so that both can be moved together.
+"""
 
 import os
 from pathlib import Path
 
 STEPS_UP = 2  # folders, from a settings file to one that an adapter lies below
 LEAST_SHARED = 2  # parts of a path, `/home` and less, below which things are not moved together
+HOME = "~"  # at the beginning of a path
+
+
+def with_home(path: str) -> str:
+    """A path with the home folder in place of `~` at its beginning; all else as it is.
+
+    `~name` is a name as any other.
+    """
+    is_in_home = path.replace("\\", "/").partition("/")[0] == HOME
+    return os.path.expanduser(path) if is_in_home else path
+
+
+def place_of(path: str, folder: Path) -> Path:
+    """Where the path in a settings file leads to.
+
+    :param folder: the folder that relative paths start from.
+    """
+    return folder / with_home(path)
 
 
 def path_from(path: Path, folder: Path) -> str:

@@ -19,8 +19,8 @@ import torch
 from evox_evogm.command.choose_examples import choose_examples, count_patterns
 from evox_evogm.command.run_folder import read_table
 from evox_evogm.command.scores import ByExample, ScoreRow, label
-from evox_evogm.command.statistics import spread_error
 from evox_evogm.command.tasks import RunTasks
+from evox_evogm.command.uncertainty import spread_error
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.inference.texts import reading_texts

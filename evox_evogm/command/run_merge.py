@@ -28,7 +28,7 @@ from evox_evogm.command.messages import (
 )
 from evox_evogm.command.run_folder import RESULT, is_newer
 from evox_evogm.command.search_algorithm import cost_of_point
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.statuses import NO_ADAPTER, NO_INFORMATION
 from evox_evogm.command.tracker_settings import final_numbers, make_trackers, name_coefficients
 from evox_evogm.monitoring.callbacks import Callbacks

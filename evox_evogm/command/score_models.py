@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from evox_evogm.command.batch_settings import batch_tokens_of, max_memory_of
 from evox_evogm.command.experts import expert_folders
-from evox_evogm.command.merge_run import resolve_device
+from evox_evogm.command.load_problem import load_problem
 from evox_evogm.command.result import examples_table
 from evox_evogm.command.score_table import has_errors, print_scores
 from evox_evogm.command.scores import Candidate, ScoreRow, score_candidates
@@ -59,25 +58,7 @@ def problem_of(
     settings: RunSettings, folder: Path, adapters: dict[str, Path], tasks: RunTasks
 ) -> LoRAMergeProblem:
     """The problem of a run without a search: experts as they are, with one coefficient each."""
-    template = settings.chat_template_file
-    return LoRAMergeProblem(
-        base_of_settings(settings, folder),
-        adapters,
-        tasks.dev,
-        other_tasks=tasks.test,
-        dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
-        quantization=settings.quantization,
-        device_map=settings.device_map,
-        device=resolve_device(settings.device),
-        batch_tokens=batch_tokens_of(settings),
-        max_memory=max_memory_of(settings),
-        mode=settings.mode,
-        trust_remote_code=settings.trust_remote_code,
-        same_base=settings.same_base,
-        chat_template=settings.chat_template,
-        chat_date=settings.date_of_chats,
-        chat_template_file=None if template is None else folder / template,
-    )
+    return load_problem(settings, folder, base_of_settings(settings, folder), adapters, tasks)
 
 
 def print_rows(rows: Sequence[ScoreRow], console: Console) -> None:

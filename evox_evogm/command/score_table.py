@@ -13,8 +13,8 @@ from rich.text import Text
 from evox_evogm.command.constraint_settings import MULTI_OBJECTIVE
 from evox_evogm.command.number_format import short, with_error
 from evox_evogm.command.scores import label
-from evox_evogm.command.statistics import standard_error_of_mean
 from evox_evogm.command.task_settings import SPLITS
+from evox_evogm.command.uncertainty import standard_error_of_mean
 from evox_evogm.monitoring.escaping import sanitize
 
 UNLIMITED = 10_000  # columns of a console that is no terminal

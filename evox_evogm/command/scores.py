@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from evox_evogm.command.constraint_settings import MULTI_OBJECTIVE
-from evox_evogm.command.statistics import standard_errors
 from evox_evogm.command.task_settings import SPLITS
 from evox_evogm.command.tasks import RunTasks
+from evox_evogm.command.uncertainty import standard_errors
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.lora_merge import LoRAMergeProblem

@@ -8,7 +8,7 @@ import torch
 
 from evox_evogm.command.number_format import short, with_error
 from evox_evogm.command.scores import ByExample, ScoreRow, known_examples, label
-from evox_evogm.command.statistics import (
+from evox_evogm.command.uncertainty import (
     LEVEL,
     Difference,
     Regression,
@@ -93,7 +93,7 @@ def describe_significance(
           left out because they have one score;
         - `best_two`: the lead of the best merge of the history over the next one, and how many dev
           examples would tell them apart; None if there are none that differ;
-        - `reliability`: see `statistics.reliability`, and over how many `merges`;
+        - `reliability`: see `uncertainty.reliability`, and over how many `merges`;
         - `regression`: of test scores on dev scores over the rows; None if there is none.
     """
     merges = [row for row in rows if row.kind != "trained"]  # which has learnt the dev answers

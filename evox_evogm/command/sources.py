@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from evox_evogm.command.relative_paths import place_of, with_home
 from evox_evogm.command.run_folder import INPUTS, has_begun, read_table
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.problems.adapters.hub_source import (
@@ -28,12 +29,12 @@ def base_of_settings(
     :param folder: the folder that paths in the settings are relative to.
     :param commits: those that an earlier process found, see `saved_commits`.
     """
-    local = folder / settings.base
+    local = place_of(settings.base, folder)
     if local.is_dir():
         return str(local)
     source = parse_hub_source(settings.base, folder)
     if source is None:
-        return settings.base
+        return with_home(settings.base)
     elsewhere = Path(source.repository).exists()  # in the folder of the process
     return name_like(source.pinned(commits or {}), SCHEME if elsewhere else settings.base)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evox_evogm.command.relative_paths import place_of
 from evox_evogm.command.task_settings import TaskSettings, parse_task
 from evox_evogm.problems.functions.fitness_task import FitnessTask, fitness_tasks
 from evox_evogm.problems.images.image_task import ImageTask
@@ -146,14 +147,14 @@ def read_task(entry, folder: Path, base: str | None = None) -> tuple[Task, Task]
             fewshot_seed=entry.fewshot_seed,
             dev=entry.dev,
             test=entry.test,
-            include_path=entry.include_path and str(folder / entry.include_path),
+            include_path=entry.include_path and str(place_of(entry.include_path, folder)),
             chat=bool(entry.chat),
             system_instruction=entry.system_instruction,
             confirm_unsafe_code=entry.confirm_unsafe_code,
         )
-    path = folder / entry.source
+    path = place_of(entry.source, folder)
     if entry.reader == "json_lines":
-        test_path = folder / entry.test_file
+        test_path = place_of(str(entry.test_file), folder)
         dev, test = read_json_lines(path, test_path, name=entry.name, **entry.scoring)
     else:
         protocol = entry.protocol or "ours"
@@ -168,12 +169,12 @@ def read_image_task(
     assert entry.images is not None and entry.test_images is not None and entry.head is not None
     processor = base
     if entry.processor is not None:
-        local = folder / entry.processor
+        local = place_of(entry.processor, folder)
         processor = str(local) if local.is_dir() else entry.processor
     return read_images(
-        folder / entry.images,
-        folder / entry.test_images,
-        head=folder / entry.head,
+        place_of(entry.images, folder),
+        place_of(entry.test_images, folder),
+        head=place_of(entry.head, folder),
         processor=processor,
         name=entry.name,
         classes=entry.classes,

@@ -17,11 +17,11 @@ import torch
 from evox_evogm.command.run_folder import damaged, read_table
 from evox_evogm.command.scores import ByExample, ScoreRow
 from evox_evogm.command.significance import as_table, mean
-from evox_evogm.command.statistics import standard_error_of_mean, standard_errors
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.command.trial_comparison import compare_chosen
 from evox_evogm.command.trial_merges import Parts, average_of, pool, score_merges
 from evox_evogm.command.trial_settings import TrialSettings
+from evox_evogm.command.uncertainty import standard_error_of_mean, standard_errors
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.lora_merge import LoRAMergeProblem

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from evox_evogm.command.statistics import Difference, paired_difference
+from evox_evogm.command.uncertainty import Difference, paired_difference
 
 
 class Compared(NamedTuple):

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from evox_evogm.command.number_format import short, with_error
 from evox_evogm.command.significance import as_difference, p_value
-from evox_evogm.command.statistics import LEVEL
 from evox_evogm.command.trial_comparison import compared_of
+from evox_evogm.command.uncertainty import LEVEL
 from evox_evogm.problems.tasks.task import Task
 from evox_evogm.problems.trained_lora import is_trainable
 

@@ -10,11 +10,12 @@ import yaml
 
 from evox_evogm.command import cli
 from evox_evogm.command.experts import expert_folders
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.tasks import read_task
 from evox_evogm.problems.adapters.check_fit import check_together
-from evox_evogm.problems.adapters.merging import merged, stack_experts
+from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.read_adapter import read_expert
+from evox_evogm.problems.adapters.stacked_modules import stack_experts
 from evox_evogm.problems.inference.base_model import (
     SMOLLM2,
     default_dtype,

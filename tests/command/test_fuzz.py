@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evox_evogm.command.experts import expert_folders
-from evox_evogm.command.settings import RunSettings, read_settings
+from evox_evogm.command.settings import RunSettings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.task_settings import TaskSettings
 from evox_evogm.command.tasks import read_task
 from evox_evogm.problems.adapters.check_fit import check_together, fit_experts

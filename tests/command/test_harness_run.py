@@ -11,6 +11,7 @@ from harness_tasks import write_rows, write_task
 
 from evox_evogm.command.harness_check import notes_of_harness
 from evox_evogm.command.task_settings import parse_task
+from evox_evogm.command.tasks import read_task
 
 pytestmark = [pytest.mark.language_model, pytest.mark.lengthy]
 TASKS = [
@@ -100,6 +101,15 @@ def test_gradients_are_followed(harness_project, capsys):
         "task 'lengths': expected a task with derivatives for gradients, found that its metric"
     )
     assert expected in capsys.readouterr().err
+
+
+def test_a_folder_of_tasks_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    write_task(tmp_path / "home" / "my_tasks", "choices", "choices")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    dev, _ = read_task({"lm_eval": "choices", "include_path": "~/my_tasks"}, Path("/settings"))
+    assert dev.name == "choices"
 
 
 def test_what_the_harness_finds_otherwise_is_a_note():

@@ -11,7 +11,7 @@ from builders import change_settings, history, merge
 from fake_hub import COMMIT, LATER, add_to_cache
 
 from evox_evogm.command import cli
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.sources import saved_commits
 from evox_evogm.problems.adapters.hub_source import parse_hub_source
 

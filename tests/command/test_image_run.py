@@ -2,30 +2,32 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from builders_checkpoints import changed
-from builders_images import TARGETS, build_image_model, features_of, merge_by_hand
+from builders_images import (
+    CLASSES,
+    TARGETS,
+    build_image_model,
+    features_of,
+    merge_by_hand,
+    write_image_base,
+    write_images,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evox_evogm.command import cli
 
 pytestmark = pytest.mark.language_model
-CLASSES = {"birds": ["crow", "duck"], "boats": ["brig", "dhow", "yawl"]}
 
 
 @pytest.fixture
 def images(tmp_path, make_adapter):
     """A folder with a ViT, an expert for each of two tasks, their images and a settings file."""
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-
-    build_image_model().save_pretrained(tmp_path / "base")
-    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
-    processor.save_pretrained(tmp_path / "base")
-    rng = np.random.default_rng(0)
+    write_image_base(tmp_path)
+    write_images(tmp_path)
     tasks = []
     for number, (task, classes) in enumerate(CLASSES.items()):
         options = {"target_modules": TARGETS["vit"][number], "task_type": None}
@@ -33,13 +35,6 @@ def images(tmp_path, make_adapter):
         torch.manual_seed(number)
         head = {"weight": torch.randn(len(classes), 16), "bias": torch.randn(len(classes))}
         save_file(head, tmp_path / f"{task}.safetensors")
-        for split, count in (("dev", 4), ("test", 3)):
-            for name in classes:
-                folder = tmp_path / task / split / name
-                folder.mkdir(parents=True)
-                for image in range(count):
-                    pixels = rng.integers(0, 255, (9, 11, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(folder / f"{image}.png")
         entry = {"images": f"{task}/dev", "test_images": f"{task}/test"}
         tasks.append({**entry, "head": f"{task}.safetensors"})
     settings = {"base": "base", "experts": "experts", "budget": 9, "pop_size": 3, "tasks": tasks}

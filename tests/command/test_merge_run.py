@@ -14,11 +14,12 @@ from evox_evogm.command import cli
 from evox_evogm.command.experts import expert_folders
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.scores import Candidate, label, score_rows
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.tasks import read_tasks
 from evox_evogm.problems import LoRAMergeProblem
-from evox_evogm.problems.adapters.merging import merged, stack_experts
+from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.read_adapter import read_expert
+from evox_evogm.problems.adapters.stacked_modules import stack_experts
 
 
 @pytest.fixture

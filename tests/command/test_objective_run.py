@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from evox_evogm.command import cli
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.objective_remarks import remarks_on_objective
-from evox_evogm.command.settings import parse_settings, read_settings
+from evox_evogm.command.settings import parse_settings
+from evox_evogm.command.settings_file import read_settings
 
 TASKS = [{"json_lines": "a.jsonl", "test_file": "b.jsonl"}, {"swarm_eval": "quiz.json"}]
 

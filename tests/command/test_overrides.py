@@ -3,7 +3,7 @@
 import pytest
 
 from evox_evogm.command.overrides import apply_overrides
-from evox_evogm.command.settings import read_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.monitoring.budget import Budget, parse_budget
 
 

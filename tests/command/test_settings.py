@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from evox_evogm.command.settings import RunSettings, parse_settings, read_settings
+from evox_evogm.command.settings import RunSettings, parse_settings
+from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.task_settings import TaskSettings
 
 BUDGET = "budget: expected a whole number of evaluations, or a time such as 20min"
@@ -109,15 +110,6 @@ def test_two_runs_do_not_share_their_search_settings(write):
     assert other.search == {}
 
 
-def test_paths_are_relative_to_the_file_and_not_to_where_the_command_runs(
-    write, tmp_path, monkeypatch
-):
-    write()
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert read_settings("../run.yaml")[1] == tmp_path
-
-
 @pytest.mark.parametrize(
     ("found", "nearest"),
     [
@@ -195,7 +187,8 @@ def test_a_setting_of_the_wrong_type_is_named_with_what_was_found(write, name, v
         (
             "batch_tokens",
             "{tokens: 64, step: 3}",
-            "batch_tokens: expected some of tokens, rows, pass_tokens, step_tokens, found 'step'",
+            "batch_tokens: expected some of tokens, rows, pass_tokens, step_tokens, static_from, "
+            "found 'step'",
         ),
         ("batch_tokens", "{rows: 0}", "batch_tokens: expected rows of at least 1, found 0"),
         ("seed", "-1", "seed: expected at least 0, found -1"),
@@ -215,56 +208,6 @@ def test_a_setting_out_of_range_is_named_with_its_limit(write, name, value, mess
 @pytest.mark.parametrize(("name", "least"), [("budget", 1), ("batch_tokens", 1), ("seed", 0)])
 def test_the_least_allowed_number_is_taken(write, name, least):
     assert getattr(read_settings(write(**{name: least}))[0], name) == least
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"base: [unclosed\n", "expected YAML, found .+ line 2"),
-        (b"base: \xff\xfe\n", "expected YAML, found .+ decode"),
-        (b"", "expected a table of settings, found NoneType$"),
-        (b"- base\n- experts\n", "expected a table of settings, found list$"),
-        (b"just a sentence\n", "expected a table of settings, found str$"),
-    ],
-)
-def test_a_file_that_is_no_table_of_settings_is_refused(tmp_path, content, message):
-    path = tmp_path / "run.yaml"
-    path.write_bytes(content)
-    assert re.search(f"^{re.escape(str(path))}: {message}", refusal(path))
-
-
-def test_yaml_that_would_build_python_objects_is_refused(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text("base: !!python/object/apply:os.getcwd []\n")
-    assert "expected YAML, found could not determine a constructor" in refusal(path)
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    path = tmp_path / "nowhere.yaml"
-    assert refusal(path) == f"settings: expected a YAML file, found none at {path}"
-    assert refusal(tmp_path) == f"settings: expected a YAML file, found none at {tmp_path}"
-
-
-def test_overrides_replace_the_file_and_none_leaves_it(write):
-    settings, _ = read_settings(
-        write(budget=40, seed=3, device="cuda"), budget=8, seed=None, dtype="float16", device="cpu"
-    )
-    assert (settings.budget, settings.seed, settings.dtype, settings.device) == (
-        8,
-        3,
-        "float16",
-        "cpu",
-    )
-
-
-def test_an_override_of_zero_is_taken_and_not_mistaken_for_none(write):
-    assert read_settings(write(seed=3), seed=0)[0].seed == 0
-
-
-def test_overrides_are_checked_as_the_file_is(write):
-    path = write()
-    assert refusal(path, budget=0) == f"{path}: budget: expected at least 1, found 0"
-    assert refusal(path, dtype="half").startswith(f"{path}: dtype: expected one of auto, float32")
 
 
 READERS = "reasoning_gym, swarm_eval, json_lines"

@@ -9,6 +9,7 @@ import torch
 import yaml
 from builders import build_model, change_settings, interrupt_searches, merge
 from guides import ROOT
+from harness_tasks import write_task
 from safetensors.torch import load_file, save_file
 
 from evox_evogm.command import cli
@@ -226,6 +227,16 @@ def noise(project):
     exact = {**sums, "name": "exact", "metric": "exact_match"}  # a random base can do no sums
     change_settings(project, tasks=[sums, exact])
     return merge(project, "--budget", "4")
+
+
+@says("expected a task that is scored on this machine, found one that asks over the network (...)")
+def judge(project):
+    function = "FUNCTION judge.score"
+    write_task(project / "tasks", "judged", "lengths", process_results=function)
+    code = "def score(doc, results):\n    import openai\n    return {'length': openai.OpenAI()}\n"
+    (project / "tasks" / "judge.py").write_text(code)
+    change_settings(project, tasks=[{"lm_eval": "judged", "include_path": "tasks"}])
+    return check(project)
 
 
 @says("this may be chance")

@@ -38,7 +38,7 @@ def check(
 
     def action() -> int:
         from evox_evogm.command.early_checks import check_early
-        from evox_evogm.command.settings import read_settings
+        from evox_evogm.command.settings_file import read_settings
 
         options = {"budget": budget, "seed": seed, "device": device, "dtype": dtype}
         found, folder = read_settings(settings, words or [], **options)

@@ -84,7 +84,7 @@ def score_adapters(
     from evox_evogm.command.run_folder import has_begun
     from evox_evogm.command.run_merge import silence_transformers
     from evox_evogm.command.score_models import score_words
-    from evox_evogm.command.settings import read_settings
+    from evox_evogm.command.settings_file import read_settings
 
     silence_transformers()
     runs = []

@@ -7,6 +7,7 @@ import typer
 
 from evox_evogm.command.commands.attempt import attempt
 from evox_evogm.command.commands.options import Debug
+from evox_evogm.command.relative_paths import with_home
 from evox_evogm.monitoring.escaping import sanitize
 
 
@@ -28,8 +29,9 @@ def init(
         list[str] | None,
         typer.Option(
             metavar="TASK",
-            help="DEV.jsonl,TEST.jsonl, a JSON file with dev and test, reasoning_gym:NAME or "
-            "lm_eval:NAME; several times for several tasks.",
+            help="DEV.jsonl,TEST.jsonl, a JSON file with dev and test, reasoning_gym:NAME, "
+            "lm_eval:NAME, or for an image model a folder with dev and test in it, or "
+            "DEV,TEST,HEAD; several times for several tasks.",
         ),
     ] = None,
     replace: Annotated[
@@ -41,21 +43,23 @@ def init(
 
     def action() -> int:
         from evox_evogm.command.early_checks import check_adapter
-        from evox_evogm.command.init_tasks import given_task
+        from evox_evogm.command.init_tasks import check_task_word
 
         if out.exists() and not replace:
             advice = "give another name, or --replace"
             raise ValueError(f"out: expected a new file, found {out}; {advice}")
-        for word in adapters:
+        named = [with_home(word) for word in adapters]
+        tasks = [",".join(map(with_home, word.split(","))) for word in task or []]
+        for word in named:
             check_adapter(word, Path(word).name)
-        for word in task or []:
-            given_task(word, out.resolve().parent)
-        print(f"looking at {' '.join(map(sanitize, adapters))} ...", flush=True)
+        for word in tasks:
+            check_task_word(word)
+        print(f"looking at {' '.join(map(sanitize, named))} ...", flush=True)
         from evox_evogm.command.init_settings import init  # torch, which takes seconds
         from evox_evogm.command.run_merge import silence_transformers
 
         silence_transformers()
-        init(adapters, out, base, task or [])
+        init(named, out, None if base is None else with_home(base), tasks)
         return 0
 
     attempt(action, debug)

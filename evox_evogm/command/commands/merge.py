@@ -72,7 +72,7 @@ def search(
     def action() -> int:
         from evox_evogm.command.early_checks import check_early
         from evox_evogm.command.kept_overrides import all_words, kept_overrides, with_kept
-        from evox_evogm.command.settings import read_settings
+        from evox_evogm.command.settings_file import read_settings
 
         ranks = None
         if "RANK" in os.environ:  # under torchrun

@@ -41,7 +41,7 @@ def score(
 
     def action() -> int:
         from evox_evogm.command.early_checks import check_early
-        from evox_evogm.command.settings import read_settings
+        from evox_evogm.command.settings_file import read_settings
 
         found, folder = read_settings(settings, change or [], device=device, dtype=dtype)
         check_early(found, folder)

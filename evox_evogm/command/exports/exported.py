@@ -8,7 +8,7 @@ from typing import Literal
 
 from evox_evogm.command.licences import LicenceReport
 from evox_evogm.command.number_format import is_shown
-from evox_evogm.command.statistics import standard_error_of_mean
+from evox_evogm.command.uncertainty import standard_error_of_mean
 from evox_evogm.resume.journal import to_json
 
 Kind = Literal["adapter", "compressed", "model", "mergekit"]

@@ -10,7 +10,7 @@ from evox_evogm.command.result import describe_coefficients
 from evox_evogm.problems.images.image_exports import auto_name
 from evox_evogm.problems.images.image_model import ImageModel
 from evox_evogm.problems.inference.kinds_of_base import is_encoder_decoder
-from evox_evogm.problems.inference.quantised_base import quantised_as
+from evox_evogm.problems.inference.quantized_base import quantized_as
 from evox_evogm.resume.atomic_write import atomic_write
 
 FACTS = "export.json"
@@ -26,7 +26,7 @@ def write_card(job: Job, exported: Exported, folder: Path) -> None:
     table = table_elsewhere(exported)
     facts = {**describe_job(job), **(job.result or {})}
     facts["encoder_decoder"] = is_encoder_decoder(job.model)
-    facts["quantization"] = quantised_as(job.model)
+    facts["quantization"] = quantized_as(job.model)
     if isinstance(job.problem.language_model, ImageModel):
         facts["images"] = auto_name(job.model)
     card = model_card(facts, job.base, job.settings_folder, export=table)

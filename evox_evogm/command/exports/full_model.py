@@ -28,7 +28,7 @@ from evox_evogm.problems.inference.kinds_of_base import (
     make_language_model,
 )
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.inference.quantised_base import quantised_as
+from evox_evogm.problems.inference.quantized_base import quantized_as
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.inference.texts import reading_texts, reads_texts
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
@@ -61,11 +61,11 @@ def export_full_model(
     if dtype != BASE and dtype not in DTYPES:
         raise ValueError(f"dtype: expected {BASE}, {', '.join(DTYPES)}, found {dtype!r}")
     job = Job(problem, coefficients, options)
-    quantised = quantised_as(job.model)
-    if quantised is not None:
+    quantized = quantized_as(job.model)
+    if quantized is not None:
         raise ValueError(
             "export: expected a base in floating point for a whole model, found a quantised one "
-            f"({quantised}); export the adapter and merge it into the base as it is by plain peft "
+            f"({quantized}); export the adapter and merge it into the base as it is by plain peft "
             "(merge_and_unload)"
         )
     precision = job.model.dtype if dtype == BASE else DTYPES[dtype]

@@ -16,8 +16,8 @@ from evox_evogm.command.licences import (
     licences_of,
     used_experts,
 )
-from evox_evogm.command.statistics import standard_error
 from evox_evogm.command.tasks import RunTasks
+from evox_evogm.command.uncertainty import standard_error
 from evox_evogm.problems.adapters.export import used_factors
 from evox_evogm.problems.adapters.read_adapter import Factors
 from evox_evogm.problems.adapters.same_base import name_in_export

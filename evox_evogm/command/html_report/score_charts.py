@@ -24,7 +24,7 @@ from evox_evogm.command.html_report.svg import (
     ticks,
 )
 from evox_evogm.command.scores import label
-from evox_evogm.command.statistics import standard_error_of_mean
+from evox_evogm.command.uncertainty import standard_error_of_mean
 
 CONFIDENCE = 1.96  # standard errors to each side of a score that hold 95 %
 MOST_EXPERTS = 12  # that are shown beside base, average and merge

@@ -7,7 +7,7 @@ from evox_evogm.command.experts import regressed_on
 from evox_evogm.command.html_report.formats import short, with_error
 from evox_evogm.command.html_report.run_data import Row, RunData
 from evox_evogm.command.significance import not_beyond_chance, p_value, remarks_on_chance
-from evox_evogm.command.statistics import LEVEL, Difference
+from evox_evogm.command.uncertainty import LEVEL, Difference
 from evox_evogm.monitoring.counted import counted
 from evox_evogm.monitoring.escaping import sanitize
 

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from evox_evogm.command.number_format import with_error
-from evox_evogm.command.statistics import (
+from evox_evogm.command.uncertainty import (
     Difference,
     dev_test_regression,
     examples_to_tell_apart,
