@@ -47,7 +47,10 @@ def plain_score(model, tokenizer, task, example) -> float:
         answer = generate(model, tokenizer, text, task)
         return float(answer.strip() == example.target.strip())
     if task.metric == "gold_log_probability":
-        return float(log_probabilities(model, tokenizer, text, blank + example.target).mean())
+        answer = example.target
+        if example.choices and task.continuation == "text":
+            answer = dict(example.choices)[example.target]
+        return float(log_probabilities(model, tokenizer, text, blank + answer).mean())
     if task.metric != "choice_likelihood":
         raise ValueError(f"task {task.name!r}: expected another metric, found {task.metric!r}")
     sums = {}

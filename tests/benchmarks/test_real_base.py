@@ -160,9 +160,10 @@ def test_a_population_has_the_scores_of_plain_peft(
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(base)
     adapters = {name: make_adapter(name, seed=seed) for seed, name in enumerate(("one", "two"))}
-    examples = tuple(Example(f"{number}?", f"{number}?", f"{number}") for number in range(2))
-    tasks = [Task("gold", "1", "gold_log_probability", examples, chat=True)]
-    monkeypatch.setattr(population, "scored_tasks", lambda: tasks)
+    choices = (("A", "one"), ("B", "eleven"))
+    examples = (Example("0?", "0?", "0"), Example("1?", "1?", "B", choices))
+    gold = Task("gold", "1", "gold_log_probability", examples, chat=True, continuation="text")
+    monkeypatch.setattr(population, "scored_tasks", lambda: [gold])
     population.score_ours(base, adapters, "auto", tmp_path / "ours_auto.json")
     population.score_plain(base, adapters, tmp_path / "plain.json")
     population.compare(tmp_path)
