@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import yaml
 
+from evox_evogm.command.relative_paths import with_home
+
 NAMES = {"base": "base", "average": "Model Soup"}  # the paper's, by the kind of a row of ours
 
 
@@ -92,7 +94,8 @@ def places_of(
 
 def place_of(word: str, folder: Path) -> str:
     """A path that is there as an absolute one, any other word as it is."""
-    return str((folder / word).resolve()) if word and (folder / word).exists() else word
+    place = folder / with_home(word)
+    return str(place.resolve()) if word and place.exists() else word
 
 
 def mean(values: Sequence[float]) -> float:

@@ -18,6 +18,8 @@ def process_device(device: torch.device) -> torch.device:
     try:
         matrix = torch.eye(2, dtype=torch.float64, device=device)
         works = float(torch.linalg.cholesky(matrix).erf().sum()) > 0
+    except torch.OutOfMemoryError:  # says nothing about float64
+        raise
     except (TypeError, RuntimeError):  # such as of Apple's GPUs
         works = False
     return device if works else CPU

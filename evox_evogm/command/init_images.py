@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from evox_evogm.command.look_at_adapters import LookedAt
 
 ARRAYS = ".npz"
-HEAD = "head.safetensors"  # beside the images of a task
+HEAD = "head.safetensors"  # in the folder of a task, beside its dev and test images
 DEV_NAMES = ("dev", "validation", "val")
 FORMS = "FOLDER (with dev and test in it), DEV,TEST or DEV,TEST,HEAD for an image model"
 DEV, TEST = 50, 500  # all pixels stay in memory, and each image is scored for each merge
@@ -141,7 +141,8 @@ def parse_images(word: str) -> ImageWord:
                 f"task: expected {FORMS}, found no file or folder {path}{near_path(path)}"
             )
     dev, test = parts
-    if head is None and (dev.parent / HEAD).is_file():
+    # A folder of several tasks may hold the head of one of them.
+    if head is None and dev.stem in DEV_NAMES and (dev.parent / HEAD).is_file():
         head = dev.parent / HEAD
     return ImageWord(word, dev, test, head)
 

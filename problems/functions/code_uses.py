@@ -41,9 +41,12 @@ def uses_of(function: Callable, package: str = "") -> Iterator[Use]:
     while isinstance(function, partial):
         function = function.func
     function = unwrap(function)
+    if not hasattr(function, "__code__"):  # an object that is called as a function
+        function = type(function).__call__
     code = getattr(function, "__code__", None)
     if code is not None and Path(code.co_filename).is_file():
-        yield from uses_in(Path(code.co_filename), function.__qualname__, package)
+        name = function.__qualname__.partition(".<locals>")[0]  # of a closure, what made it
+        yield from uses_in(Path(code.co_filename), name, package)
 
 
 def uses_in(file: Path, name: str, package: str = "") -> Iterator[Use]:
@@ -91,6 +94,9 @@ def _add(node: ast.AST, source: _Source) -> None:
         for target in node.targets:
             if isinstance(target, ast.Name):
                 source.defined[target.id] = node.value
+    elif isinstance(node, ast.AnnAssign):
+        if isinstance(node.target, ast.Name) and node.value is not None:
+            source.defined[node.target.id] = node.value
     elif isinstance(node, (ast.If, ast.Try, ast.With, ast.ExceptHandler)):
         for child in ast.iter_child_nodes(node):
             _add(child, source)
@@ -139,13 +145,27 @@ class _Walk:
             first, _, rest = dotted.partition(".")
             if first == "self":
                 owner, method = name.partition(".")[0], rest.partition(".")[0]
-                yield from self.follow(file, f"{owner}.{method}")
+                yield from self._follow_method(file, owner, method)
             elif first in imported:
                 yield from self._outside(file, f"{imported[first]}.{rest}".rstrip("."))
             elif first in source.defined:
                 yield from self.follow(file, first)
             elif hasattr(builtins, first) or first.startswith('"'):
                 yield Use(dotted, file)
+
+    def _follow_method(self, file: Path, owner: str, method: str) -> Iterator[Use]:
+        """What a method of a class reaches for, which may be inherited."""
+        source = _read(file)
+        node = source.defined.get(owner)
+        if f"{owner}.{method}" in source.defined or not isinstance(node, ast.ClassDef):
+            yield from self.follow(file, f"{owner}.{method}")
+            return
+        for base in node.bases:
+            for dotted in _mentioned(base):
+                if dotted in source.imported:
+                    yield from self._outside(file, f"{source.imported[dotted]}.{method}")
+                elif dotted != owner:
+                    yield from self._follow_method(file, dotted, method)
 
     def _outside(self, file: Path, dotted: str) -> Iterator[Use]:
         """Something that a file imports: what that reaches for, if it is beside; else its name."""

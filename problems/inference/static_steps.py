@@ -164,6 +164,8 @@ def make_static_steps(
         return None
     try:
         return StaticSteps(forward, candidates, cache, mask, steps)
+    except torch.OutOfMemoryError:  # of this batch; a smaller one may have room
+        return None
     except Exception as error:  # transformers of other versions raise their own
         forward.static_use.stop(error)
         return None

@@ -105,6 +105,8 @@ def test_arrays_are_tasks_and_a_few_of_many_images_are_taken(images):
         pixels, labels = np.zeros((count, 9, 9), dtype=np.uint8), np.zeros(count, dtype=int)
         np.savez(f"birds_{split}.npz", images=pixels, labels=labels)
     assert init("--task", "birds_dev.npz") == 0
+    save_file({"weight": torch.zeros(2, 16)}, "head.safetensors")  # of one of several tasks here
+    assert init("--task", "birds_dev.npz", "--replace") == 0
     files = {"images": "birds_dev.npz", "test_images": "birds_test.npz"}
     expected = {**files, "head": "experts/birds", "name": "birds", "dev": 50}
     assert settings_of(images)["tasks"] == [expected]

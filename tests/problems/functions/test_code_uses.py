@@ -52,6 +52,23 @@ class Scorer:
 
     def other(self, doc):
         return Client
+
+class Heir(Scorer):
+    def score_twice(self, doc):
+        return self._ask(doc) + self._ask(doc)
+
+class Called:
+    def __call__(self, doc):
+        return exec(doc)
+
+def make_closure(doc):
+    def closure(doc):
+        return TABLE["run"](doc)
+    return closure
+
+TABLE: dict = {"run": eval}
+called = Called()
+closure = make_closure(None)
 """
 HELPERS = """
 import requests
@@ -89,6 +106,9 @@ def module(tmp_path, monkeypatch):
         ("by_variable", '"a/metric"', "scoring.py"),
         ("by_inner", "exec", "scoring.py"),
         ("Scorer.score", "os.system", "scoring.py"),
+        ("Heir.score_twice", "os.system", "scoring.py"),
+        ("called", "exec", "scoring.py"),
+        ("closure", "eval", "scoring.py"),
     ],
 )
 def test_what_a_function_reaches_for(module, name, use, file):
