@@ -134,10 +134,14 @@ def load_processor(source) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(found, backend="pil", **options)
     except Exception as error:  # each layer below raises its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if Path(found).is_dir() and not (Path(found) / PROCESSOR).is_file():
+            reason = "the folder has no such file"
+        else:
+            words = str(error).strip() or type(error).__name__
+            reason = words.splitlines()[0].partition(". ")[0]
         raise ValueError(
             f"processor: expected a folder or hub id with {PROCESSOR}, found {str(source)!r}: "
-            f"{reason}"
+            f"{reason}; name one as processor of the task"
         ) from error
 
 

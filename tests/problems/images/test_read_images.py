@@ -169,6 +169,17 @@ def test_an_image_that_claims_to_be_huge_is_refused(folder):
         read(folder)
 
 
+def test_a_folder_without_a_processor_is_refused_in_one_sentence(folder):
+    wanted = "processor: expected a folder or hub id with preprocessor_config.json, found"
+    for source, found in (
+        (folder / "pets", "the folder has no such file; name one as processor of the task"),
+        ("bsae", "Can't load image processor for 'bsae'; name one as processor of the task"),
+    ):
+        with pytest.raises(ValueError) as error:
+            read(folder, processor=source)
+        assert str(error.value) == f"task 'pets': {wanted} {str(source)!r}: {found}"
+
+
 def test_the_processor_of_a_folder_is_that_of_transformers(folder):
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
