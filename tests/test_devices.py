@@ -347,7 +347,8 @@ def test_a_base_is_loaded_with_a_device_map(make_adapter, tokenizer, tmp_path):
     folder, base = make_adapter("one"), str(tmp_path / "base")
     scores = []
     for device_map in (None, {"": "cpu"}):
-        options = {"dtype": torch.float32, "device_map": device_map}
+        # Rates that are measured could choose another mode, which rounds differently.
+        options = {"dtype": torch.float32, "device_map": device_map, "mode": "unmerged"}
         problem = LoRAMergeProblem(base, [folder], TASKS[1:2], **options)
         scores.append(problem.evaluate(torch.ones(1, 1)))
     assert scores[0] == scores[1]
