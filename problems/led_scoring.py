@@ -3,16 +3,16 @@
 The leader runs a search as if it were alone. Helpers have the same problem, and wait for work.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
 from evox_evogm.problems.inference.batch_sizes import BatchSizes
-from evox_evogm.problems.portions import PORTIONS, Portion
+from evox_evogm.problems.portions import PORTIONS
 from evox_evogm.problems.rank_group import RankGroup
-from evox_evogm.problems.shared_scoring import Scored, SharedScoring, join, score_portion
+from evox_evogm.problems.shared_scoring import Plan, SharedScoring, join, take_portions
 from evox_evogm.problems.task_scores import TaskScores
 from evox_evogm.problems.tasks.task import Task
 
@@ -39,16 +39,14 @@ class Work(NamedTuple):
 
     :param pop: a `(P, n g)` tensor on the CPU.
     :param parts: what is scored.
-    :param modes: of the tasks, by name.
-    :param portions: of the work.
+    :param plan: the modes and the portions.
     :param batch_sizes: of passes over texts, or None.
     :param differentiate: whether margins are differentiated too.
     """
 
     pop: torch.Tensor
     parts: Sequence[Part]
-    modes: Mapping[str, str]
-    portions: Sequence[Portion]
+    plan: Plan
     batch_sizes: BatchSizes | None
     differentiate: bool
 
@@ -85,15 +83,12 @@ class LedScoring(SharedScoring):
             if differentiate:
                 return scorer.differentiate_here(pop, tasks)
             return scorer.score_here(pop, tasks, scorer.modes_for(tasks, len(pop)))
-        modes, portions = self._plan(scorer, len(pop), tasks, differentiate)
+        plan = self._plan(scorer, len(pop), tasks, differentiate)
         sizes = getattr(scorer.language_model, "batch_sizes", None)
-        work = Work(pop.detach().cpu(), shared, modes, portions, sizes, differentiate)
+        work = Work(pop.detach().cpu(), shared, plan, sizes, differentiate)
         self.ranks.exchange(work)
-        replies = take_portions(self.ranks, scorer, work, tasks)
-        scored: dict[int, Scored] = {}
-        for reply in replies:
-            scored |= reply
-        return join(scored, portions, tasks, scorer.n_coefficients, len(pop))
+        scored = take_portions(self.ranks, scorer, work.pop, tasks, plan, differentiate)
+        return join(scored, plan.portions, tasks, scorer.n_coefficients, len(pop))
 
     def part_of(self, task: Task) -> Part | None:
         """What a task is for the helpers, or None if they do not have it."""
@@ -124,26 +119,13 @@ def help_to_score(problem: "LoRAMergeProblem", ranks: RankGroup) -> None:
     scorer = problem.scorer
     while (work := ranks.exchange(None)[0]) is not None:
         some = [with_examples(tasks[part.place], part.examples) for part in work.parts]
-        scorer.modes.update(work.modes)
+        scorer.modes.update(work.plan.modes)
         if work.batch_sizes is not None:
             scorer.language_model.batch_sizes = work.batch_sizes
-        take_portions(ranks, scorer, work, some)
+        take_portions(ranks, scorer, work.pop, some, work.plan, work.differentiate)
 
 
 def with_examples(task: Task, places: Iterable[int]) -> Task:
     """A task with the examples at some places."""
     examples = tuple(task.examples[place] for place in places)
     return task if examples == task.examples else replace(task, examples=examples)
-
-
-def take_portions(
-    ranks: RankGroup, scorer: "PopulationScorer", work: Work, tasks: Sequence[Task]
-) -> list[dict[int, Scored]]:
-    """Take portions while any are left; what all ranks have scored, by number of the portion."""
-    mine: dict[int, Scored] = {}
-    for number in ranks.draw(len(work.portions)):
-        portion = work.portions[number]
-        mine[number] = score_portion(
-            scorer, work.pop, tasks, portion, work.modes, work.differentiate
-        )
-    return ranks.exchange(mine)

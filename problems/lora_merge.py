@@ -46,9 +46,7 @@ from evox_evogm.problems.inference.batch_sizes import BatchSizes
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.find_base import revision_of
 from evox_evogm.problems.inference.free_memory import limit_for_model
-from evox_evogm.problems.inference.kinds_of_base import (
-    task_type_of,
-)
+from evox_evogm.problems.inference.kinds_of_base import task_type_of
 from evox_evogm.problems.inference.quantized_base import note_on_quantized
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.merges_at_once import BLOCKS_OF_RANKS, merges_at_once

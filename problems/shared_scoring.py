@@ -78,16 +78,7 @@ class SharedScoring:
         :raises SharedFailure: if a portion ended in another error.
         """
         plan = self.agree(lambda: self._plan(scorer, len(pop), tasks, differentiate))
-        mine: dict[int, Scored] = {}
-        for number in self.ranks.draw(len(plan.portions)):
-            portion = plan.portions[number]
-            mine[number] = score_portion(scorer, pop, tasks, portion, plan.modes, differentiate)
-        replies = self.ranks.exchange(mine)
-        counts = [len(reply) for reply in replies]
-        log.debug("%d portions, by rank %s", len(plan.portions), counts)
-        scored: dict[int, Scored] = {}
-        for reply in replies:
-            scored |= reply
+        scored = take_portions(self.ranks, scorer, pop, tasks, plan, differentiate)
         return join(scored, plan.portions, tasks, scorer.n_coefficients, len(pop))
 
     def _plan(
@@ -99,6 +90,32 @@ class SharedScoring:
             modes = scorer.modes_for(tasks, candidates)
         cut = cut_work(tasks, candidates, scorer.language_model, modes, self.portions)
         return Plan(modes, cut)
+
+
+def take_portions(
+    ranks: RankGroup,
+    scorer: "PopulationScorer",
+    pop: torch.Tensor,
+    tasks: Sequence[Task],
+    plan: Plan,
+    differentiate: bool,
+) -> dict[int, Scored]:
+    """Take portions while any are left.
+
+    :return: what all ranks have scored, by number of the portion.
+    :raises RankLost: if a rank is gone.
+    """
+    mine: dict[int, Scored] = {}
+    for number in ranks.draw(len(plan.portions)):
+        portion = plan.portions[number]
+        mine[number] = score_portion(scorer, pop, tasks, portion, plan.modes, differentiate)
+    replies = ranks.exchange(mine)
+    counts = [len(reply) for reply in replies]
+    log.debug("%d portions, by rank %s", len(plan.portions), counts)
+    scored: dict[int, Scored] = {}
+    for reply in replies:
+        scored |= reply
+    return scored
 
 
 def score_portion(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import yaml
 
-from evox_evogm.command.relative_paths import with_home
+from evox_evogm.command.relative_paths import place_of
 
 NAMES = {"base": "base", "average": "Model Soup"}  # the paper's, by the kind of a row of ours
 
@@ -64,7 +64,7 @@ def read_run(folder: Path) -> Run:
             rows[result["algorithm"]] = row["test"]
     sources = result.get("sources") or {}
     base = sources.get("base") or settings["base"]
-    parts = (place_of(base, folder), *places_of(experts, sources, settings, folder))
+    parts = (absolute_if_there(base, folder), *places_of(experts, sources, settings, folder))
     evaluations, seconds = result["evaluations"], result["seconds"]
     seed, algorithm = result["seed"], result["algorithm"]
     return Run(folder, base, parts, seed, algorithm, evaluations, seconds, rows)
@@ -88,13 +88,14 @@ def places_of(
             place = given.get(name, "")
         elif isinstance(given, list):
             place = next((path for path in given if Path(str(path)).name == name), "")
-        places.append(f"{name}: {sources.get(f'expert {name}') or place_of(str(place), folder)}")
+        source = sources.get(f"expert {name}") or absolute_if_there(str(place), folder)
+        places.append(f"{name}: {source}")
     return places
 
 
-def place_of(word: str, folder: Path) -> str:
+def absolute_if_there(word: str, folder: Path) -> str:
     """A path that is there as an absolute one, any other word as it is."""
-    place = folder / with_home(word)
+    place = place_of(word, folder)
     return str(place.resolve()) if word and place.exists() else word
 
 

@@ -125,23 +125,27 @@ class Clock:
 
 
 def comparison(
-    ours: Mapping[str, Sequence[Sequence[float]]], plain: Mapping[str, Sequence[Sequence[float]]]
+    tasks: Sequence[Task],
+    ours: Mapping[str, Sequence[Sequence[float]]],
+    plain: Mapping[str, Sequence[Sequence[float]]],
 ) -> pd.DataFrame:
     """A row for every task: how many scores differ, and by how much.
 
-    :param ours: by task, a list of scores for every merge.
+    Zeros and ones have to be the same; log-probabilities may be `CLOSE` apart.
+
+    :param ours: by task name, a list of scores for every merge.
     :param plain: the same by plain peft.
     """
     rows = []
-    for name, scores in ours.items():
-        apart = (torch.tensor(scores) - torch.tensor(plain[name])).abs()
-        is_likelihood = any(value < 0 for row in scores for value in row)
-        allowed = CLOSE if is_likelihood else 0.0
+    for task in tasks:
+        scores = torch.tensor(plain[task.name])  # (P, S)
+        apart = (torch.tensor(ours[task.name]) - scores).abs()
+        allowed = CLOSE if task.metric == "gold_log_probability" else 0.0
         rows.append(
             {
-                "task": name,
+                "task": task.name,
                 "scores": apart.numel(),
-                "mean": round(float(torch.tensor(plain[name]).mean()), 4),
+                "mean": round(float(scores.mean()), 4),
                 "different": int((apart > allowed).sum()),
                 "largest difference": float(apart.max()),
             }
@@ -159,7 +163,7 @@ def compare(out: Path) -> None:
     wrong = 0
     for path in sorted(out.glob("ours_*.json")):
         ours = json.loads(path.read_text())
-        table = comparison(ours.pop("scores"), plain["scores"])
+        table = comparison(scored_tasks(), ours.pop("scores"), plain["scores"])
         print(f"\n{path.stem}: {ours}\n{table.to_string(index=False)}")
         wrong += int(table["different"].sum())
     print(f"\nplain peft: { {name: plain[name] for name in plain if name != 'scores'} }")

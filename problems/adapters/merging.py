@@ -69,8 +69,8 @@ class Population:
         self.output_rows: torch.Tensor | None = None
         self.passes = 0
         self._candidates: list[int] = []  # of the rows of the batch
-        self._joined: dict[tuple, tuple[list[torch.Tensor], torch.Tensor]] = {}
-        self._of_rows: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._joined_weights: dict[tuple, tuple[list[torch.Tensor], torch.Tensor]] = {}
+        self._row_weights: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _join_inputs(self) -> dict[str, SharedInput]:
         """Groups of layers that are probably given the same tensor. They hold A of their layers."""
@@ -94,7 +94,7 @@ class Population:
         if same_outputs and not self.own_rows and self._candidates == candidates:
             return  # as in the last pass, such as while decoding
         self._candidates = list(candidates)
-        self._of_rows.clear()
+        self._row_weights.clear()
         self.output_rows = output_rows
         if self.own_rows:
             self._copy_coefficients(candidates)
@@ -113,7 +113,7 @@ class Population:
         """Give each row of the next batch coefficients of its own."""
         self.row_coefficients = self.coefficients[list(candidates)].detach().requires_grad_()
         self.weights = weights_of_modules(self.modules, self.row_coefficients)
-        self._joined.clear()
+        self._joined_weights.clear()
         device = next(iter(self.weights.values())).device
         self.owners = torch.arange(len(candidates), device=device)
 
@@ -134,12 +134,12 @@ class Population:
         if isinstance(self.owners, int):
             return weights[self.owners]
         key = (id(weights), rows, output)
-        if key in self._of_rows:
-            of_rows = self._of_rows[key][1]
+        if key in self._row_weights:
+            of_rows = self._row_weights[key][1]
         else:
             of_rows = weights[self.owners_of_rows(rows, weights.device, output=output)]
             if not of_rows.requires_grad:
-                self._of_rows[key] = weights, of_rows
+                self._row_weights[key] = weights, of_rows
         middle = [1] * (dims - 2)
         return of_rows.view(-1, *middle, weights.shape[1])
 
@@ -149,9 +149,9 @@ class Population:
         if len(parts) == 1:
             return parts[0]
         key = tuple(id(part) for part in parts)
-        if key not in self._joined:
-            self._joined[key] = parts, torch.cat(parts, -1)  # parts stay, so their ids do
-        return self._joined[key][1]
+        if key not in self._joined_weights:
+            self._joined_weights[key] = parts, torch.cat(parts, -1)  # parts stay, so their ids do
+        return self._joined_weights[key][1]
 
     def channels(
         self, layer: torch.nn.Module, name: str, given: torch.Tensor, *, output: bool = False

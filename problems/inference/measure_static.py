@@ -16,7 +16,7 @@ FIRST_STEPS = 2  # the one that runs before a capture, and the one that is captu
 TIMED_STEPS = 4
 LEAST_SAVING = 0.05  # of a step
 # How often a batch begins anew with its first steps: rows leave it whenever a quarter has ended.
-BEGINNINGS = 4
+RESTARTS = 4
 
 
 def measure_static(
@@ -54,10 +54,10 @@ def time_static(
     if steps is None:
         return None
     _run(steps, tokens, FIRST_STEPS)
-    begun = clock()
+    ready = clock()
     _run(steps, tokens, TIMED_STEPS)
-    static = (clock() - begun) / TIMED_STEPS
-    return pays_from(begun - start - FIRST_STEPS * growing, static, growing)
+    static = (clock() - ready) / TIMED_STEPS
+    return pays_from(ready - start - FIRST_STEPS * growing, static, growing)
 
 
 def pays_from(beginning: float, static: float, growing: float) -> int | None:
@@ -70,7 +70,7 @@ def pays_from(beginning: float, static: float, growing: float) -> int | None:
     saved = growing - static
     if saved < LEAST_SAVING * growing:
         return None
-    steps = math.ceil(BEGINNINGS * max(0.0, beginning) / saved)
+    steps = math.ceil(RESTARTS * max(0.0, beginning) / saved)
     return 1 + FIRST_STEPS + steps  # the first token is that of the prompts' pass
 
 

@@ -271,7 +271,8 @@ class Probe:
             return max(leaving, self._steps(rows, able, static=static, first_ends=STEPS))
 
         self._take_first("decoding with a static cache", [(), ("static_cache",)], decode)
-        if self.model.forward.static_use.failed is not None:  # which has been logged
+        use = self.model.forward.static_use
+        if use.failed is not None or use.lacked_memory:  # so nothing was compared
             self.able = self.able.without("static_cache")
 
     def _check_sharing(self) -> None:

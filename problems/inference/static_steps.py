@@ -30,10 +30,12 @@ class StaticUse:
 
     :param passes: how many passes were made; replays are none.
     :param failed: why static caches are used no more, or None.
+    :param lacked_memory: whether memory for one could not be had, at some time.
     """
 
     passes: int = 0
     failed: str | None = None
+    lacked_memory: bool = False
 
     def stop(self, error: Exception) -> None:
         """Use static caches no more, and log why."""
@@ -165,6 +167,7 @@ def make_static_steps(
     try:
         return StaticSteps(forward, candidates, cache, mask, steps)
     except torch.OutOfMemoryError:  # of this batch; a smaller one may have room
+        forward.static_use.lacked_memory = True
         return None
     except Exception as error:  # transformers of other versions raise their own
         forward.static_use.stop(error)

@@ -4,40 +4,18 @@ import json
 import re
 
 import pytest
+from builders_settings import NEEDED, refusal, settings_writer
 
 from evox_evogm.command.settings import RunSettings, parse_settings
 from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.task_settings import TaskSettings
 
 BUDGET = "budget: expected a whole number of evaluations, or a time such as 20min"
-NEEDED = {
-    "base": "some/model",
-    "experts": "adapters",
-    "tasks": "[{reasoning_gym: chain_sum, dev: 2, test: 2}]",
-}
 
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes a settings file with some changes; None leaves a setting out."""
-
-    def write(**changes):
-        path = tmp_path / "run.yaml"
-        values = {**NEEDED, **changes}
-        path.write_text(
-            "".join(f"{name}: {value}\n" for name, value in values.items() if value is not None)
-        )
-        return path
-
-    return write
-
-
-def refusal(path, **overrides):
-    with pytest.raises(ValueError) as caught:
-        read_settings(path, **overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    return settings_writer(tmp_path)
 
 
 def test_a_file_with_every_setting_is_read_as_written(tmp_path):

@@ -3,37 +3,14 @@
 import re
 
 import pytest
+from builders_settings import refusal, settings_writer
 
 from evox_evogm.command.settings_file import read_settings
-
-NEEDED = {
-    "base": "some/model",
-    "experts": "adapters",
-    "tasks": "[{reasoning_gym: chain_sum, dev: 2, test: 2}]",
-}
 
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes a settings file with some changes; None leaves a setting out."""
-
-    def write(**changes):
-        path = tmp_path / "run.yaml"
-        values = {**NEEDED, **changes}
-        path.write_text(
-            "".join(f"{name}: {value}\n" for name, value in values.items() if value is not None)
-        )
-        return path
-
-    return write
-
-
-def refusal(path, **overrides):
-    with pytest.raises(ValueError) as caught:
-        read_settings(path, **overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    return settings_writer(tmp_path)
 
 
 def test_paths_are_relative_to_the_file_and_not_to_where_the_command_runs(
