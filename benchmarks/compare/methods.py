@@ -71,8 +71,12 @@ def surrogate_evogm(
     n: int, pop_size: int, *, problem: Problem | None = None, **arguments
 ) -> Algorithm:
     """The surrogate-driven search, on the outcomes of a problem if it is given."""
-    outcomes = None if problem is None else Outcomes(*problem.outcomes)
-    return SurrogateEvoGM(pop_size, *box(n), outcomes=outcomes, **arguments)
+    if problem is None:
+        return SurrogateEvoGM(pop_size, *box(n), **arguments)
+    outcomes = Outcomes(*problem.outcomes)
+    return SurrogateEvoGM(
+        pop_size, *box(n), outcomes=outcomes, blocks=problem.n_experts, **arguments
+    )
 
 
 def from_average_base_and_experts(
@@ -98,6 +102,12 @@ def design_on_scores(**settings) -> Method:
     """The same on scores alone."""
     changed = partial(surrogate_evogm, settings=SurrogateSettings(**settings))
     return Method(changed, "scores", pop_size=POP_SIZE)
+
+
+def by_modules(modules: str, **settings) -> Method:
+    """`SurrogateEvoGM` with a coefficient for every expert and group of modules."""
+    changed = partial(surrogate_evogm, settings=SurrogateSettings(**settings))
+    return with_outcomes(changed, "granularity", modules=modules)
 
 
 def normal_scores(fitness: torch.Tensor) -> torch.Tensor:
@@ -265,11 +275,16 @@ GRADIENTS: dict[str, Method] = {
     "GradientSearch by expert": by_gradients("expert"),
     "no perturbation": by_gradients(arguments={"perturbation": 0.0}),
     "no shrinkage": by_gradients(arguments={"shrinkage": 0.0}),
-    "SurrogateEvoGM by layer": with_outcomes(surrogate_evogm, "gradients", modules="layer"),
+}
+
+# Coefficients by group of modules, without gradients.
+GRANULARITY: dict[str, Method] = {
+    "SurrogateEvoGM by layer": by_modules("layer"),
+    "SurrogateEvoGM by layer at once": by_modules("layer", coarse_points_per_block=0),
 }
 
 METHODS: dict[str, Method] = (
-    SEARCHES | ABLATIONS | PARTS | DESIGN | ON_SCORES | SWEEPS | STOPPING | GRADIENTS
+    SEARCHES | ABLATIONS | PARTS | DESIGN | ON_SCORES | SWEEPS | STOPPING | GRADIENTS | GRANULARITY
 )
 # Methods that run on the controls.
 CONTROLLED = ("SurrogateEvoGM", "GradientSearch", "EvoGM", "CMA-ES", "random")

@@ -28,6 +28,7 @@ CHANGED = {  # by group of methods: what they are compared with, and what they a
     "design": (REFERENCE, "design"),
     "scores": (ON_SCORES, "on scores alone"),
     "gradients": (REFERENCE, "space and gradients"),
+    "granularity": (REFERENCE, "space"),
     "ablations": ("EvoGM", "change"),
     "sweeps": ("EvoGM", "setting"),
 }

@@ -1,4 +1,4 @@
-"""Which points are worth an evaluation: candidates, a batch of them, and the final recommendation.
+"""Which points are worth an evaluation: candidates, and a batch of them.
 
 A batch is chosen point by point. Each choice is entered as if its mean had been observed (the
 "kriging believer", D. Ginsbourger et al. 2010). A point is chosen by its lower confidence bound:
@@ -10,15 +10,20 @@ from typing import Any
 
 import torch
 
+from evox_evogm.algorithms.blocks import (
+    are_coarse,
+    block_bounds,
+    block_means,
+    first_of_blocks,
+    spread_blocks,
+)
 from evox_evogm.algorithms.gaussian_process import Posterior
-from evox_evogm.algorithms.process_device import CPU, process_device
+from evox_evogm.algorithms.process_device import in_float64, outcomes_on, process_device
+from evox_evogm.algorithms.side_by_side import side_by_side
 from evox_evogm.algorithms.surrogate import (
     Outcomes,
     Surrogate,
     SurrogateSettings,
-    fill_failures,
-    median_sizes,
-    smoothed_fitness,
 )
 from evox_evogm.algorithms.vmap_operator import vmap_operator
 
@@ -37,7 +42,8 @@ def draw_candidates(
     :param predicted: an `(N,)` tensor, predicted fitness.
     :param generated: an `(M, n)` tensor of points from the generators.
     :param bounds: a `(2, n)` tensor, the lowest and the highest point.
-    :return: a `(C, n)` tensor inside the bounds.
+    :param generator: of the CPU's random numbers.
+    :return: a `(C, n)` tensor inside the bounds, C the sum of the three kinds.
     """
     dim = points.shape[1]
     # Random numbers are those of the CPU on every device.
@@ -62,8 +68,13 @@ def draw_candidates(
 def new_rows(candidates: torch.Tensor, evaluated: torch.Tensor) -> torch.Tensor:
     """Row numbers of candidates: each point once, and none that was evaluated.
 
-    Corners of the box come up often.
+    Points are cut off at the bounds, so that corners of the box come up often.
+
+    :param candidates: a `(C, n)` tensor.
+    :param evaluated: an `(N, n)` tensor.
+    :return: the first row of every new point, in the order of the points' coordinates.
     """
+    # `place` is the row in `points` of every evaluated point and every candidate.
     points, place = torch.cat([evaluated, candidates]).unique(dim=0, return_inverse=True)
     new = torch.ones(len(points), dtype=torch.bool)
     new[place[: len(evaluated)]] = False
@@ -82,6 +93,8 @@ def choose_batch(
 ) -> torch.Tensor:
     """Row numbers `(count,)` of a batch out of `(C, n)` candidates, chosen one by one.
 
+    :param candidates: a `(C, n)` tensor, C at least `count`.
+    :param generator: of the CPU's random numbers.
     :param predictions: two `(C,)` tensors, predicted fitness of the candidates and its deviation,
         if known.
     """
@@ -145,114 +158,6 @@ def believe_mean(
         posterior.variance[:, block] = variance.clamp_min(1e-9)
 
 
-def find_optimum(surrogate: Surrogate, points: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-    """The `(n,)` point with the best mean prediction over perturbed copies.
-
-    A local search around the best of `(N, n)` points, inside the bounds (2, n).
-    """
-    generator = torch.Generator().manual_seed(0)
-    best, predicted = keep_elites(surrogate, points)
-    for _ in range(surrogate.settings.local_search_steps):
-        candidates = draw_candidates(
-            best, predicted, best[:0], bounds, surrogate.settings, generator
-        )
-        best, predicted = keep_elites(surrogate, torch.cat([best, candidates]))
-    return best[0]
-
-
-def keep_elites(surrogate: Surrogate, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best of some points by their mean prediction over perturbed copies, best first."""
-    settings = surrogate.settings
-    points = points[surrogate.predict(points).argsort()[: settings.shortlist]]
-    predicted, order = surrogate.predict_around(points).sort()
-    return points[order[: settings.elites]], predicted[: settings.elites]
-
-
-def recommend(
-    points: torch.Tensor,
-    fitness: torch.Tensor,
-    outcomes: Outcomes,
-    bounds: torch.Tensor,
-    settings: SurrogateSettings,
-    *,
-    evaluated_only: bool = False,
-) -> torch.Tensor:
-    """The point to take after a search: the optimum of the surrogate, or an evaluated point.
-
-    An evaluated one without outcomes, and where evaluations were pruned: the later outcomes are
-    then known at few points, and predictions do not carry far.
-
-    :param points: an `(N, n)` tensor in units of the box, what was evaluated.
-    :param fitness: an `(N, 1 + S)` tensor, minimised, as of `Surrogate`.
-    :param outcomes: what the S columns mean; with weights `(0,)` if there are none.
-    :param bounds: a `(2, n)` tensor, the lowest and the highest point.
-    :param evaluated_only: take an evaluated point in any case. So it has to be where the worst
-        points were dropped: the process does not learn where fitness gets worse.
-    :return: an `(n,)` tensor.
-    """
-    device = process_device(points.device)
-    with torch.device(device):
-        evaluated, values = in_float64(points, fitness, device)
-        surrogate = Surrogate(evaluated, values, *outcomes_on(outcomes, device), settings)
-        observed = values[:, 1:].isfinite()
-        complete = observed.all(1)
-        pruned = observed.any(1) & ~complete
-        if not evaluated_only and observed.shape[1] and not pruned.any():
-            return find_optimum(surrogate, evaluated, bounds.to(device).double()).to(points)
-        predicted = surrogate.predict_around(evaluated)
-        if complete.any():
-            predicted = torch.where(complete, predicted, torch.inf)
-        return evaluated[predicted.argmin()].to(points)
-
-
-def better_of(
-    point: torch.Tensor,
-    fitness: torch.Tensor,
-    points: torch.Tensor,
-    history: torch.Tensor,
-    outcomes: Outcomes,
-    settings: SurrogateSettings,
-) -> torch.Tensor:
-    """A recommended point, or an evaluated one that turned out to be better.
-
-    Better is a smaller smoothed fitness: outcomes that count by their sign count as the probability
-    that they do so on other examples. Of outcomes that count as they are, it is the fitness itself.
-
-    :param point: an `(n,)` tensor.
-    :param fitness: a `(1 + S,)` tensor, what the evaluation of the point gave, minimised.
-    :param points: an `(N, n)` tensor, the evaluated points.
-    :param history: an `(N, 1 + S)` tensor, their fitness with outcomes.
-    :return: an `(n,)` tensor.
-    """
-    with torch.device("cpu"):
-        together = torch.cat([fitness[None], history])
-        candidates, values = in_float64(torch.cat([point[None], points]), together, CPU)
-        weights, by_sign, groups = outcomes_on(outcomes, CPU)
-        observed = values[:, 1:]
-        sizes = median_sizes(fill_failures(observed), by_sign, groups)
-        noise_std = settings.recommend_noise_std * sizes
-        smoothed = smoothed_fitness(observed, weights.double(), by_sign, noise_std)
-        smoothed = torch.where(smoothed.isfinite(), smoothed, torch.inf)  # failed or pruned
-        return candidates[smoothed.argmin()].to(points)
-
-
-def outcomes_on(outcomes: Outcomes, device: torch.device) -> Outcomes:
-    """The tensors of some outcomes on a device, the groups spelt out."""
-    weights, by_sign, groups = outcomes
-    if groups is None:
-        groups = torch.zeros_like(by_sign, dtype=torch.int64)
-    return Outcomes(weights.to(device), by_sign.to(device), groups.to(device))
-
-
-def in_float64(
-    points: torch.Tensor, fitness: torch.Tensor, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A history in float64 on a device, with inf as the fitness of what failed."""
-    failed = fitness == torch.finfo(fitness.dtype).max  # `archive.failed_as_worst`
-    fitness = torch.where(failed, torch.inf, fitness)
-    return points.detach().to(device).double(), fitness.detach().to(device).double()
-
-
 def select_for_one_run(
     points: torch.Tensor,
     fitness: torch.Tensor,
@@ -265,11 +170,17 @@ def select_for_one_run(
     seed: torch.Tensor,
     *,
     pop_size: int,
+    blocks: int,
     settings: SurrogateSettings,
 ) -> torch.Tensor:
     """`select_batch` for one run, whose tensors have no K."""
     if not int(count):
         raise ValueError("step: expected evaluated points, found none; call init_step first")
+    dim = points.shape[1]
+    few = int(count) < settings.coarse_points_per_block * blocks
+    if few and are_coarse(points[:count], blocks):
+        points, bounds = first_of_blocks(points, blocks), block_bounds(bounds, blocks)
+        generated = block_means(generated, blocks)
     device = process_device(points.device)
     with torch.device(device):  # whatever the default is
         generator = torch.Generator().manual_seed(int(seed))
@@ -294,7 +205,7 @@ def select_for_one_run(
         rows = new_rows(candidates, evaluated)
         known = torch.cat(predictions)[rows], torch.cat(deviations)[rows]
         batch = choose_batch(surrogate, candidates[rows], pop_size, generator, known)
-        return candidates[rows[batch]].to(points)
+        return spread_blocks(candidates[rows[batch]].to(points), dim)
 
 
 # A schema of operators takes no objects: settings are passed by their place in this list.
@@ -309,7 +220,7 @@ def settings_number(settings: SurrogateSettings) -> int:
 
 
 def _shapes(points, *arguments):
-    pop_size, _ = arguments[-2:]
+    pop_size, *_ = arguments[-3:]
     return points.new_empty(len(points), pop_size, points.shape[-1])
 
 
@@ -325,9 +236,10 @@ def select_batch(
     groups: torch.Tensor,
     seed: torch.Tensor,
     pop_size: int,
+    blocks: int,
     settings: int,
 ) -> torch.Tensor:
-    """Populations that are worth an evaluation, for K runs; computed in float64.
+    """Populations that are worth an evaluation, for K runs side by side; computed in float64.
 
     As an operator it is called for one run, without K.
 
@@ -342,11 +254,17 @@ def select_batch(
     :param groups: a `(K, S)` tensor, see `Outcomes`.
     :param seed: a `(K,)` tensor of whole numbers.
     :param pop_size: P, how many points.
+    :param blocks: how many blocks of equal length the coordinates form. The first
+        `settings.coarse_points_per_block` times `blocks` points have one value a block.
     :param settings: by `settings_number`.
     :return: a `(K, P, n)` tensor inside the bounds.
     """
-    batches = []
+
+    def select(*run: torch.Tensor) -> torch.Tensor:
+        return select_for_one_run(
+            *run, pop_size=pop_size, blocks=blocks, settings=_SETTINGS[settings]
+        )
+
     tensors = (points, fitness, count, generated, bounds, weights, by_sign, groups, seed)
-    for run in zip(*tensors, strict=True):
-        batches.append(select_for_one_run(*run, pop_size=pop_size, settings=_SETTINGS[settings]))
-    return torch.stack(batches)
+    runs = list(zip(*tensors, strict=True))
+    return torch.stack(side_by_side(select, runs))

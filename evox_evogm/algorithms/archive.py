@@ -24,7 +24,11 @@ class Archive(NamedTuple):
 
 
 def empty(capacity: int, dim: int, dtype: torch.dtype, device: torch.device) -> Archive:
-    """An archive of `capacity` unused rows."""
+    """An archive of unused rows.
+
+    :param capacity: C, how many.
+    :param dim: n, coordinates of a point.
+    """
     return Archive(
         torch.zeros(capacity, dim, dtype=dtype, device=device),
         torch.full((capacity,), torch.inf, dtype=dtype, device=device),
@@ -33,9 +37,11 @@ def empty(capacity: int, dim: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def failed_as_worst(fitness: torch.Tensor) -> torch.Tensor:
-    """NaN and infinite fitness as the largest finite number.
+    """NaN and infinite fitness as the largest finite number of its type.
 
     It is worse than any score and better than an unused row.
+
+    :param fitness: a tensor of any shape, minimised.
     """
     return torch.where(torch.isfinite(fitness), fitness, torch.finfo(fitness.dtype).max)
 
@@ -55,9 +61,13 @@ def append(archive: Archive, points: torch.Tensor, fitness: torch.Tensor) -> Arc
 
 
 def start_next_round(archive: Archive, dim: int) -> Archive:
-    """The archive of the next round: the best n = `dim` rows are its one-hots.
+    """The archive of the next round, whose axes are the best n points of this one.
 
-    They keep the fitness that they have.
+    Over these axes the n points are the one-hots. They keep the fitness that they have.
+
+    :param archive: of at least n rows.
+    :param dim: n.
+    :return: an archive of the same capacity with at most n rows in use.
     """
     capacity = len(archive.points)
     dtype, device = archive.points.dtype, archive.points.device
@@ -69,15 +79,22 @@ def start_next_round(archive: Archive, dim: int) -> Archive:
 
 
 def winner_count(count: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
-    """max(1, floor(ratio H)) of H = `count` rows."""
+    """How many rows are winners: max(1, floor(ratio H)) of H rows.
+
+    :param count: H, a tensor of whole numbers.
+    :param ratio: the share of winners, a tensor whose shape broadcasts with that of `count`.
+    :return: int64 of the common shape.
+    """
     # In float32 a product that should be whole may fall just below it.
     return torch.floor(ratio * count + 1e-4).long().clamp(min=1)
 
 
 def draw_losers(draws: torch.Tensor, winners: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Row numbers of losers, independent and uniform over the rows `winners` ... `count` - 1.
+    """Row numbers of losers, independent and uniform over the rows after the winners.
 
     :param draws: numbers in [0, 1).
+    :param winners: how many rows are winners, the first ones; broadcasts with `draws`.
+    :param count: how many rows are in use; broadcasts with `draws`.
     :return: int64 of the shape of `draws`; where every row is a winner, the last row.
     """
     rows = winners + (draws * (count - winners)).long()

@@ -8,6 +8,9 @@ import torch
 def check_box(pop_size: int, lb: torch.Tensor, ub: torch.Tensor, least: int = 1) -> None:
     """Refuse what is not a population size and a box.
 
+    :param pop_size: P, evaluations per step.
+    :param lb: the lowest point.
+    :param ub: the highest point.
     :param least: the smallest population that the algorithm can work with.
     :raises ValueError: if `pop_size` is under `least`, or `lb` and `ub` are not two finite vectors
         of float32 or float64 with lb < ub.
@@ -50,7 +53,11 @@ def check_precision(name: str, vector: torch.Tensor) -> None:
 
 
 def check_whole_numbers(least: int, **values: int) -> None:
-    """Refuse what is not a whole number of at least `least`, by its name."""
+    """Refuse what is not a whole number of at least `least`.
+
+    :param values: by the names that the user knows.
+    :raises ValueError: with the name and what was found.
+    """
     for name, value in values.items():
         if not isinstance(value, int) or value < least:
             raise ValueError(
@@ -59,7 +66,11 @@ def check_whole_numbers(least: int, **values: int) -> None:
 
 
 def check_not_negative(**values: float) -> None:
-    """Refuse what is not a finite number of at least 0, by its name."""
+    """Refuse what is not a finite number of at least 0.
+
+    :param values: by the names that the user knows.
+    :raises ValueError: with the name and what was found.
+    """
     for name, value in values.items():
         if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise ValueError(f"{name}: expected a number of at least 0, found {value!r}")
@@ -74,7 +85,7 @@ def check_training(
     opt_weight: float,
     hidden_dims: Sequence[int],
 ) -> None:
-    """Refuse settings that no generators can be trained with.
+    """Refuse settings that no generators can be trained with; they are those of `EvoGM`.
 
     :raises ValueError: if one is out of range.
     """
@@ -88,8 +99,10 @@ def check_training(
 
 
 def check_fitness(fitness: torch.Tensor, expected: Sequence[int]) -> None:
-    """Refuse fitness of another shape than `expected`.
+    """Refuse fitness of another shape than an algorithm can use.
 
+    :param fitness: what a problem gave.
+    :param expected: the shape, `(P,)` or P rows with further columns.
     :raises ValueError: naming both shapes.
     """
     if fitness.shape == tuple(expected):
@@ -105,11 +118,14 @@ def check_fitness(fitness: torch.Tensor, expected: Sequence[int]) -> None:
 def check_outcomes(
     weights: torch.Tensor, by_sign: torch.Tensor, groups: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Refuse what says nothing about columns of fitness.
+    """Refuse what does not say what columns of fitness mean.
 
-    :param weights: an `(S,)` tensor; with `by_sign` and `groups` see `surrogate.Outcomes`.
+    :param weights: an `(S,)` tensor, see `surrogate.Outcomes`.
+    :param by_sign: an `(S,)` tensor of bool, likewise.
+    :param groups: an `(S,)` tensor of int64, likewise.
     :return: the three tensors; without groups all outcomes are one group.
-    :raises ValueError: if they are not tensors of one length, or a weight is negative.
+    :raises ValueError: if they are not tensors of one length and these types, or a weight is
+        negative.
     """
     if not (isinstance(weights, torch.Tensor) and isinstance(by_sign, torch.Tensor)):
         raise ValueError(
@@ -137,6 +153,9 @@ def check_outcomes(
 def check_initial_points(points: torch.Tensor, lb: torch.Tensor, ub: torch.Tensor) -> None:
     """Refuse initial points of another width, or outside the box.
 
+    :param points: a `(K, n)` tensor in units of `lb` and `ub`.
+    :param lb: an `(n,)` tensor, the lowest point.
+    :param ub: an `(n,)` tensor, the highest point.
     :raises ValueError: naming what was found.
     """
     if not isinstance(points, torch.Tensor) or points.ndim != 2 or points.shape[1] != len(lb):

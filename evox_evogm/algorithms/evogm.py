@@ -33,11 +33,11 @@ class EvoGM(Algorithm):
     `n_rounds * (n_iters + 1) * pop_size` evaluations. Later steps stay in the last round, where the
     worst rows of the history are dropped once it is full.
 
-    Initial points of the first round: the n one-hots, the average (1/n each), the rest uniform in
-    [-1, 1]^n. With `pop_size` of at most n: the average and the first one-hots. In a later round
-    the one-hots are the best n points of the round before, whose fitness is known. Evaluated are
-    the average of the new axes, and `pop_size - 1` points uniform in their [-1, 1]^n. (When a round
-    saw fewer than n points, the axes that it cannot replace stay.)
+    - **The first round** begins with the n one-hots, the average (1/n each), and points uniform in
+      [-1, 1]^n. If `pop_size` is at most n, it begins with the average and the first one-hots.
+    - **A later round** has the best n points of the round before as its axes. Their fitness is
+      known. Evaluated are the average of these axes, and `pop_size - 1` points uniform in their
+      [-1, 1]^n. If a round saw fewer than n points, the axes that it cannot replace stay.
 
     The paper's ablations: `dual=False` (one generator), `n_rounds=1`, `cycle_weight=0`.
 
@@ -115,9 +115,8 @@ class EvoGM(Algorithm):
         self.points = Mutable(history.points)  # (C, n) over the axes of the round, best first
         self.fitness = Mutable(history.fitness)  # (C,)
         self.count = Mutable(history.count)
-        self.basis = Mutable(
-            torch.eye(self.dim, dtype=self.dtype, device=device)
-        )  # (n, n) the axes
+        axes = torch.eye(self.dim, dtype=self.dtype, device=device)
+        self.basis = Mutable(axes)  # (n, n) the axes of the round over the original ones
         self.steps = Mutable(torch.zeros((), dtype=torch.int64, device=device))
 
         generators = torch.zeros(1 + dual, parameter_count(self.sizes), dtype=self.dtype)
@@ -144,11 +143,14 @@ class EvoGM(Algorithm):
     def record_step(self) -> dict[str, torch.Tensor]:
         """The state after a step.
 
-        :return: `pop` (P, n), the best points of the round as they were evaluated; `fit` (P,),
-            their fitness, minimised; `round` and `iteration` (), both from 0, iteration 0 being the
-            initial points; `basis` (n, n), the axes of the round over the original ones; `losses`
-            (2,), cycle and optimisation loss of the last epoch, before weighting (0 where nothing
-            was trained).
+        - `pop` (P, n): the best points of the round as they were evaluated.
+        - `fit` (P,): their fitness, minimised.
+        - `round` and `iteration` (): both from 0; iteration 0 evaluates the initial points.
+        - `basis` (n, n): the axes of the round over the original ones.
+        - `losses` (2,): cycle and optimisation loss of the last epoch, before weighting; 0 where
+          nothing was trained.
+
+        :return: these tensors by name.
         """
         round_, iteration = self.round_and_iteration(self.steps - 1)
         return {
@@ -161,7 +163,11 @@ class EvoGM(Algorithm):
         }
 
     def round_and_iteration(self, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The round of step `step` (0 is `init_step`) and its iteration there, both from 0."""
+        """The round of a step, and its iteration there.
+
+        :param step: a `()` tensor; 0 is `init_step`.
+        :return: two `()` tensors, both from 0.
+        """
         round_ = (step // (self.n_iters + 1)).clamp(max=self.n_rounds - 1)
         return round_, step - round_ * (self.n_iters + 1)
 
@@ -185,6 +191,7 @@ class EvoGM(Algorithm):
         self.steps = self.steps + 1
 
     def _uniform(self, rows: int) -> torch.Tensor:
+        """Points uniform in [-1, 1]^n, a `(rows, n)` tensor."""
         device = self.half_width.device
         return 2 * torch.rand(rows, self.dim, dtype=self.dtype, device=device) - 1
 
@@ -215,12 +222,12 @@ class EvoGM(Algorithm):
         """Train on the history of the round; a new round gets fresh generators instead."""
         device = self.fitness.device
         seed = torch.randint(2**62, (), device=device)
-        draws = torch.rand(
-            self.epochs, len(self.fitness), dtype=self.dtype, device=device
-        )  # (E, C)
+        shape = self.epochs, len(self.fitness)  # (E, C)
+        draws = torch.rand(shape, dtype=self.dtype, device=device)
         settings = [self.lr, self.winner_ratio, self.cycle_weight, self.opt_weight]
         _, iteration = self.round_and_iteration(self.steps)
-        trained_before = torch.where(new_round, -1, (iteration - 1) * self.epochs)  # -1: fresh ones
+        # Epochs before this step; -1 asks for fresh generators.
+        trained_before = torch.where(new_round, -1, (iteration - 1) * self.epochs)
         self.generators, self.moments, self.losses = train(
             self.generators,
             self.moments,

@@ -255,7 +255,11 @@ class GaussianProcess:
         self._factor(blocks, torch.zeros_like(standard))
 
     def _factor(self, blocks: list[Block], coefficients: torch.Tensor) -> None:
-        """Cholesky factors by block, and K^-1 Z as `coefficients` (N, S), in units of outcomes."""
+        """Compute the Cholesky factor of every block, and from these K^-1 Z in units of outcomes.
+
+        :param blocks: as many as `rows`, of outcomes of mean 0 and deviation 1.
+        :param coefficients: an `(N, S)` tensor of zeros, overwritten where outcomes were observed.
+        """
         self.factors = []
         for block, rows in enumerate(self.rows):
             points, outcomes = blocks[block]
@@ -273,7 +277,7 @@ class GaussianProcess:
         return self.variance * self.kernel.correlation(distance)
 
     def _fit(self, blocks: list[Moments]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The most probable length scales (n,), variance and noise.
+        """The most probable length scales (n,), variance and noise; the noise with its floor.
 
         The best that the line searches have seen, not the last: where a Cholesky factor fails, a
         line search may end in NaN.
@@ -303,7 +307,10 @@ class GaussianProcess:
         return best[:dim].exp(), variance, noise + NOISE_FLOOR
 
     def posterior(self, candidates: torch.Tensor) -> Posterior:
-        """What the process predicts for `(C, n)` candidates."""
+        """What the process predicts for candidates.
+
+        :param candidates: a `(C, n)` tensor.
+        """
         covariance = self.covariance(candidates, self.points)  # (C, N)
         means = torch.addmm(self.center, covariance, self.coefficients)
         projected, explained = [], []

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import torch
 
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
+Layers = list[tuple[torch.Tensor, torch.Tensor]]  # weight and bias, layer by layer
 
 # Named by their overloads: choosing one takes longer than the operation.
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -21,7 +21,10 @@ relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
 def parameter_count(sizes: Sequence[int]) -> int:
-    """N, the number of weights and biases of one generator with these layer sizes."""
+    """N, the number of weights and biases of one generator.
+
+    :param sizes: layer sizes (n, hidden..., n).
+    """
     return sum((d_in + 1) * d_out for d_in, d_out in pairwise(sizes))
 
 
@@ -64,6 +67,8 @@ def layer_by_layer(parameters: torch.Tensor, sizes: Sequence[int]) -> tuple[torc
 
     Matrix products are fastest on such tensors.
 
+    :param parameters: an `(M, N)` tensor.
+    :param sizes: layer sizes (n, hidden..., n).
     :return: all numbers as one (M N,) vector, and the layers as views of it.
     """
     tensors = flat_list(unpack(parameters, sizes))
@@ -96,9 +101,8 @@ def forward(layers: Layers, inputs: list[torch.Tensor]) -> torch.Tensor:
     :return: the (M, B, n) output.
     """
     for index, (weight, bias) in enumerate(layers[:-1]):
-        torch.clamp_min(
-            torch.baddbmm(bias, inputs[index], weight), 0, out=inputs[index + 1]
-        )  # ReLU
+        # ReLU. The product gets no name, so that the next layer can take its memory.
+        torch.clamp_min(torch.baddbmm(bias, inputs[index], weight), 0, out=inputs[index + 1])
     weight, bias = layers[-1]
     return torch.baddbmm(bias, inputs[-1], weight).tanh_()
 
@@ -143,6 +147,7 @@ def generate(parameters: torch.Tensor, sizes: Sequence[int], points: torch.Tenso
     """Move points by one generator.
 
     :param parameters: the `(N,)` vector of a generator.
+    :param sizes: its layer sizes (n, hidden..., n).
     :param points: a `(P, n)` tensor.
     :return: a `(P, n)` tensor inside [-1, 1].
     """

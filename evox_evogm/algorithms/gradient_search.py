@@ -17,6 +17,7 @@ import torch
 from evox.core import Algorithm, Mutable, Parameter
 
 from evox_evogm.algorithms.archive import failed_as_worst
+from evox_evogm.algorithms.blocks import check_blocks
 from evox_evogm.algorithms.checks import (
     check_fitness,
     check_not_negative,
@@ -65,9 +66,9 @@ class GradientSearch(Algorithm):
             mean. n blocks by default, which shrinks nothing.
         :param lr: Adam's learning rate, in units of the coordinates.
         :param perturbation: the standard deviation of the points around an iterate.
-        :param shrinkage: of the distance of a coordinate from the mean of its block, added to the
-            gradient. 1 / (N s^2) is the weight of a normal prior with deviation s beside the mean
-            over N examples.
+        :param shrinkage: this multiple of a coordinate's distance from the mean of its block is
+            added to the gradient. 1 / (N s^2) is the weight of a normal prior with deviation s
+            beside the mean over N examples.
         :param device: where the search runs. Defaults to torch's default device.
         :raises ValueError: if an argument is out of range.
         """
@@ -83,12 +84,7 @@ class GradientSearch(Algorithm):
         outcomes = Outcomes(*check_outcomes(*outcomes))
         check_not_negative(lr=lr, perturbation=perturbation, shrinkage=shrinkage)
         self.dim = len(start)
-        self.blocks = self.dim if blocks is None else blocks
-        check_whole_numbers(1, blocks=self.blocks)
-        if self.dim % self.blocks:
-            raise ValueError(
-                f"blocks: expected a divisor of {self.dim} coordinates, found {self.blocks}"
-            )
+        self.blocks = check_blocks(blocks, self.dim)
         self.pop_size = pop_size
         self._workflow = WorkflowEvaluate()
         device = torch.get_default_device() if device is None else torch.device(device)
@@ -162,6 +158,7 @@ class GradientSearch(Algorithm):
         return {"pop": self.pop, "fit": self.fit, "average": self.average}
 
     def _noise(self) -> torch.Tensor:
+        """Perturbations of an iterate, a (P, n) tensor."""
         return self.perturbation * torch.randn_like(self.pop)
 
     def _next_iterate(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -180,6 +177,7 @@ class GradientSearch(Algorithm):
         return iterate, average, torch.stack([first, second])
 
     def _evaluate(self, pop: torch.Tensor) -> None:
+        """Evaluate (P, n) points; keep their mean gradient, and the best point so far."""
         fitness = self.evaluate(pop).to(pop)  # (P, 1 + S + n)
         outputs = len(self.outcome_weights)
         check_fitness(fitness, (self.pop_size, 1 + outputs + self.dim))
@@ -196,11 +194,12 @@ class GradientSearch(Algorithm):
         self.best_smoothed = torch.where(better, smoothed[place], self.best_smoothed)
 
     def smoothed(self, fitness: torch.Tensor) -> torch.Tensor:
-        """The fitness `(P,)`, in which an outcome that counts by its sign counts as 1 / (1 + e^-x).
+        """The fitness without steps: what counts by its sign counts as the logistic of its value.
 
-        Without outcomes it is the fitness itself. Where some are not known it is the worst.
+        Without outcomes it is the fitness itself. Where an outcome is not known it is the worst.
 
         :param fitness: a `(P, 1 + S + n)` tensor, or without the gradient `(P, 1 + S)`.
+        :return: a `(P,)` tensor, minimised.
         """
         outcomes = fitness[:, 1 : 1 + len(self.outcome_weights)]  # (P, S)
         if not outcomes.shape[1]:

@@ -14,8 +14,9 @@ from typing import Protocol
 
 import torch
 
-from evox_evogm.algorithms.acquisition import in_float64, outcomes_on, recommend
-from evox_evogm.algorithms.process_device import process_device
+from evox_evogm.algorithms.blocks import are_coarse, block_bounds, first_of_blocks
+from evox_evogm.algorithms.process_device import in_float64, outcomes_on, process_device
+from evox_evogm.algorithms.recommendation import recommend
 from evox_evogm.algorithms.surrogate import Outcomes, Surrogate, SurrogateSettings
 
 GAIN = 0.005  # of a mean score: less than this is not worth the evaluations of a window
@@ -50,6 +51,7 @@ def should_stop(
     :param fitness: an `(N, M)` tensor, minimised, as the algorithm was given it.
     :param cost: of a point, in evaluations.
     :param gain: in fitness, the least that a window has to gain.
+    :return: True if the search should end.
     """
     last = max(1, round(WINDOW / cost))
     every = max(1, last // CHECKS)
@@ -67,6 +69,8 @@ def gain_by_surrogate(
     bounds: torch.Tensor,
     last: int,
     settings: SurrogateSettings | None = None,
+    *,
+    blocks: int | None = None,
 ) -> float:
     """What the last evaluations have improved the recommended point by.
 
@@ -79,16 +83,20 @@ def gain_by_surrogate(
     :param bounds: a `(2, n)` tensor, the lowest and the highest point.
     :param last: how many evaluations, fewer than N.
     :param settings: of the surrogate.
+    :param blocks: as in `recommend`.
     :return: a difference in fitness, above 0 where the later recommendation is better.
     :raises ValueError: if there are not so many evaluations.
     """
     if not 0 < last < len(points):
         raise ValueError(f"last: expected 1 to {len(points) - 1} evaluations, found {last}")
     settings = settings or SurrogateSettings()
+    blocks = blocks or points.shape[1]
+    if are_coarse(points, blocks):
+        points, bounds = first_of_blocks(points, blocks), block_bounds(bounds, blocks)
     early = fitness[:-last, 0].argsort()[: settings.max_points]  # best first
     order = fitness[:, 0].argsort()[: settings.max_points]
-    before = recommend(points[early], fitness[early], outcomes, bounds, settings)
-    now = recommend(points[order], fitness[order], outcomes, bounds, settings)
+    before = recommend(points[early], fitness[early], outcomes, bounds, settings, blocks=blocks)
+    now = recommend(points[order], fitness[order], outcomes, bounds, settings, blocks=blocks)
     device = process_device(points.device)
     with torch.device(device):
         evaluated, values = in_float64(points[order], fitness[order], device)

@@ -129,6 +129,8 @@ class SurrogateSettings:
     # The start.
     initial_std: float = 0.5
     """Distance of initial points from the average, times 1/sqrt(n) a coordinate."""
+    coarse_points_per_block: int = 4
+    """How many points for each block, at the start, have one value a block; 0 for none."""
 
 
 def expected_fitness(
@@ -237,7 +239,7 @@ class Surrogate:
             max_fit_points=self.settings.max_fit_points,
         )
 
-    def predict(self, points: torch.Tensor, noise_std=None) -> torch.Tensor:
+    def predict(self, points: torch.Tensor, noise_std: torch.Tensor | None = None) -> torch.Tensor:
         """Predicted fitness of `(C, n)` points, up to a constant, a `(C,)` tensor.
 
         :param noise_std: in place of the one for choosing a batch.
@@ -255,7 +257,11 @@ class Surrogate:
     def predict_points_with_deviation(
         self, points: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predicted fitness of `(C, n)` points, and its deviation, `(C,)` each."""
+        """Predicted fitness of points, and by how much it may deviate.
+
+        :param points: a `(C, n)` tensor.
+        :return: two `(C,)` tensors.
+        """
         predictions, deviations = [], []
         for chunk in self._chunks(points):
             predicted, deviation = self.predict_with_deviation(self.process.posterior(chunk))
@@ -271,9 +277,13 @@ class Surrogate:
         return points.split(max(MIN_CHUNK, elements // columns))
 
     def predict_with_deviation(
-        self, posterior: Posterior, noise_std=None
+        self, posterior: Posterior, noise_std: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predicted fitness of the candidates of a posterior, and its deviation, `(C,)` each."""
+        """Predicted fitness of the C candidates of a posterior, and by how much it may deviate.
+
+        :param noise_std: in place of the one for choosing a batch.
+        :return: two `(C,)` tensors.
+        """
         noise_std = self.noise_std if noise_std is None else noise_std
         return predict_fitness(
             self.process,

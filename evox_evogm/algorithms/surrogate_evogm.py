@@ -5,18 +5,15 @@ evaluations, and a Gaussian process chooses what is evaluated: surrogate-assiste
 preselection. Where we differ from the paper: a surrogate, small populations, one round.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from evox.core import Algorithm, Mutable, Parameter
 
-from evox_evogm.algorithms.acquisition import (
-    better_of,
-    recommend,
-    select_batch,
-    settings_number,
-)
+from evox_evogm.algorithms.acquisition import select_batch, settings_number
 from evox_evogm.algorithms.archive import Archive, append, empty
+from evox_evogm.algorithms.blocks import check_blocks, spread_blocks
 from evox_evogm.algorithms.checks import (
     check_box,
     check_fitness,
@@ -26,6 +23,7 @@ from evox_evogm.algorithms.checks import (
     check_training,
 )
 from evox_evogm.algorithms.generators import generate, initial_parameters, parameter_count
+from evox_evogm.algorithms.recommendation import better_of, recommend
 from evox_evogm.algorithms.stopping import gain_by_surrogate
 from evox_evogm.algorithms.surrogate import Outcomes, SurrogateSettings
 from evox_evogm.algorithms.training import train
@@ -61,6 +59,7 @@ class SurrogateEvoGM(Algorithm):
         hidden_dims: Sequence[int] = (128, 256, 256, 256, 128),
         dual: bool = True,
         initial_points: torch.Tensor | None = None,
+        blocks: int | None = None,
         box_growth: float = 0.0,
         settings: SurrogateSettings | None = None,
         device: torch.device | None = None,
@@ -81,6 +80,10 @@ class SurrogateEvoGM(Algorithm):
         :param dual: train the backward generator too; without it there is no cycle loss.
         :param initial_points: a `(K, n)` tensor in units of `lb` and `ub`, evaluated before all
             other points, P per step.
+        :param blocks: how many blocks of equal length the coordinates form, such as the groups of
+            an expert; n by default. The first points, `settings.coarse_points_per_block` times
+            their number, have one value a block, and all later ones a value a coordinate.
+            `initial_points` with more than one value a block end that at once.
         :param box_growth: the box opens by so many half widths at every side at which the best
             evaluated point stands, to at most `MAX_HALF_WIDTHS`. 0 keeps `lb` and `ub`.
         :param settings: of the surrogate and of the choice of points.
@@ -109,6 +112,7 @@ class SurrogateEvoGM(Algorithm):
 
         self.pop_size = pop_size
         self.dim = lb.shape[0]
+        self.blocks = check_blocks(blocks, self.dim)
         self.epochs = epochs
         self.sizes = [self.dim, *hidden_dims, self.dim]
         self.dtype = lb.dtype
@@ -167,10 +171,12 @@ class SurrogateEvoGM(Algorithm):
         The best score of many that were tried on few examples is in part luck. With outcomes it is
         the point with the best mean prediction over perturbed copies. If it was not evaluated yet,
         it is evaluated now, which is one evaluation more. An evaluated point whose outcomes then
-        turn out to be better is taken in its place (`acquisition.better_of`). Without outcomes it
-        is the evaluated point with the best predicted fitness. An evaluated point also where
-        evaluations were pruned, or dropped from a full history, or if no workflow has called
-        `init_step`, as after `load_state_dict`, of an algorithm that is not `workflow.algorithm`.
+        turn out to be better is taken in its place (`recommendation.better_of`).
+
+        Without outcomes it is the evaluated point with the best predicted fitness. An evaluated
+        point also where evaluations were pruned, or dropped from a full history, or if no workflow
+        has called `init_step`, as after `load_state_dict`, of an algorithm that is not
+        `workflow.algorithm`.
 
         For one run, not vmapped.
 
@@ -197,6 +203,7 @@ class SurrogateEvoGM(Algorithm):
             outcomes,
             self.bounds,
             self.settings,
+            blocks=self.blocks,
             evaluated_only=not complete or call is None,
         )
         if call is not None and not (points == point).all(1).any():
@@ -210,12 +217,17 @@ class SurrogateEvoGM(Algorithm):
         :param points: an `(N, n)` tensor in units of `lb` and `ub`, what was evaluated, in order.
         :param fitness: an `(N, 1 + S)` tensor, minimised.
         :param last: how many evaluations, fewer than N.
-        :return: a difference in fitness, by the prediction of the surrogate of all N.
+        :return: a difference in fitness, by the prediction of the surrogate of all N; inf while
+            some of the last evaluations belong to the first part, with one value a block.
         :raises ValueError: if there are not so many evaluations.
         """
+        if len(points) - last < self.coarse_points:
+            return math.inf
         outcomes = Outcomes(self.outcome_weights, self.outcome_by_sign, self.outcome_groups)
         in_box = (points.to(self.center) - self.center) / self.half_width
-        return gain_by_surrogate(in_box, fitness, outcomes, self.bounds, last, self.settings)
+        return gain_by_surrogate(
+            in_box, fitness, outcomes, self.bounds, last, self.settings, blocks=self.blocks
+        )
 
     def record_step(self) -> dict[str, torch.Tensor]:
         """The state after a step.
@@ -229,6 +241,13 @@ class SurrogateEvoGM(Algorithm):
             "fit": self.fitness[: self.pop_size],
             "losses": self.losses,
         }
+
+    @property
+    def coarse_points(self) -> int:
+        """How many of the first points have one value a block; 0 if a block is a coordinate."""
+        if self.blocks == self.dim:
+            return 0
+        return self.settings.coarse_points_per_block * self.blocks
 
     @property
     def box(self) -> torch.Tensor:
@@ -275,13 +294,14 @@ class SurrogateEvoGM(Algorithm):
         return torch.where((rows < given)[:, None], chosen, points)
 
     def _initial_population(self) -> torch.Tensor:
-        """The average of the axes and points around it, a (P, n) tensor."""
-        axes = torch.eye(self.dim, dtype=self.dtype, device=self.half_width.device)
+        """The average of the blocks and points around it, a (P, n) tensor."""
+        axes = torch.eye(self.blocks, dtype=self.dtype, device=self.half_width.device)
         average = axes.mean(0)
-        shape = self.pop_size - 1, self.dim
+        shape = self.pop_size - 1, self.blocks
         noise = torch.randn(shape, dtype=self.dtype, device=average.device)
-        around = average + self.settings.initial_std / self.dim**0.5 * noise
-        return torch.cat([average[None], around.clamp(-1, 1)])
+        around = average + self.settings.initial_std / self.blocks**0.5 * noise
+        population = torch.cat([average[None], around.clamp(-1, 1)])
+        return spread_blocks(population, self.dim)
 
     def _train_generators(self) -> None:
         """Train on all evaluations; generators go on from the last step."""
@@ -328,5 +348,6 @@ class SurrogateEvoGM(Algorithm):
             self.outcome_groups,
             seed,
             self.pop_size,
+            self.blocks,
             self._settings_number,
         )

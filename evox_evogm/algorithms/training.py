@@ -87,6 +87,7 @@ class LossGradient:
         self.transposed_inputs = [tensor.mT for tensor in inputs]
 
     def _rows(self, inputs: list[torch.Tensor], rows: slice) -> Pass:
+        """The views of inputs and deltas that hold some rows."""
         part = Pass([], [])
         for layer_inputs, layer_deltas in zip(inputs, self.deltas, strict=True):
             part.inputs.append(layer_inputs[:, rows])
@@ -137,7 +138,8 @@ class AdamCall(NamedTuple):
 class Adam:
     """torch's fused Adam (Kingma and Ba, 2015; its defaults) for the generators of K runs.
 
-    One call serves all runs with the same learning rate and step; otherwise each run has its own.
+    One call serves all runs if they have the same learning rate and step. Otherwise each run has
+    its own: a call of torch's takes one learning rate.
     """
 
     def __init__(
@@ -162,7 +164,13 @@ class Adam:
             parts = [parts_of_run(layers, run, len(settings)) for _, layers in tensors]
             self._add_call(parts, rate, step, lr.device)
 
-    def _add_call(self, tensors, rate: float, step: float, device: torch.device) -> None:
+    def _add_call(
+        self, tensors: list[list[torch.Tensor]], rate: float, step: float, device: torch.device
+    ) -> None:
+        """Add a call with one learning rate and step.
+
+        :param tensors: parameters, gradients, first and second moments, as many of each.
+        """
         steps = [torch.full((), step, dtype=torch.float32, device=device) for _ in tensors[0]]
         parameters, gradients, first_moments, second_moments = tensors
         call = AdamCall(parameters, gradients, first_moments, second_moments, steps, rate)

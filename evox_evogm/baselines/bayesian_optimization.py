@@ -106,10 +106,9 @@ class BayesianOptimization(Algorithm):
         self.fit = Mutable(unevaluated)  # (P,)
 
         # These grow, and so they are no part of EvoX's state.
-        self.points = torch.empty(
-            0, self.dim, dtype=torch.float64, device="cpu"
-        )  # (H, n) in [0, 1]
-        self.fitness = torch.empty(0, dtype=torch.float64, device="cpu")  # (H,)
+        # (H, n) in [0, 1], and (H,)
+        self.points = torch.empty(0, self.dim, dtype=torch.float64, device="cpu")
+        self.fitness = torch.empty(0, dtype=torch.float64, device="cpu")
         failures_to_shrink = math.ceil(max(4, self.dim) / pop_size)  # TuRBO's
         self.region = TrustRegion(failures_to_shrink)
 
@@ -127,6 +126,7 @@ class BayesianOptimization(Algorithm):
         self.region = self.region.after(improved)
 
     def _propose_batch(self) -> torch.Tensor:
+        """The next (P, n) points, uniform ones while every evaluation has failed."""
         finite = torch.isfinite(self.fitness)
         if not finite.any():
             return uniform(self.pop_size, self.lb, self.ub)
@@ -139,6 +139,7 @@ class BayesianOptimization(Algorithm):
         return batch.clamp(self.lb, self.ub)
 
     def _optimize_acquisition(self, scores: torch.Tensor) -> torch.Tensor:
+        """The next points, a (P, n) tensor in [0, 1], by (H, 1) scores, maximised."""
         model = fit_model(self.points, scores)
         if self.acquisition == "qlogei":
             return expected_improvement(model, float(scores.max()), self.dim, self.pop_size)
@@ -151,6 +152,7 @@ class BayesianOptimization(Algorithm):
         return thompson_sampling(model, candidates, self.pop_size)
 
     def _best_fitness(self) -> float:
+        """The best so far, inf while every evaluation has failed."""
         succeeded = torch.isfinite(self.fitness)
         return float(torch.where(succeeded, self.fitness, torch.inf).min())
 
@@ -234,9 +236,14 @@ def fit_model(points: torch.Tensor, scores: torch.Tensor):
 def trust_region_bounds(
     model, best: torch.Tensor, length: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The lower and the upper bounds `(n,)` of a box around the best point, within [0, 1].
+    """A box around the best point, within [0, 1]^n.
 
-    It is longer where the score changes slowly. Its volume is length^n.
+    It is longer where the score changes slowly. Before it is cut off its volume is length^n.
+
+    :param model: of `fit_model`.
+    :param best: an `(n,)` tensor.
+    :param length: of the region, in units of [0, 1].
+    :return: the lower and the upper bounds, two `(n,)` tensors.
     """
     scales = model.covar_module.lengthscale.detach()[0]  # (n,)
     half = length / 2 * scales / scales.log().mean().exp()
@@ -253,6 +260,7 @@ def perturbations(
     :param best: an `(n,)` tensor.
     :param lower: bounds of the Sobol numbers, an `(n,)` tensor or one for all coordinates.
     :param upper: likewise.
+    :param count: how many points.
     :return: a `(count, n)` tensor.
     """
     n = len(best)
@@ -265,6 +273,9 @@ def perturbations(
 def thompson_sampling(model, candidates: torch.Tensor, pop_size: int) -> torch.Tensor:
     """The best candidate in each of P draws from the posterior over all of them, none twice.
 
+    :param model: of `fit_model`.
+    :param candidates: a `(C, n)` tensor in [0, 1], C at least P.
+    :param pop_size: P.
     :return: a `(P, n)` tensor.
     """
     from botorch.generation import MaxPosteriorSampling
@@ -284,7 +295,11 @@ def expected_improvement(model, best_score: float, n: int, pop_size: int) -> tor
 
     Each maximises the log expected improvement of the batch with the points before it.
 
-    :return: a `(P, n)` tensor.
+    :param model: of `fit_model`.
+    :param best_score: of all evaluations.
+    :param n: coordinates of a point.
+    :param pop_size: P.
+    :return: a `(P, n)` tensor in [0, 1].
     """
     from botorch.acquisition import qLogExpectedImprovement
     from botorch.optim import optimize_acqf

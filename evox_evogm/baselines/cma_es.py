@@ -70,7 +70,10 @@ class CMAES(Algorithm):
 
 
 def _check_start(mean: torch.Tensor, sigma: float) -> None:
-    """Refuse what is no first mean and step size."""
+    """Refuse what is no first mean and step size.
+
+    :raises ValueError: naming what was found.
+    """
     if mean.ndim != 1 or not mean.dtype.is_floating_point or not 0 < sigma < float("inf"):
         raise ValueError(
             "mean and sigma: expected a floating-point vector and a positive number, "
@@ -82,7 +85,10 @@ def _check_start(mean: torch.Tensor, sigma: float) -> None:
 
 
 def _check_bounds(mean: torch.Tensor, bounds: torch.Tensor) -> None:
-    """Refuse what are no bounds around a first mean."""
+    """Refuse what are no bounds `(n, 2)` around a first mean `(n,)`.
+
+    :raises ValueError: naming what was found.
+    """
     if bounds.shape != (len(mean), 2):
         raise ValueError(f"bounds: expected ({len(mean)}, 2), found {tuple(bounds.shape)}")
     lb, ub = bounds.unbind(1)

@@ -97,6 +97,10 @@ def start_from(algorithm: Algorithm, points: torch.Tensor) -> Algorithm:
 
 
 def _population_of(algorithm: Algorithm) -> torch.Tensor:
+    """The population `(P, n)` of an algorithm.
+
+    :raises ValueError: if it has none.
+    """
     pop = getattr(algorithm, "pop", None)
     if not isinstance(pop, torch.Tensor) or pop.ndim != 2:
         kind = type(algorithm).__name__
@@ -105,7 +109,10 @@ def _population_of(algorithm: Algorithm) -> torch.Tensor:
 
 
 def _check_points(points: object, pop: torch.Tensor) -> None:
-    """Refuse what are not the first rows of a population `(P, n)`."""
+    """Refuse what cannot be the first rows of a population `(P, n)`.
+
+    :raises ValueError: naming what was found.
+    """
     n = pop.shape[1]
     if not isinstance(points, torch.Tensor):
         raise ValueError(f"points: expected a tensor (K, {n}), found {points!r}")

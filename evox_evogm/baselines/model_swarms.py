@@ -136,6 +136,7 @@ class ModelSwarms(Algorithm):
         return (shares * directions).sum(0) / shares.sum(0)
 
     def _evaluate(self) -> None:
+        """Evaluate the swarm; keep each particle's best point, and the best and worst of all."""
         self.fit = failed_as_worst(self.evaluate(self.pop).to(self.pop))  # (P,)
         better = self.fit < self.personal_best_fit
         ages = self.iterations_without_progress + 1
@@ -157,9 +158,13 @@ class ModelSwarms(Algorithm):
 def experts_and_interpolations(
     pop_size: int, n: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """The paper's initial swarm, a `(P, n)` tensor.
+    """The paper's initial swarm: experts, then interpolations of random pairs of them.
 
     A pair is one expert twice only where there is no other.
+
+    :param pop_size: P.
+    :param n: how many experts there are.
+    :return: a `(P, n)` tensor.
     """
     one_hots = torch.eye(n, dtype=dtype, device=device)
     rows = max(0, pop_size - n)

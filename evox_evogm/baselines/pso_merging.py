@@ -99,6 +99,7 @@ class PSOMerging(Algorithm):
         self._evaluate()
 
     def _evaluate(self) -> None:
+        """Evaluate the swarm; keep each particle's best point, and the best of all."""
         self.fit = failed_as_worst(self.evaluate(self.pop).to(self.pop))  # (P,)
         better = self.fit < self.personal_best_fit
         self.personal_best = torch.where(better[:, None], self.pop, self.personal_best)
@@ -113,7 +114,12 @@ class PSOMerging(Algorithm):
 def base_and_experts(
     pop_size: int, n: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """The initial swarm, a `(P, n)` tensor: zeros, the one-hots, and one-hots times U(0.5, 1.5)."""
+    """The initial swarm: the base (zeros), the experts (one-hots), and rescaled experts in turn.
+
+    :param pop_size: P.
+    :param n: how many experts there are.
+    :return: a `(P, n)` tensor. The factors of rescaled experts are uniform in 0.5 to 1.5.
+    """
     base_and_one_hots = known_points(n, dtype, device)[:-1]
     rows = max(0, pop_size - n - 1)
     factors = 0.5 + torch.rand(rows, 1, dtype=dtype, device=device)

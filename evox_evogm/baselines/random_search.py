@@ -53,5 +53,6 @@ class RandomSearch(Algorithm):
         self._evaluate(uniform(self.pop_size, self.lb, self.ub))
 
     def _evaluate(self, pop: torch.Tensor) -> None:
+        """Evaluate a (P, n) population."""
         self.pop = pop
         self.fit = failed_as_worst(self.evaluate(pop).to(pop))

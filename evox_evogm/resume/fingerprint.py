@@ -38,7 +38,10 @@ def fingerprint(workflow) -> dict[str, str]:
 
 
 def outside_the_state(algorithm: torch.nn.Module) -> dict[str, str]:
-    """Digests of whatever an algorithm keeps beside its parameters and buffers, by name."""
+    """Digests of whatever an algorithm keeps beside its parameters and buffers.
+
+    :return: by path and name; without what cannot be pickled.
+    """
     digests = {}
     for path, module in algorithm.named_modules():
         for name, value in own_attributes(module).items():
@@ -65,7 +68,7 @@ def own_attributes(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def setting_as_text(value: Any) -> str | None:
-    """A setting as text, or None for anything else.
+    """A number, text, list of these or frozen dataclass as text; None for anything else.
 
     The `repr` of other objects may tell an address, which differs between processes.
     """

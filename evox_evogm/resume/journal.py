@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from evox_evogm.resume.atomic_write import sync_folder
 
@@ -41,7 +41,7 @@ class Journal:
     :raises OSError: if it cannot be written.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.lock = _take_lock(self.path)
         try:
@@ -104,9 +104,8 @@ class Journal:
     def _release_lock(self) -> None:
         """Give the lock back and remove its file, before another process can have it."""
         if self.lock.is_locked:  # not in a fork of the process that has it
-            with suppress(
-                OSError
-            ):  # Windows removes no open file; there the lock removes it itself
+            # Windows removes no open file; there the lock removes it itself.
+            with suppress(OSError):
                 Path(self.lock.lock_file).unlink()
         self.lock.release()
 
@@ -122,7 +121,7 @@ def lock_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
 
 
-def _take_lock(path: Path):
+def _take_lock(path: Path) -> BaseFileLock:
     """The lock of a journal, held.
 
     :raises ValueError: if another process holds it.
@@ -155,11 +154,13 @@ def decode_record(line: bytes) -> dict | None:
     return json.loads(text)
 
 
-def read_blocks(path) -> list[Block]:
+def read_blocks(path: str | os.PathLike) -> list[Block]:
     """Every whole block of a journal.
 
     A truncated block at the end is left out.
 
+    :param path: of the journal, which must exist.
+    :return: the blocks in their order.
     :raises ValueError: if any other line is damaged or missing.
     """
     with open(path, "rb") as file:
@@ -190,10 +191,12 @@ def read_blocks(path) -> list[Block]:
 
 
 def _is_truncated(lines: Sequence[bytes]) -> bool:
-    """Whether the lines from the beginning of a block to the end of the file lack its last one.
+    """Whether a file ends in a block that lacks its last line.
 
     A line that ends in a newline was written whole, unless a machine lost power while its disk
     wrote in another order: what was not written then reads as zeros.
+
+    :param lines: from the beginning of the block to the end of the file.
     """
     whole, broken = [], []
     for line in lines:

@@ -102,6 +102,7 @@ class JournaledProblem(Problem):
         return [record["fitness"] for record in found]
 
     def _evaluate_new(self, pop: torch.Tensor) -> torch.Tensor:
+        """Evaluate a population, and write a record a point."""
         start = time.perf_counter()
         fitness = self.problem.evaluate(pop)
         seconds = (time.perf_counter() - start) / len(pop)
@@ -113,6 +114,7 @@ class JournaledProblem(Problem):
         return fitness
 
     def _note_candidates(self, evaluations: list) -> None:
+        """Write what a problem has evaluated by candidates, or check that the journal has it."""
         if self.journal is not None:
             found = self._next_records(len(evaluations))
             if found:
@@ -136,6 +138,7 @@ class JournaledProblem(Problem):
         return records[self.position : self.position + count]
 
     def _append(self, rows: list[dict]) -> None:
+        """Write rows as one block, each with its place in the search."""
         assert self.journal is not None
         records = []
         for number, row in enumerate(rows, self.position):
@@ -146,7 +149,12 @@ class JournaledProblem(Problem):
         self.journal.append(records)
 
     def _check_repeated(self, found: list[dict], points: list) -> None:
-        """Refuse points that are not those of the journal."""
+        """Refuse points that are not those of the journal.
+
+        :param found: records.
+        :param points: coefficients of as many points.
+        :raises ValueError: if they differ.
+        """
         assert self.journal is not None
         if [record["coefficients"] for record in found] != to_json(points):
             expected = f"expected to repeat evaluation {self.position} of step {self.step}"

@@ -26,4 +26,5 @@ def read_on_rank_0(read: Callable[[], Found]) -> Found:
 
 
 def _in_group() -> bool:
+    """Whether `torch.distributed` has been started."""
     return dist.is_available() and dist.is_initialized()

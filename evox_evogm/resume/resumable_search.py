@@ -6,6 +6,7 @@ it, and takes the evaluations of that step that are in the journal.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,7 +66,7 @@ class ResumableSearch:
     def __init__(
         self,
         workflow: StdWorkflow,
-        folder,
+        folder: str | os.PathLike,
         *,
         describe: Callable[[int], Mapping] = lambda step: {},
         journal: Journal | None = None,

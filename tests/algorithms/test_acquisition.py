@@ -6,14 +6,13 @@ import torch
 from evox_evogm import Outcomes, SurrogateSettings
 from evox_evogm.algorithms import acquisition
 from evox_evogm.algorithms.acquisition import (
-    better_of,
     choose_batch,
-    in_float64,
     new_rows,
-    recommend,
     select_batch,
     settings_number,
 )
+from evox_evogm.algorithms.process_device import in_float64
+from evox_evogm.algorithms.recommendation import recommend
 from evox_evogm.algorithms.surrogate import Surrogate
 
 NO_OUTCOMES = Outcomes(
@@ -32,7 +31,7 @@ def select(points, fitness, seed, pop_size, settings=DEFAULT):
     count = torch.tensor(len(points))
     number = settings_number(settings)
     return select_batch(
-        points, fitness, count, points, BOX, *NO_OUTCOMES, torch.tensor(seed), pop_size, number
+        points, fitness, count, points, BOX, *NO_OUTCOMES, torch.tensor(seed), pop_size, 3, number
     )
 
 
@@ -100,6 +99,7 @@ def test_runs_together_get_the_batches_that_they_get_alone(data):
         *map(stack, NO_OUTCOMES),
         seeds,
         6,
+        3,
         settings_number(DEFAULT),
     )
     for row, seed in enumerate(seeds.tolist()):
@@ -160,7 +160,7 @@ def test_the_first_of_a_batch_is_better_by_its_own_measure_with_more_rounds(data
 def test_another_default_device_does_not_matter(data):
     points, outcomes = data
     fitness, seed, number = outcomes[:, :1], torch.tensor(5), settings_number(DEFAULT)
-    arguments = (points, fitness, torch.tensor(15), points, BOX, *NO_OUTCOMES, seed, 6, number)
+    arguments = (points, fitness, torch.tensor(15), points, BOX, *NO_OUTCOMES, seed, 6, 3, number)
     batch = select_batch(*arguments)
     point = recommend(points, fitness, NO_OUTCOMES, BOX, DEFAULT)
     with torch.device("meta"):
@@ -174,26 +174,33 @@ def test_equal_settings_have_one_number_and_others_another():
     assert settings_number(SurrogateSettings(beta=0.124)) != number
 
 
-def test_an_evaluated_point_is_taken_if_it_turned_out_better_than_the_recommended_one():
-    points = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    as_it_is = Outcomes(torch.tensor([1.0]), torch.tensor([False]))
-    history = torch.tensor([[3.0, 3.0], [2.0, 2.0]])
-    point = torch.tensor([0.5, 0.5])
+def test_the_first_points_over_blocks_are_those_over_one_coordinate_a_block(data):
+    points, outcomes = data
+    fitness = outcomes[:, :1]
 
-    def chosen(fitness, outcomes=as_it_is):
-        fitness = torch.tensor([fitness, fitness])
-        return better_of(point, fitness, points, history, outcomes, DEFAULT).tolist()
+    def twice(tensor):  # two coordinates a block
+        return tensor.repeat_interleave(2, 1)
 
-    assert chosen(1.0) == [0.5, 0.5]
-    assert chosen(2.5) == [1.0, 1.0]
-    assert chosen(torch.nan) == [1.0, 1.0]
+    def select_in(points, bounds, settings):
+        return select_batch(
+            points,
+            fitness,
+            torch.tensor(15),
+            points,
+            bounds,
+            *NO_OUTCOMES,
+            torch.tensor(5),
+            6,
+            3,
+            settings_number(settings),
+        )
 
-
-def test_by_sign_the_better_point_is_the_one_that_is_right_with_more_to_spare():
-    """All three right by a hair, or one wrong by a hair and two right by far."""
-    outcomes = Outcomes(torch.full((3,), 1 / 3), torch.ones(3, dtype=torch.bool))
-    hair = torch.tensor([0.0, -0.01, -0.01, -0.01])  # minimised: right below 0
-    history = torch.tensor([[1 / 3, 0.01, -3.0, -3.0], [1.0, 3.0, 3.0, 3.0]])
-    points = torch.tensor([[1.0, 1.0], [0.5, 0.5]])
-    found = better_of(torch.zeros(2), hair, points, history, outcomes, DEFAULT)
-    assert found.tolist() == [1.0, 1.0]
+    alone = select_in(points, BOX, DEFAULT)
+    settings = SurrogateSettings(coarse_points_per_block=6)  # 18 in all, and there are 15
+    in_blocks = select_in(twice(points), twice(BOX), settings)
+    assert torch.equal(in_blocks, twice(alone))
+    point = recommend(points, fitness, NO_OUTCOMES, BOX, DEFAULT)
+    wide = recommend(twice(points), fitness, NO_OUTCOMES, twice(BOX), DEFAULT, blocks=3)
+    assert torch.equal(wide, twice(point[None])[0])
+    later = select_in(twice(points), twice(BOX), SurrogateSettings(coarse_points_per_block=5))
+    assert not torch.equal(later[:, ::2], later[:, 1::2])

@@ -53,6 +53,20 @@ def test_with_outcomes_luck_on_dev_is_no_gain():
     assert seen > 0.01 and abs(gain) < seen / 2
 
 
+def test_points_with_one_value_a_block_gain_what_they_gain_over_one_coordinate_a_block():
+    points = torch.cat([points_near([-0.6, -0.6], 0.15), points_near([0.4, -0.3], 0.15)])
+    margins = torch.cat([points - OPTIMUM, OPTIMUM - points], 1)
+    fitness = torch.cat([parabola(points), margins], 1)
+    outcomes = Outcomes(torch.full((4,), 1 / 4), torch.zeros(4, dtype=torch.bool))
+
+    def gain(repeats, **blocks):
+        given = points.repeat_interleave(repeats, 1)
+        box = BOX.repeat_interleave(repeats, 1)
+        return gain_by_surrogate(given, fitness, outcomes, box, last=8, **blocks)
+
+    assert gain(3, blocks=2) == gain(1) != gain(3)
+
+
 def test_windows_are_compared_by_their_means_without_failures():
     values = torch.tensor([9.0, 5.0, 3.0, torch.inf, 1.0, 2.0])
     assert gain_by_windows(values, 2) == 3.0 - 1.5

@@ -306,3 +306,58 @@ def test_a_box_grows_to_three_times_its_size():
         workflow.step()
     expected = torch.tensor([[7.0, 7.0], [11.0, 11.0]])  # 3 half widths from the center
     torch.testing.assert_close(workflow.algorithm.box, expected)
+
+
+def coarse(points):
+    """Whether both coordinates of each of three blocks are equal, by point."""
+    pairs = points.view(-1, 3, 2)
+    return (pairs[..., 0] == pairs[..., 1]).all(1)
+
+
+def evaluated_in_order(steps, **settings):
+    """The points of a search over three blocks of two coordinates, in order, and the algorithm."""
+    problem, points = Thresholds(), []
+    evaluate = problem.evaluate
+    problem.evaluate = lambda pop: (points.append(pop), evaluate(pop))[1]
+    algorithm = search(
+        problem, steps, pop_size=4, outcomes=problem.outcomes, blocks=3, epochs=1, **settings
+    )
+    return torch.cat(points), algorithm
+
+
+def test_the_first_points_have_one_value_a_block():
+    torch.manual_seed(0)
+    points, _ = evaluated_in_order(5, settings=SurrogateSettings(coarse_points_per_block=3))
+    assert coarse(points).tolist() == [True] * 12 + [False] * 12  # 9 fill three populations of 4
+    assert torch.allclose(points[0], torch.full((6,), 1 / 3))  # the average of three
+    assert len(points.unique(dim=0)) == 24
+
+
+def test_as_long_as_all_points_have_one_value_a_block_so_has_the_recommended_one():
+    torch.manual_seed(0)
+    few, algorithm = evaluated_in_order(2)
+    assert coarse(few).all() and coarse(algorithm.recommend()).all()
+    more, algorithm = evaluated_in_order(4, settings=SurrogateSettings(coarse_points_per_block=2))
+    assert not coarse(more).all() and not coarse(algorithm.recommend()).all()
+
+
+def test_a_search_does_not_end_before_its_points_have_had_a_value_a_coordinate():
+    torch.manual_seed(0)
+    points, algorithm = evaluated_in_order(5)  # 24 points, of which 12 have one value a block
+    problem = Thresholds()
+    fitness = -problem.evaluate(points)
+    assert algorithm.recent_gain(points, fitness, 13) == torch.inf
+    assert abs(algorithm.recent_gain(points, fitness, 12)) < 1
+
+
+def test_initial_points_with_more_than_one_value_a_block_end_the_coarse_search():
+    torch.manual_seed(0)
+    given = torch.linspace(-0.5, 0.5, 6)[None]
+    points, _ = evaluated_in_order(2, initial_points=given)
+    assert torch.equal(points[0], given[0])
+    assert not coarse(points[4:]).any()
+
+
+def test_blocks_that_do_not_divide_the_coordinates_are_refused():
+    with pytest.raises(ValueError, match="^blocks: expected a divisor of 6 coordinates, found 4$"):
+        SurrogateEvoGM(4, -torch.ones(6), torch.ones(6), blocks=4)

@@ -19,6 +19,7 @@ class Peak(Problem):
     test falls with the squared distance from it.
     """
 
+    n_experts = 2
     racing = None
     objectives = "outcomes"
     outcomes = (torch.full((40,), 1 / 40), torch.ones(40, dtype=torch.bool))

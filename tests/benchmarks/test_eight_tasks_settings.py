@@ -22,7 +22,10 @@ def test_the_tasks_have_the_sizes_of_the_page(tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "paper").mkdir()
     write_swarm_eval(tmp_path / "paper" / "swarm_eval", dev=12, test=60)
-    tasks = read_tasks(settings.tasks, tmp_path / "run", "base")
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "llama"}')
+    tasks = read_tasks(settings.tasks, tmp_path / "run", str(base))
     sizes = []
     for split in (tasks.dev, tasks.test):
         sizes.append(sum(len(task.examples) for task in split))
