@@ -10,5 +10,8 @@ def box_of(n: int, *, regressed: bool) -> tuple[torch.Tensor, torch.Tensor]:
         average of the axes, where searches begin, is the RegMean merge.
     :return: `lb` and `ub`, two `(n,)` tensors: -1 and 1, or for regressed experts -1/n and 2 - 1/n.
     """
-    center = torch.full((n,), 1 - 1 / n if regressed else 0.0, dtype=torch.float32)
+    middle = 0.0
+    if regressed:
+        middle = 1 - 1 / n
+    center = torch.full((n,), middle, dtype=torch.float32)
     return center - 1, center + 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evox_evogm.problems.cost_model import MODES
+from evox_evogm.problems.failures import in_one_line
 from evox_evogm.problems.inference.device_clock import Clock, clock_of
 from evox_evogm.problems.tasks.task import Task
 
@@ -64,7 +65,7 @@ def time_modes(
                 scorer.score_here(pop, some, dict.fromkeys([task.name for task in some], mode))
                 found[mode] = min(found[mode], clock() - start)
     except (RuntimeError, MemoryError) as error:
-        log.warning("modes could not be timed: %s: %s", type(error).__name__, error)
+        log.warning("modes could not be timed: %s", in_one_line(error))
         return dict(expected)
     found["merged"] = max(0.0, found["merged"] - load_seconds)
     return {mode: seconds / part for mode, seconds in found.items()}

@@ -18,7 +18,7 @@ from evox.core import Problem
 
 from evox_evogm.problems.failures import AllFailed
 from evox_evogm.problems.portions import PORTIONS
-from evox_evogm.problems.rank_group import FIRST_SIGN, RankGroup
+from evox_evogm.problems.rank_group import FIRST_HEARTBEAT, RankGroup
 from evox_evogm.problems.shared_scoring import SharedScoring
 
 
@@ -77,7 +77,7 @@ class DistributedProblem(Problem):
         portions: int = PORTIONS,
         rows_at_once: int | None = None,
         timeout: float = 30.0,
-        first_sign: float = FIRST_SIGN,
+        first_heartbeat: float = FIRST_HEARTBEAT,
     ):
         """Wrap a problem. All ranks wrap the same problems in the same order.
 
@@ -87,21 +87,21 @@ class DistributedProblem(Problem):
             work is cut into more.
         :param rows_at_once: how many points of any other problem a rank takes at once. By default
             all ranks have equal shares.
-        :param timeout: seconds without a sign of life after which a rank counts as gone.
-        :param first_sign: seconds to wait for the first sign of a rank, which may still be loading
-            its problem: 30 minutes.
+        :param timeout: seconds without a heartbeat after which a rank counts as gone.
+        :param first_heartbeat: seconds to wait for the first one of a rank, which may still be
+            loading its problem: 30 minutes.
         :raises ValueError: if a number is not positive.
         """
         super().__init__()
         for name, value in (("portions", portions), ("rows_at_once", rows_at_once)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, found {value}")
-        for name, seconds in (("timeout", timeout), ("first_sign", first_sign)):
+        for name, seconds in (("timeout", timeout), ("first_heartbeat", first_heartbeat)):
             if seconds <= 0:
                 raise ValueError(f"{name}: expected seconds above 0, found {seconds}")
         self.problem = problem
         self.rows_at_once = rows_at_once
-        self.ranks = RankGroup(group, timeout, first_sign)
+        self.ranks = RankGroup(group, timeout, first_heartbeat)
         self.sharing = SharedScoring(self.ranks, portions)
 
     @property

@@ -37,3 +37,9 @@ class SharedFailure(RuntimeError):
 
 class RankLost(RuntimeError):
     """A rank of several has died, or cannot be reached. The search cannot go on."""
+
+
+def in_one_line(error: Exception) -> str:
+    """The type of an error and the first line of its message."""
+    message = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {message}"

@@ -10,20 +10,14 @@ from typing import Literal
 import torch
 from evox.core import Problem
 
-from evox_evogm.problems.adapters.check_fit import fit_experts
 from evox_evogm.problems.adapters.export import export_adapter, reload_difference
 from evox_evogm.problems.adapters.groups import GroupsOf, check_groups, group_modules
-from evox_evogm.problems.adapters.notes_on_experts import notes_on_experts
 from evox_evogm.problems.adapters.regmean_file import regress_once
 from evox_evogm.problems.adapters.same_base import name_in_export
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
+from evox_evogm.problems.base_and_experts import load_base_and_experts
 from evox_evogm.problems.box import box_of
-from evox_evogm.problems.checkpoints.read_experts import read_experts
-from evox_evogm.problems.checkpoints.what_is_possible import (
-    check_adapters_only,
-    check_possible,
-    check_possible_if_quantized,
-)
+from evox_evogm.problems.checkpoints.what_is_possible import check_adapters_only
 from evox_evogm.problems.checks import (
     check_candidates_at_once,
     check_custom,
@@ -35,27 +29,21 @@ from evox_evogm.problems.checks import (
     check_tasks,
     check_width,
 )
+from evox_evogm.problems.default_device import on_cpu_by_default
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.evaluation_cache import EvaluationCache
-from evox_evogm.problems.functions.fitness_task import FitnessTask
-from evox_evogm.problems.functions.function_scorer import FitnessFailed, measure
-from evox_evogm.problems.images.heads import HEADS
-from evox_evogm.problems.images.image_task import reads_images
+from evox_evogm.problems.functions.function_scorer import FitnessFailed, measure_functions
+from evox_evogm.problems.images.fitting_base import read_kind
 from evox_evogm.problems.inference.base_model import DeviceMap, ready_to_score
 from evox_evogm.problems.inference.batch_sizes import BatchSizes
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.find_base import revision_of
 from evox_evogm.problems.inference.free_memory import limit_for_model
 from evox_evogm.problems.inference.kinds_of_base import task_type_of
-from evox_evogm.problems.inference.quantized_base import note_on_quantized
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.merges_at_once import BLOCKS_OF_RANKS, merges_at_once
 from evox_evogm.problems.objectives import OBJECTIVES
-from evox_evogm.problems.population_scorer import (
-    PopulationScorer,
-    modules_of,
-    on_cpu_by_default,
-)
+from evox_evogm.problems.population_scorer import PopulationScorer, modules_of
 from evox_evogm.problems.racing import Racing, in_random_order
 from evox_evogm.problems.references import score_references
 from evox_evogm.problems.retries import evaluate_with_retries
@@ -67,7 +55,6 @@ from evox_evogm.problems.score_merges import (
 )
 from evox_evogm.problems.scored_models import (
     chat_tokenizer,
-    load_any_base,
     make_scored_model,
     measures_batches,
 )
@@ -217,28 +204,23 @@ class LoRAMergeProblem(Problem):
         check_groups(groups)
         if objectives == "gradients":
             modes = dict.fromkeys([task.name for task in tasks], "unmerged")
-        self._reads_images = images = reads_images([*tasks, *other_tasks])
-        read = read_experts(experts, heads=HEADS if images else ())
-        check_possible(read, modes, objectives, regmean)
-        model, tokenizer = load_any_base(
+        self._reads_images = images = read_kind([*tasks, *other_tasks], base)
+        model, tokenizer, self.experts, self.notes = load_base_and_experts(
             base,
-            read,
-            regmean,
+            experts,
             images=images,
+            modes=modes,
+            objectives=objectives,
+            regmean=regmean,
             tokenizer=tokenizer,
             dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
             quantization=quantization,
             device_map=device_map,
+            device=device,
+            same_base=same_base,
+            trust_remote_code=trust_remote_code,
         )
-        check_possible_if_quantized(model, read, modes)
-        fit = fit_experts(
-            read, model, tokenizer, same_base=same_base, heads=HEADS if images else ()
-        )
-        self.experts = self._experts_as_read = fit.experts
-        self.notes = [*fit.notes, *notes_on_experts(fit.experts, tokenizer)]
-        self.notes += note_on_quantized(model)
+        self._experts_as_read = self.experts
         limit = limit_for_model(max_memory, model)
         tokenizer, self.chat_date = chat_tokenizer(tokenizer, chat_template_file, chat_date)
         self.language_model: ScoredModel = make_scored_model(
@@ -280,11 +262,13 @@ class LoRAMergeProblem(Problem):
             tokenize_task(task, self.language_model)
         with ready_to_score(model):
             self.scorer.probe([*self.tasks, *other_tasks])
-            self.tasks = self._measure_functions(self.tasks)
-            self.other_tasks = self._measure_functions(self.other_tasks)
+            with on_cpu_by_default():
+                self.tasks = measure_functions(self.tasks, self.scorer)
+                self.other_tasks = measure_functions(self.other_tasks, self.scorer)
         # The floor depends on what functions return.
         self.objective = self.cache.objective = self.objective.for_tasks(self.tasks)
-        self._candidates_at_once, self._prompt_tokens = candidates_at_once, tokens
+        self._candidates_at_once = candidates_at_once
+        self._prompt_tokens = tokens
         self.on_evaluations = on_evaluations
 
     @property
@@ -407,14 +391,7 @@ class LoRAMergeProblem(Problem):
         check_width(pop, self.n_experts, self.groups.count)
         self.choose_modes(len(pop))
         self.resolve_constraints()
-        # The history of an interrupted run may hold merges of this population, which had no part
-        # in the comparison when it was first evaluated.
-        best = self.cache.best(besides=pop) if self.racing is not None else None
-        score = partial(differentiate_merges, shares=self._shares)
-        if self.objectives != "gradients":
-            keep = self.objectives == "outcomes"
-            score = partial(score_merges, racing=self.racing, best=best, keep_margins=keep)
-        score = partial(score, scorer=self.scorer, tasks=self.tasks)
+        score = self._scoring(pop)
         evaluations: list[Evaluation] = []
         with on_cpu_by_default(), ready_to_score(self.language_model.model):
             for block in pop.detach().split(self.candidates_at_once):
@@ -431,6 +408,26 @@ class LoRAMergeProblem(Problem):
         if len(evaluations) > 1 or self.cache.best(besides=pop[:0]) is None:
             check_not_all_failed(evaluations, fitness)
         return fitness
+
+    def _scoring(self, pop: torch.Tensor) -> Callable[[torch.Tensor], list[Evaluation]]:
+        """The function that scores merges of a population together."""
+        if self.objectives == "gradients":
+            return partial(
+                differentiate_merges, scorer=self.scorer, tasks=self.tasks, shares=self._shares
+            )
+        best = None
+        if self.racing is not None:
+            # The history of an interrupted run may hold merges of this population, which had no
+            # part in the comparison when it was first evaluated.
+            best = self.cache.best(besides=pop)
+        return partial(
+            score_merges,
+            scorer=self.scorer,
+            tasks=self.tasks,
+            racing=self.racing,
+            best=best,
+            keep_margins=self.objectives == "outcomes",
+        )
 
     def recall(self, pop: torch.Tensor) -> torch.Tensor:
         """What `evaluate` returned for points that did not fail. Nothing is evaluated.
@@ -495,16 +492,6 @@ class LoRAMergeProblem(Problem):
         if margins is not None:
             margins.update(found.margins)
         return found.scores
-
-    def _measure_functions(self, tasks: Sequence[Task]) -> list[Task]:
-        """The tasks, with as many examples in each function as it returns numbers of the base."""
-        measured: list[Task] = []
-        with on_cpu_by_default():
-            for task in tasks:
-                if isinstance(task, FitnessTask):
-                    task = measure(task, self.scorer)
-                measured.append(task)
-        return measured
 
     def with_experts_as_given(self) -> "LoRAMergeProblem":
         """A problem whose experts are as they were read: this one, unless they are regressed.

@@ -2,6 +2,7 @@
 all margins, and with its gradient.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 from evox_evogm.problems.evaluation import Evaluation
@@ -33,7 +34,8 @@ def outcome_objectives(evaluation: Evaluation, tasks: Sequence[Task]) -> list[fl
     for task in tasks:
         margins = evaluation.margins.get(task.name, ())
         missing = len(task.examples) - len(margins)
-        columns += [*margins, *[float("nan")] * missing]
+        columns += margins
+        columns += [math.nan] * missing
     return columns
 
 
@@ -41,8 +43,9 @@ def gradient_objectives(evaluation: Evaluation, tasks: Sequence[Task]) -> list[f
     """The mean score over tasks, the margins of all S examples, and the gradient of the smoothed
     score by all coefficients; NaN of a failed evaluation.
     """
-    gradient = evaluation.gradient or [float("nan")] * len(evaluation.coefficients)
-    return [*outcome_objectives(evaluation, tasks), *gradient]
+    columns = outcome_objectives(evaluation, tasks)
+    columns += evaluation.gradient or [math.nan] * len(evaluation.coefficients)
+    return columns
 
 
 OBJECTIVES: dict[str, Callable[[Evaluation, Sequence[Task]], float | list[float]]] = {

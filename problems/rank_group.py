@@ -2,8 +2,8 @@
 
 - Values go from rank to rank by gloo, on the CPU, whatever the backend of the group is.
 - Portions of work are handed out by a counter in the group's store.
-- Every rank leaves signs of life in the store. Before an exchange the ranks wait for each other,
-  and a rank that gives no sign for a while ends the wait.
+- Every rank sends heartbeats to the store. Before an exchange the ranks wait for each other, and
+  a rank that sends none for a while ends the wait.
 """
 
 import pickle
@@ -20,46 +20,52 @@ import torch.distributed as dist
 from evox_evogm.problems.failures import RankLost, SharedFailure
 
 Value = TypeVar("Value")
-SIGNS_EVERY = 2.0  # seconds between two signs of life
-FIRST_SIGN = 1800.0  # seconds: a large base may take long to load
+HEARTBEAT_EVERY = 2.0  # seconds
+FIRST_HEARTBEAT = 1800.0  # seconds: a large base may take long to load
 LONGEST_PAUSE = 0.05  # seconds between two looks at the store
 PIECE = 2**22  # bytes of a value in a store, which takes at most 8 MiB at once
 MORE, LAST = b"1", b"0"  # before a piece: whether others follow
+RANKS_DIFFER = "ranks that measured for themselves might choose differently"
 _numbers = count()  # of the groups of this process, which all ranks make in the same order
+
+
+def in_process_group() -> bool:
+    """Whether this process may be one of several ranks."""
+    return dist.is_available() and dist.is_initialized()
 
 
 class RankGroup:
     """The ranks of a process group; without one, or with one rank, this process alone.
 
     :param group: the ranks. Defaults to all of `torch.distributed`.
-    :param timeout: seconds without a sign of life after which a rank counts as gone.
-    :param first_sign: seconds to wait for the first sign of a rank, which may still be loading.
+    :param timeout: seconds without a heartbeat after which a rank counts as gone.
+    :param first_heartbeat: seconds to wait for the first one of a rank, which may still be loading.
     """
 
     def __init__(
         self,
         group: dist.ProcessGroup | None = None,
         timeout: float = 30.0,
-        first_sign: float = FIRST_SIGN,
+        first_heartbeat: float = FIRST_HEARTBEAT,
     ):
         self.group = group
         self.timeout = timeout
-        self.first_sign = first_sign
+        self.first_heartbeat = first_heartbeat
         self._meetings = 0
         self._counters = 0
         self._store: dist.Store | None = None
         self._gloo: dist.ProcessGroup | None = None
-        self._signs: SignsOfLife | None = None
+        self._heartbeats: Heartbeats | None = None
 
     @property
     def rank(self) -> int:
         """The number of this rank."""
-        return dist.get_rank(self.group) if self._in_group() else 0
+        return dist.get_rank(self.group) if in_process_group() else 0
 
     @property
     def count(self) -> int:
         """How many ranks there are."""
-        return dist.get_world_size(self.group) if self._in_group() else 1
+        return dist.get_world_size(self.group) if in_process_group() else 1
 
     def exchange(self, value: Value) -> list[Value]:
         """Give a value to all ranks.
@@ -117,18 +123,15 @@ class RankGroup:
             self._check()
             yield number
 
-    def _in_group(self) -> bool:
-        return dist.is_available() and dist.is_initialized()
-
     def _connect(self) -> None:
-        """Begin to give signs of life, and make a group for values, unless that is done."""
+        """Begin to send heartbeats, and make a group for values, unless that is done."""
         if self._gloo is not None:
             return
         if self._store is None:
             prefix = f"evogm {next(_numbers)} {dist.get_process_group_ranks(self.group)}"
             store = dist.distributed_c10d._get_default_store()
             self._store = dist.PrefixStore(prefix, store)
-            self._give_signs(self._store)
+            self._send_heartbeats(self._store)
         self._wait_for_all()
         ranks = dist.get_process_group_ranks(self.group)
         limit = timedelta(seconds=2 * self.timeout)
@@ -139,10 +142,10 @@ class RankGroup:
         except RuntimeError as error:
             raise self._lost("another rank", str(error)) from error
 
-    def _give_signs(self, store: dist.Store) -> None:
-        limits = self.timeout, self.first_sign
-        self._signs = SignsOfLife(store, self.rank, self.count, *limits)
-        weakref.finalize(self, self._signs.stop)
+    def _send_heartbeats(self, store: dist.Store) -> None:
+        limits = self.timeout, self.first_heartbeat
+        self._heartbeats = Heartbeats(store, self.rank, self.count, *limits)
+        weakref.finalize(self, self._heartbeats.stop)
 
     def _meet(self) -> None:
         """Wait for all ranks."""
@@ -187,11 +190,12 @@ class RankGroup:
 
     def _check(self) -> None:
         """Raise if a rank is gone."""
-        assert self._signs is not None, "the ranks are connected first"
-        silent = self._signs.silent
+        assert self._heartbeats is not None, "the ranks are connected first"
+        silent = self._heartbeats.silent
         if silent is not None:
-            seconds = self.timeout if self._signs.has_seen(silent) else self.first_sign
-            raise self._lost(f"rank {silent}", f"it has given no sign of life for {seconds:g} s")
+            has_begun = self._heartbeats.has_seen(silent)
+            seconds = self.timeout if has_begun else self.first_heartbeat
+            raise self._lost(f"rank {silent}", f"it has sent no heartbeat for {seconds:g} s")
 
     def _lost(self, what: str, reason: str) -> RankLost:
         lines = reason.splitlines() or ["no reason was given"]
@@ -208,7 +212,7 @@ class StoreGroup(RankGroup):
     :param rank: of this process.
     :param count: of the ranks.
 
-    It gives signs of life from the beginning.
+    It sends heartbeats from the beginning.
     """
 
     def __init__(
@@ -217,13 +221,13 @@ class StoreGroup(RankGroup):
         rank: int,
         count: int,
         timeout: float = 30.0,
-        first_sign: float = FIRST_SIGN,
+        first_heartbeat: float = FIRST_HEARTBEAT,
     ):
-        super().__init__(None, timeout, first_sign)
+        super().__init__(None, timeout, first_heartbeat)
         self._own_rank, self._own_count = rank, count
         self._written: list[str] = []  # by this rank, at the last meeting
         self._store = dist.PrefixStore("evogm", store)
-        self._give_signs(self._store)
+        self._send_heartbeats(self._store)
 
     @property
     def rank(self) -> int:
@@ -277,32 +281,34 @@ class StoreGroup(RankGroup):
         """Nothing: it is done."""
 
 
-class SignsOfLife:
-    """Leaves signs of life in a store, in a thread, and looks for those of the other ranks.
+class Heartbeats:
+    """Sends heartbeats to a store, in a thread, and looks for those of the other ranks.
 
     :param store: that all ranks use.
     :param rank: of this process.
     :param count: of the ranks.
-    :param timeout: seconds after which a rank that has given signs before is `silent`.
-    :param first_sign: seconds after which one that has given none is.
+    :param timeout: seconds after which a rank that has sent one before is `silent`.
+    :param first_heartbeat: seconds after which one that has sent none is.
     """
 
-    def __init__(self, store: dist.Store, rank: int, count: int, timeout: float, first_sign: float):
+    def __init__(
+        self, store: dist.Store, rank: int, count: int, timeout: float, first_heartbeat: float
+    ):
         self.store = store
         self.rank = rank
         self.others = [other for other in range(count) if other != rank]
         self.timeout = timeout
-        self.first_sign = first_sign
+        self.first_heartbeat = first_heartbeat
         self.silent: int | None = None
-        self._signs = dict.fromkeys(self.others, 0)
+        self._counts = dict.fromkeys(self.others, 0)
         self._begun = time.monotonic()
-        self._seen: dict[int, float] = {}  # when the last sign came
+        self._seen: dict[int, float] = {}  # when the last one came
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def has_seen(self, rank: int) -> bool:
-        """Whether another rank has given a sign."""
+        """Whether another rank has sent a heartbeat."""
         return rank in self._seen
 
     def stop(self) -> None:
@@ -311,12 +317,12 @@ class SignsOfLife:
         self._thread.join(1.0)
 
     def _run(self) -> None:
-        pause = min(SIGNS_EVERY, self.timeout / 5, self.first_sign / 5)
+        pause = min(HEARTBEAT_EVERY, self.timeout / 5, self.first_heartbeat / 5)
         last_look = time.monotonic()
         while not self._ended.is_set():
             try:
-                self.store.add(f"signs {self.rank}", 1)
-                signs = {rank: self.store.add(f"signs {rank}", 0) for rank in self.others}
+                self.store.add(f"heartbeats {self.rank}", 1)
+                counts = {rank: self.store.add(f"heartbeats {rank}", 0) for rank in self.others}
             except RuntimeError:
                 return  # whoever uses the store next says that it is gone
             now = time.monotonic()
@@ -324,11 +330,11 @@ class SignsOfLife:
                 self._seen = dict.fromkeys(self._seen, now)
                 self._begun += now - last_look
             last_look = now
-            for rank, number in signs.items():
-                if number != self._signs[rank]:
-                    self._signs[rank], self._seen[rank] = number, now
+            for rank, number in counts.items():
+                if number != self._counts[rank]:
+                    self._counts[rank], self._seen[rank] = number, now
                 elif rank not in self._seen:
-                    if now - self._begun > self.first_sign:
+                    if now - self._begun > self.first_heartbeat:
                         self.silent = rank
                 elif now - self._seen[rank] > self.timeout:
                     self.silent = rank

@@ -26,8 +26,9 @@ from evox_evogm.problems.inference.derivatives import (
 )
 from evox_evogm.problems.inference.kinds_of_base import check_causal
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.inference.prefix_cache import PreparedBatch, Row, prepare_batches
+from evox_evogm.problems.inference.prepared_batches import PreparedBatch, prepare_batches
 from evox_evogm.problems.inference.prompts import Request
+from evox_evogm.problems.inference.shared_prefixes import Row
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.tasks.custom_task import CustomTask
 from evox_evogm.problems.tasks.metrics import score_tasks

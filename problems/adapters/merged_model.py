@@ -36,7 +36,7 @@ def copy_with_merge(
     :param factors: of the merge by module.
     :param dtype: of the copy's floating-point weights.
     :param checkpoints: of the merge, if whole models take part.
-    :raises ValueError: if a weight is too large for the dtype, or quantised.
+    :raises ValueError: if a weight is too large for the dtype, or quantized.
     """
     memo: dict[int, torch.Tensor] = {}
     changed = {id(weight_of(model, name)) for name in factors}
@@ -44,7 +44,7 @@ def copy_with_merge(
         if id(parameter) in changed and not parameter.is_floating_point():
             raise ValueError(
                 f"base: expected floating-point weights to merge into, found {parameter.dtype} in "
-                f"{name}; load the base unquantised"
+                f"{name}; load the base unquantized"
             )
         own = _without_factors(parameter, checkpoints)
         memo[id(parameter)] = _frozen(_convert(name, own, dtype))

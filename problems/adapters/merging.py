@@ -25,6 +25,8 @@ from evox_evogm.problems.adapters.layers import keeps_inputs_first, weight_of
 from evox_evogm.problems.adapters.shared_inputs import SharedInput, find_shared_inputs
 from evox_evogm.problems.adapters.stacked_modules import (
     StackedModule,
+    bytes_of_copies,
+    factors_of_layers,
     weights_of_modules,
     with_used_channels,
 )
@@ -60,11 +62,12 @@ class Population:
         self.own_rows = own_rows
         self.row_coefficients = coefficients[:0]  # (N, n g)
         used = (coefficients != 0).any(0) | own_rows  # (n g,)
-        if not bool(used.all()):  # waits for the device, once
-            modules = with_used_channels(modules, used)
         self.modules = dict(modules)
+        if not bool(used.all()):  # waits for the device, once
+            self.modules = with_used_channels(modules, used)
         self.weights = weights_of_modules(self.modules, coefficients)  # per module (P, R)
         self.shared_inputs = self._join_inputs()
+        self.bytes_copied = bytes_of_copies(self.modules, modules)  # of factors
         self.owners: int | torch.Tensor = 0
         self.output_rows: torch.Tensor | None = None
         self.passes = 0
@@ -74,13 +77,14 @@ class Population:
 
     def _join_inputs(self) -> dict[str, SharedInput]:
         """Groups of layers that are probably given the same tensor. They hold A of their layers."""
-        factors = {}
+        joined = {}
         for name, module in self.modules.items():
-            if not module.is_parameter and not module.embedding:
-                factors[name] = module.a
-        groups = find_shared_inputs(factors)
+            if module.joined is not None:
+                joined[name] = module.joined
+        groups = find_shared_inputs(factors_of_layers(self.modules), joined)
         for name, group in groups.items():
-            self.modules[name] = replace(self.modules[name], a=group.a[group.places[name]])
+            if group.is_copy:
+                self.modules[name] = replace(self.modules[name], a=group.a[group.places[name]])
         return groups
 
     def select(self, candidates: Sequence[int], output_rows: torch.Tensor | None = None) -> None:

@@ -30,6 +30,7 @@ from evox_evogm.problems.checkpoints.checkpoint_spectra import spectra_of_checkp
 
 log = logging.getLogger(__name__)
 
+UNTRAINED = "as its A or B is 0 in every module, which is how the training of a LoRA begins"
 LIMIT = 5.0  # robust z from which a size or a spectrum is odd
 LIMIT_OF_EXTREMES = 8.0  # of a single module, the largest of hundreds, and of small sizes
 FLOOR_OF_SIZE = 0.35  # at these limits norms are 6 and 16 times as large as usual
@@ -140,18 +141,22 @@ def warnings_of_odd_experts(experts: Sequence[Expert]) -> list[str]:
     """
     adapters = [expert for expert in experts if expert.checkpoint is None]
     models = [expert for expert in experts if expert.checkpoint is not None]
-    warnings = _warnings_among(spectra_of(adapters)) + _warnings_among(spectra_of(models))
+    warnings = _warnings_among(spectra_of(adapters), UNTRAINED)
+    warnings += _warnings_among(spectra_of(models), "as its weights are those of the base")
     for warning in warnings:
         log.warning("%s", warning)
     return warnings
 
 
-def _warnings_among(spectra: Sequence[ExpertSpectrum]) -> list[str]:
-    """The warnings of experts of one kind."""
+def _warnings_among(spectra: Sequence[ExpertSpectrum], why_unchanged: str) -> list[str]:
+    """The warnings of experts of one kind.
+
+    :param why_unchanged: why one of them may change nothing.
+    """
     warnings = []
     for found in spectra:
         if not found.modules:
-            warnings.append(f"expert {found.name!r}: changes nothing, as all of its weights are 0")
+            warnings.append(f"expert {found.name!r}: changes nothing, {why_unchanged}")
     changed = [found for found in spectra if found.modules]
     for own in changed:
         others = [found for found in changed if found is not own]

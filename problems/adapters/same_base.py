@@ -1,7 +1,7 @@
 """Whether several names may stand for one base model.
 
 A base has a hub id, a snapshot of it in the hub's cache, local copies in folders of any name, and
-quantised copies with names of their own. So a name is a hint and no proof. Two names contradict
+quantized copies with names of their own. So a name is a hint and no proof. Two names contradict
 each other only if both are hub ids, and each has a word that the other lacks. Then the user is
 warned, and the merge goes on: whether adapters fit a base is decided by what can be compared.
 """

@@ -24,6 +24,17 @@ SAME_INPUT = (
 MakeChannels = Callable[[torch.Tensor, Sequence[str]], torch.Tensor]
 
 
+class JoinedFactors(NamedTuple):
+    """A of layers that are probably given the same tensor, one below the other.
+
+    :param names: of the layers.
+    :param a: an `(R, D_in)` tensor.
+    """
+
+    names: tuple[str, ...]
+    a: torch.Tensor
+
+
 class Made(NamedTuple):
     """The channels that some layers of a group have not taken yet.
 
@@ -51,11 +62,18 @@ class SharedInput:
 
     :param names: of the layers.
     :param factors: A of each of them, an `(R_i, D_in)` tensor.
+    :param joined: the tensor whose rows these are, in this order. Without it they are copied.
     """
 
-    def __init__(self, names: Sequence[str], factors: Sequence[torch.Tensor]):
+    def __init__(
+        self,
+        names: Sequence[str],
+        factors: Sequence[torch.Tensor],
+        joined: torch.Tensor | None = None,
+    ):
         self.names = tuple(names)
-        self.a = torch.cat(list(factors))  # (R, D_in)
+        self.is_copy = joined is None
+        self.a = torch.cat(list(factors)) if joined is None else joined  # (R, D_in)
         self.places: dict[str, slice] = {}  # of the channels of each layer
         end = 0
         for name, factor in zip(names, factors, strict=True):
@@ -89,8 +107,28 @@ class SharedInput:
         return channels[..., place]
 
 
-def find_shared_inputs(factors: Mapping[str, torch.Tensor]) -> dict[str, SharedInput]:
+def find_shared_inputs(
+    factors: Mapping[str, torch.Tensor], joined: Mapping[str, JoinedFactors] | None = None
+) -> dict[str, SharedInput]:
     """The groups of two layers or more, by the names of their layers.
+
+    :param factors: A of each layer by its name, an `(R_i, D_in)` tensor.
+    :param joined: what stands one below the other already, by the names of the layers.
+    """
+    found: dict[str, SharedInput] = {}
+    for names in layers_with_same_input(factors):
+        whole = None if joined is None else joined.get(names[0])
+        if whole is not None and set(whole.names) == set(names):
+            parts = [factors[name] for name in whole.names]
+            group = SharedInput(whole.names, parts, whole.a)
+        else:
+            group = SharedInput(names, [factors[name] for name in names])
+        found |= dict.fromkeys(names, group)
+    return found
+
+
+def layers_with_same_input(factors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """The names of two layers or more that are probably given the same tensor, group by group.
 
     :param factors: A of each layer by its name, an `(R_i, D_in)` tensor.
     """
@@ -101,9 +139,4 @@ def find_shared_inputs(factors: Mapping[str, torch.Tensor]) -> dict[str, SharedI
             if last in together:
                 key = (holder, number, factor.shape[1], factor.dtype, factor.device)
                 groups.setdefault(key, []).append(name)
-    found: dict[str, SharedInput] = {}
-    for names in groups.values():
-        if len(names) > 1:
-            group = SharedInput(names, [factors[name] for name in names])
-            found |= dict.fromkeys(names, group)
-    return found
+    return [names for names in groups.values() if len(names) > 1]

@@ -8,6 +8,7 @@ import torch
 from evox_evogm.problems.adapters.groups import Groups
 from evox_evogm.problems.adapters.layers import weight_of
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
+from evox_evogm.problems.adapters.shared_inputs import JoinedFactors, layers_with_same_input
 
 # The coefficient and the scale of each channel, by what they are made of.
 Channels = dict[tuple, tuple[torch.Tensor, torch.Tensor]]
@@ -24,6 +25,8 @@ class StackedModule:
     :param scale: an `(R,)` tensor, s of each channel's expert.
     :param embedding: whether the module is an embedding.
     :param place: of a parameter, its place among those of its module; None of a layer.
+    :param joined: A of all layers that are probably given the same tensor, which has this A in it;
+        None where there are no others.
     """
 
     a: torch.Tensor
@@ -32,6 +35,7 @@ class StackedModule:
     scale: torch.Tensor
     embedding: bool
     place: int | None = None
+    joined: JoinedFactors | None = None
 
     @property
     def is_parameter(self) -> bool:
@@ -62,7 +66,8 @@ def stack_experts(
 ) -> dict[str, StackedModule]:
     """Stack the factors of n experts by module name.
 
-    An expert that does not touch a module gets no channels there.
+    An expert that does not touch a module gets no channels there. A of layers with the same input,
+    such as q, k and v, are rows of one tensor.
 
     :param dtype: of the factors.
     :param device: of the factors.
@@ -86,7 +91,27 @@ def stack_experts(
         place = 0 if groups is None else groups.of_module[name]
         count = 1 if groups is None else groups.count
         stacked[name] = _stack_module(parts[name], own_dtype, own_device, place, count, channels)
+    _join_same_inputs(stacked)
     return stacked
+
+
+def factors_of_layers(modules: Mapping[str, StackedModule]) -> dict[str, torch.Tensor]:
+    """A of each layer that multiplies its input, by name: not of embeddings and parameters."""
+    factors = {}
+    for name, module in modules.items():
+        if not module.is_parameter and not module.embedding:
+            factors[name] = module.a
+    return factors
+
+
+def _join_same_inputs(stacked: dict[str, StackedModule]) -> None:
+    """Make A of layers with the same input rows of one tensor, which all populations use."""
+    for names in layers_with_same_input(factors_of_layers(stacked)):
+        joined = JoinedFactors(tuple(names), torch.cat([stacked[name].a for name in names]))
+        end = 0
+        for name in names:
+            start, end = end, end + stacked[name].rank
+            stacked[name] = replace(stacked[name], a=joined.a[start:end], joined=joined)
 
 
 def _stack_module(
@@ -152,8 +177,22 @@ def with_used_channels(
             b=module.b.index_select(-1, places),
             coefficient=coefficient,
             scale=scale,
+            joined=None,
         )
     return found
+
+
+def bytes_of_copies(
+    modules: Mapping[str, StackedModule], originals: Mapping[str, StackedModule]
+) -> int:
+    """The size of those factors of modules that are not those of the originals."""
+    size = 0
+    for name, module in modules.items():
+        if module.a is not originals[name].a:
+            size += module.a.nbytes
+        if module.b is not originals[name].b:
+            size += module.b.nbytes
+    return size
 
 
 def weights_of_modules(

@@ -82,6 +82,7 @@ def adapters_in(parent: Path, *, whole: bool = True) -> dict[str, Path]:
     if not found:
         expected = f"expected adapter folders with {CONFIG} in {parent}"
         nothing = "none" if parent.is_dir() else f"no such folder{near_path(parent)}"
+        nothing = "a file" if parent.is_file() else nothing
         raise ValueError(f"experts: {expected}, found {nothing}")
     return {child.name: folder for child, folder in found.items()}
 

@@ -136,7 +136,7 @@ def _other_weights(folder: Path) -> str:
         for found in sorted(folder.glob(pattern)):
             return f"only {found.name}, a pickle that is not read because it can run code"
     for found in sorted(folder.glob("*.gguf")):
-        return f"only {found.name}, which is quantised"
+        return f"only {found.name}, which is quantized"
     return "none"
 
 

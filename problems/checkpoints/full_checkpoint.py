@@ -85,7 +85,7 @@ def read_checkpoint(folder, *, name: str | None = None) -> Expert:
         if stored.dtype not in DTYPES and not tensor_name.endswith(COMPUTED):
             raise ValueError(
                 f"{where}: expected weights in float32, bfloat16 or float16, found "
-                f"{stored.dtype} in {tensor_name}; take the unquantised model"
+                f"{stored.dtype} in {tensor_name}; take the unquantized model"
             )
     return Expert(
         name, folder, "", {}, checkpoint=FullCheckpoint(files, read_config(folder, where))
@@ -106,8 +106,8 @@ def read_config(folder: Path, where: str) -> dict:
         raise ValueError(f"{where}: expected a table in {MODEL_CONFIG}, found {config!r:.50}")
     if "quantization_config" in config:
         raise ValueError(
-            f"{where}: expected a model in floating point, found a quantised one; take the "
-            "unquantised model"
+            f"{where}: expected a model in floating point, found a quantized one; take the "
+            "unquantized model"
         )
     return config
 

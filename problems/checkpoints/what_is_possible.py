@@ -47,7 +47,7 @@ def check_possible(
 def check_possible_if_quantized(
     model: torch.nn.Module, experts: Sequence[Expert], modes: Mapping[str, str]
 ) -> None:
-    """Refuse what goes into the weights, if those of the base are quantised.
+    """Refuse what goes into the weights, if those of the base are quantized.
 
     :param modes: of tasks that have one.
     :raises ValueError: in one sentence.
@@ -59,12 +59,12 @@ def check_possible_if_quantized(
     if whole is not None:
         raise ValueError(
             f"base: expected one in floating point for the full checkpoint {whole.name!r}, which "
-            f"goes into its weights, found a quantised one ({found})"
+            f"goes into its weights, found a quantized one ({found})"
         )
     if "merged" in modes.values():
         raise ValueError(
-            f"mode: expected auto or unmerged on a base that is quantised ({found}), found "
-            "'merged': merges cannot go into quantised weights"
+            f"mode: expected auto or unmerged on a base that is quantized ({found}), found "
+            "'merged': merges cannot go into quantized weights"
         )
 
 

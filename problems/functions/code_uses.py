@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evox_evogm.problems.functions.load_function import find_file
-
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+from evox_evogm.problems.functions.mentioned_names import FUNCTIONS, dotted_name, mentioned
 
 
 class Use(NamedTuple):
@@ -61,16 +60,19 @@ class _Source(NamedTuple):
     """A file of Python.
 
     :param defined: functions, classes, methods (`Class.method`) and variables of the module.
-    :param imported: what names of the module stand for, such as `openai.OpenAI` for `OpenAI`.
+    :param imported: what names of the module stand for, such as `openai.OpenAI` for `OpenAI`. What
+        is imported relatively begins with a dot for each level.
+    :param stars: the modules of which all names are imported.
     """
 
     defined: dict[str, ast.AST]
     imported: dict[str, str]
+    stars: list[str]
 
 
 @lru_cache
 def _read(file: Path) -> _Source:
-    source = _Source({}, {})
+    source = _Source({}, {}, [])
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError):  # importing it says why
@@ -83,6 +85,8 @@ def _read(file: Path) -> _Source:
 def _add(node: ast.AST, source: _Source) -> None:
     """Note what a statement of a module defines or imports, also below `try` and `if`."""
     source.imported.update(_imports(node))
+    if "*" in source.imported:
+        source.stars.append(source.imported.pop("*").removesuffix(".*"))
     if isinstance(node, FUNCTIONS):
         source.defined[node.name] = node
     elif isinstance(node, ast.ClassDef):
@@ -112,7 +116,7 @@ def _imports(node: ast.AST) -> dict[str, str]:
     elif isinstance(node, ast.ImportFrom):
         module = f"{node.module}." if node.module else ""
         for alias in node.names:
-            names[alias.asname or alias.name] = f"{module}{alias.name}"
+            names[alias.asname or alias.name] = f"{'.' * node.level}{module}{alias.name}"
     return names
 
 
@@ -131,17 +135,21 @@ class _Walk:
     def follow(self, file: Path, name: str) -> Iterator[Use]:
         """What a function, a class or a variable of a file reaches for."""
         source = _read(file)
-        node = source.defined.get(name)
-        if node is None or (file, name) in self.seen:
+        if (file, name) in self.seen:
             return
         self.seen.add((file, name))
+        node = source.defined.get(name)
+        if node is None:
+            if name in source.imported:  # and from here by another
+                yield from self._outside(file, source.imported[name])
+            return
         imported = dict(source.imported)
         for child in ast.walk(node):
             own = _imports(child)
             imported.update(own)
             for dotted in own.values():
                 yield from self._outside(file, dotted)
-        for dotted in _mentioned(node):
+        for dotted in mentioned(node):
             first, _, rest = dotted.partition(".")
             if first == "self":
                 owner, method = name.partition(".")[0], rest.partition(".")[0]
@@ -152,6 +160,9 @@ class _Walk:
                 yield from self.follow(file, first)
             elif hasattr(builtins, first) or first.startswith('"'):
                 yield Use(dotted, file)
+            else:
+                for module in source.stars:
+                    yield from self._outside(file, f"{module}.{dotted}")
 
     def _follow_method(self, file: Path, owner: str, method: str) -> Iterator[Use]:
         """What a method of a class reaches for, which may be inherited."""
@@ -161,39 +172,50 @@ class _Walk:
             yield from self.follow(file, f"{owner}.{method}")
             return
         for base in node.bases:
-            for dotted in _mentioned(base):
-                if dotted in source.imported:
-                    yield from self._outside(file, f"{source.imported[dotted]}.{method}")
-                elif dotted != owner:
-                    yield from self._follow_method(file, dotted, method)
+            dotted = dotted_name(base)
+            if dotted is None:
+                continue
+            first, _, rest = dotted.partition(".")
+            if first in source.imported:
+                inherited = f"{source.imported[first]}.{rest}".rstrip(".")
+                yield from self._outside(file, f"{inherited}.{method}")
+            elif dotted != owner:
+                yield from self._follow_method(file, dotted, method)
 
     def _outside(self, file: Path, dotted: str) -> Iterator[Use]:
         """Something that a file imports: what that reaches for, if it is beside; else its name."""
-        parts = dotted.split(".")
-        for count in range(len(parts), 0, -1):
-            beside = self._find(file, ".".join(parts[:count]))
-            if beside is not None:
-                if count < len(parts):
-                    yield from self.follow(beside, parts[count])
-                return
+        name = dotted.lstrip(".")
+        level = len(dotted) - len(name)
+        parts = name.split(".")
+        for count in range(len(parts), -1, -1):
+            beside = self._find(file, ".".join(parts[:count]), level)
+            if beside is None:
+                continue
+            inside = parts[count:]
+            if len(inside) > 1 and isinstance(_read(beside).defined.get(inside[0]), ast.ClassDef):
+                yield from self._follow_method(beside, *inside[:2])
+            elif inside:
+                yield from self.follow(beside, inside[0])
+            return
         yield Use(dotted, file)
 
-    def _find(self, file: Path, module: str) -> Path | None:
-        """The file of a module beside a file, or of the package; None of a library."""
+    def _find(self, file: Path, module: str, level: int) -> Path | None:
+        """The file of a module beside a file, or of the package; None of a library.
+
+        :param module: empty for the package that the file is in, or one above it.
+        :param level: of a relative import: 1 is the folder of the file, 2 the one above it.
+        """
+        if level > 0:
+            root = file.parents[min(level, len(file.parents)) - 1]
+            return find_file(root, module) if module else _file_of_package(root)
+        if not module:
+            return None
         if self.root is not None and module.startswith(f"{self.package}."):
             return find_file(self.root, module.removeprefix(f"{self.package}."))
         return find_file(file.parent, module)
 
 
-def _mentioned(node: ast.AST) -> Iterator[str]:
-    """The names in a piece of code with their attributes, and its texts in double quotes."""
-    for child in ast.walk(node):
-        if isinstance(child, ast.Constant) and isinstance(child.value, str):
-            yield f'"{child.value}"'
-        attributes: list[str] = []
-        inner: ast.AST = child
-        while isinstance(inner, ast.Attribute):
-            attributes.insert(0, inner.attr)
-            inner = inner.value
-        if isinstance(inner, ast.Name):
-            yield ".".join([inner.id, *attributes])
+def _file_of_package(folder: Path) -> Path | None:
+    """The file with what a package itself defines, or None."""
+    file = folder / "__init__.py"
+    return file if file.is_file() else None

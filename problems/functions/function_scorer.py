@@ -193,6 +193,16 @@ def measure(task: FitnessTask, scorer: "PopulationScorer") -> FitnessTask:
     return as_returned(task, [returned])
 
 
+def measure_functions(tasks: Sequence[Task], scorer: "PopulationScorer") -> list[Task]:
+    """The tasks, with as many examples in each function as it returns numbers of the base."""
+    measured: list[Task] = []
+    for task in tasks:
+        if isinstance(task, FitnessTask):
+            task = measure(task, scorer)
+        measured.append(task)
+    return measured
+
+
 def score_as_it_is(
     task: FitnessTask, model: LanguageModel, margins: torch.Tensor | None
 ) -> torch.Tensor:

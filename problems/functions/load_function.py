@@ -126,7 +126,7 @@ def files_imported(first: Path, root: Path) -> set[Path]:
     found: set[Path] = set()
     waiting = [first]
     while waiting:
-        for name in names_imported(waiting.pop()):
+        for name in names_imported(waiting.pop(), root):
             file = find_file(root, name)
             if file is not None and file != first and file not in found:
                 found.add(file)
@@ -134,9 +134,10 @@ def files_imported(first: Path, root: Path) -> set[Path]:
     return found
 
 
-def names_imported(file: Path) -> list[str]:
+def names_imported(file: Path, root: Path) -> list[str]:
     """The names that a module imports, anywhere in it. Names that are no module may be among them.
 
+    :param root: the folder that relative imports are resolved in, as if it were on Python's path.
     :raises ValueError: if the file is not Python.
     """
     if file.suffix != ".py":
@@ -150,10 +151,22 @@ def names_imported(file: Path) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            prefix = f"{node.module}." if node.module else ""
-            names += [node.module] if node.module else []
+            module = _absolute(node, file, root)
+            prefix = f"{module}." if module else ""
+            names += [module] if module else []
             names += [f"{prefix}{alias.name}" for alias in node.names]
     return names
+
+
+def _absolute(node: ast.ImportFrom, file: Path, root: Path) -> str:
+    """The module that `from ... import` names, from the root; empty for the root itself."""
+    if node.level == 0 or root not in file.parents:
+        return node.module or ""
+    package = file.parent.relative_to(root).parts
+    names = list(package[: max(0, len(package) - node.level + 1)])
+    if node.module:
+        names.append(node.module)
+    return ".".join(names)
 
 
 def find_file(root: Path, name: str) -> Path | None:

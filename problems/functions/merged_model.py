@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evox_evogm.problems.adapters.merging import merged, merged_in_place
+from evox_evogm.problems.adapters.merging import merged_in_place
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.scored_model import ScoredModel
-from evox_evogm.problems.inference.shared_layers import count_shared_layers
+from evox_evogm.problems.inference.shared_batches import share_batches
 from evox_evogm.problems.inference.texts import reading_texts
 
 if TYPE_CHECKING:
@@ -167,11 +167,8 @@ def in_shared_batches(scorer: "PopulationScorer", pop: torch.Tensor) -> Iterator
 
     The model computes as the first merge where nothing says which.
     """
-    language_model = scorer.language_model
-    with merged(language_model.model, scorer.stacked, pop) as population:
-        shared_layers = count_shared_layers(language_model.model, population.modules)
-        with language_model.candidates(population.select, shared_layers):
-            yield
+    with share_batches(scorer.language_model, scorer.stacked, pop):
+        yield
 
 
 def loaded(scorer: "PopulationScorer", pop: torch.Tensor) -> Iterator[None]:

@@ -15,11 +15,11 @@ from evox_evogm.problems.adapters.stacked_modules import StackedModule
 from evox_evogm.problems.images.image_model import ImageModel
 from evox_evogm.problems.images.image_task import ImageTask
 from evox_evogm.problems.inference.capabilities import Capabilities
-from evox_evogm.problems.inference.logit_differences import difference, rounded_differently
-from evox_evogm.problems.inference.probe import (
+from evox_evogm.problems.inference.logit_differences import (
     LEAST_ROUNDING,
-    MOST_ROUNDINGS,
-    MOST_ROUNDINGS_IN_HALF,
+    Tolerance,
+    difference,
+    rounded_differently,
 )
 from evox_evogm.problems.tasks.task import Task
 
@@ -77,7 +77,8 @@ class ImageProbe:
         halves = torch.full((n_coefficients,), 0.5)
         self.pop = torch.stack([halves, -halves])  # (2, n g)
         self.plain = self._one_by_one()
-        self.rounding = self._measure_rounding()
+        self.tolerance = Tolerance(model.model.dtype)
+        self.tolerance.rounding = self._measure_rounding()
 
     def check_heads(self, tasks: Sequence[ImageTask]) -> None:
         """Refuse a head for features of another width."""
@@ -98,12 +99,12 @@ class ImageProbe:
         able = self.model.capabilities
         if not self.plain.isfinite().all():
             return able.note("found no finite features, so nothing could be compared")
-        if not self._agree(self._one_by_one(), self.plain):
+        if not self.tolerance.agree(self._one_by_one(), self.plain):
             raise ValueError(
                 "base: expected the same features of the same image, found others in a second "
                 f"pass of {type(self.model.model).__name__}"
             )
-        if not self._agree(self._together([0, 0]), self.plain):
+        if not self.tolerance.agree(self._together([0, 0]), self.plain):
             able = able.without("batch_rows").note("images share no batch, which changes them")
         return self._compare_merges(able) if self.modules else able
 
@@ -116,10 +117,10 @@ class ImageProbe:
         if self.merger is not None:
             loaded = self._in_weights(self.merger)
             changes = [difference(one, self.plain) for one in (*hooked, *loaded)]
-            if max(changes) <= self._tolerance():
+            if self.tolerance.allows(max(changes)):
                 return able.note("the experts change no features of the images that were tried")
-            if not all(map(self._agree, hooked, loaded)):
-                if max(changes[len(hooked) :]) <= self._tolerance():
+            if not all(map(self.tolerance.agree, hooked, loaded)):
+                if self.tolerance.allows(max(changes[len(hooked) :])):
                     return able.without("merged").note("weights that change have no effect")
                 return able.without("unmerged", "mix_candidates").note(
                     "experts in hooks give other features than in the weights, which are used"
@@ -132,7 +133,7 @@ class ImageProbe:
         ):
             mixed = self._together([0, 1])
         expected = torch.stack([hooked[0][0], hooked[1][1]])
-        if not self._agree(mixed, expected):
+        if not self.tolerance.agree(mixed, expected):
             if not able.merged or self.merger is None:
                 raise ValueError(
                     "base: expected images of different candidates to share a batch, found that "
@@ -165,10 +166,3 @@ class ImageProbe:
         with rounded_differently(self.model.model):
             moved = self._one_by_one()
         return max(difference(moved, self.plain), LEAST_ROUNDING)
-
-    def _tolerance(self) -> float:
-        half = self.model.model.dtype.itemsize < 4
-        return (MOST_ROUNDINGS_IN_HALF if half else MOST_ROUNDINGS) * self.rounding
-
-    def _agree(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
-        return difference(found, expected) <= self._tolerance()

@@ -222,8 +222,9 @@ def reads_images(tasks: Sequence[Task]) -> bool:
 
     :raises ValueError: if some are and others ask for texts.
     """
-    images = [task.name for task in tasks if isinstance(task, ImageTask)]
-    texts = [task.name for task in tasks if not _may_be_of_images(task)]
+    # Dev and test tasks of one name count once.
+    images = dict.fromkeys(task.name for task in tasks if isinstance(task, ImageTask))
+    texts = dict.fromkeys(task.name for task in tasks if not _may_be_of_images(task))
     if images and texts:
         raise ValueError(
             f"tasks: expected those of one kind of base, found images ({', '.join(images)}) and "

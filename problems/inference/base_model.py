@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from filelock import FileLock
 
-from evox_evogm.problems.adapters.hub_source import SCHEME
+from evox_evogm.problems.inference.base_not_found import why_not_found
 from evox_evogm.problems.inference.check_base import (
     check_config,
     check_folder,
     check_loaded_whole,
     check_model,
 )
-from evox_evogm.problems.inference.find_base import FoundBase, find_base
+from evox_evogm.problems.inference.find_base import SMOLLM2, FoundBase, find_base
 from evox_evogm.problems.inference.kinds_of_base import auto_class, check_dtype
 from evox_evogm.problems.inference.panics import panics_as_errors
 from evox_evogm.problems.inference.quantized_base import (
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 # How transformers places layers: "auto", "balanced", "sequential", or a table of names and devices.
 DeviceMap = str | Mapping[str, int | str] | None
-SMOLLM2 = "smollm2-135m-instruct"  # the name of the packaged model in settings
 
 
 def cache_folder() -> Path:
@@ -128,10 +127,10 @@ def convert_gguf(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
-    if hasattr(transformers, "GgufConfig"):  # where it exists, weights may stay quantised
+    if hasattr(transformers, "GgufConfig"):  # where it exists, weights may stay quantized
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     dequantized = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
-    # The dequantised object counts as quantised and cannot be saved. Its weights go to a fresh one.
+    # The dequantized object counts as quantized and cannot be saved. Its weights go to a fresh one.
     config = dequantized.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -280,9 +279,9 @@ def refusing_what_cannot_be_read(base) -> Iterator[None]:
 
 def _reason_not_loaded(base, error: Exception) -> str:
     """Why a base could not be loaded, in one line."""
-    looks_like_hub_id = str(base).removeprefix(SCHEME).count("/") == 1
-    if not Path(str(base)).exists() and not looks_like_hub_id:
-        return "no such folder"
+    not_found = why_not_found(str(base))
+    if not_found is not None:
+        return not_found.reason
     message = str(error).strip() or type(error).__name__
     return message.splitlines()[0]
 

@@ -82,6 +82,11 @@ class BatchSizes:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+def sizes_of(batch_tokens: int | BatchSizes) -> BatchSizes:
+    """The sizes of batches of so many tokens."""
+    return batch_tokens if isinstance(batch_tokens, BatchSizes) else BatchSizes(batch_tokens)
+
+
 def is_to_be_measured(batch_tokens: int | BatchSizes | str | None, device: torch.device) -> bool:
     """Whether the sizes of batches are measured: where that is said, and on accelerators."""
     return batch_tokens == "auto" or (batch_tokens is None and device.type != "cpu")

@@ -240,7 +240,7 @@ def is_projection(module: torch.nn.Module) -> bool:
 
 
 def width_of(module) -> tuple[int, int]:
-    """Inputs and outputs of a projection. The weight of a quantised one has another shape."""
+    """Inputs and outputs of a projection. The weight of a quantized one has another shape."""
     if hasattr(module, "in_features"):
         return module.in_features, module.out_features
     return module.weight.shape[0], module.nf

@@ -130,7 +130,7 @@ def check_in_memory(model: torch.nn.Module) -> None:
     if any(device.type == "meta" for device in devices):
         raise ValueError(
             "base: expected all weights in memory, found some offloaded to the CPU or disk; "
-            "load it without device_map, with another dtype or quantised if it is too large"
+            "load it without device_map, with another dtype or quantized if it is too large"
         )
     if len(devices) > 1 and not is_dispatched(model):
         names = ", ".join(sorted(str(device) for device in devices))

@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 
 from evox_evogm.problems.inference.forward import Forward
-from evox_evogm.problems.inference.prefix_cache import PreparedBatch, join_caches, rows_of_cache
+from evox_evogm.problems.inference.prefix_cache import join_caches, rows_of_cache
+from evox_evogm.problems.inference.prepared_batches import PreparedBatch
 from evox_evogm.problems.inference.static_steps import StaticSteps, make_static_steps
 
 NOT_A_NUMBER = -1  # in place of a token

@@ -16,12 +16,7 @@ from evox_evogm.problems.inference.batch_sizes import BATCH_TOKENS, BatchSizes
 from evox_evogm.problems.inference.batching import Batching
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.decoding import NOT_A_NUMBER, most_likely_tokens
-from evox_evogm.problems.inference.derivatives import (
-    ValueOf,
-    at_least_float32,
-    batching_to_differentiate,
-    leads,
-)
+from evox_evogm.problems.inference.derivatives import batching_to_differentiate
 from evox_evogm.problems.inference.encoder_decoder_forward import (
     EncoderDecoderForward,
     Read,
@@ -31,8 +26,8 @@ from evox_evogm.problems.inference.encoder_decoder_prompts import EncoderDecoder
 from evox_evogm.problems.inference.forward import Select
 from evox_evogm.problems.inference.free_memory import MAX_MEMORY
 from evox_evogm.problems.inference.kinds_of_base import check_dtype, start_token_of
-from evox_evogm.problems.inference.language_model import LanguageModel, write_log_probabilities
-from evox_evogm.problems.inference.likelihoods import Likelihoods, score_continuations
+from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.likelihoods import ScoredPass
 from evox_evogm.problems.inference.prompts import Request, Tokens
 
 if TYPE_CHECKING:
@@ -50,19 +45,6 @@ class Answer(NamedTuple):
     candidate: int
     prompt: Tokens
     tokens: Tokens
-
-
-class Scored(NamedTuple):
-    """Logits of some requests.
-
-    :param rows: the numbers of the requests.
-    :param lengths: the scored positions of each; Q together.
-    :param logits: a `(Q, V)` tensor, row after row.
-    """
-
-    rows: list[int]
-    lengths: list[int]
-    logits: torch.Tensor
 
 
 class EncoderDecoderModel(LanguageModel):
@@ -119,83 +101,23 @@ class EncoderDecoderModel(LanguageModel):
         """How rows become batches. Those that decode together are read by one pass."""
         return replace(super().batching, decode_rows=None)
 
-    @torch.no_grad()
-    def next_token_log_probabilities(
-        self,
-        prompts: Sequence[Sequence[int]],
-        tokens: Sequence[Sequence[int]],
-        candidates: Sequence[int] | None = None,
-        gold: Sequence[int] | None = None,
-        derivatives: torch.Tensor | None = None,
-    ) -> list[torch.Tensor]:
-        """Log-probabilities in nats of single tokens as the first of an answer.
-
-        :param prompts: N prompts.
-        :param tokens: for each prompt the tokens to score.
-        :param candidates: for each prompt its candidate; all the first if not given.
-        :param gold: for each prompt the place of the right one of its tokens.
-        :param derivatives: an `(N, n g)` tensor to write to, of the lead of the right token.
-        :return: N tensors on the CPU, one number per token.
-        """
-        candidates = candidates or [0] * len(prompts)
-        answers = []
-        for prompt, candidate in zip(prompts, candidates, strict=True):
-            answers.append(Answer(candidate, tuple(prompt), (self.start_token,)))
-        results = [torch.empty(0)] * len(prompts)
-        if derivatives is None:
-            for rows, _, logits in self._logits(answers):
-                write_log_probabilities(logits, tokens, rows, results)
-            return results
-        assert gold is not None, "a lead is that of the right token"
-        for rows, _, logits in self._logits_to_differentiate(answers):
-            with torch.enable_grad():
-                compared = [tokens[row] for row in rows]
-                places = [gold[row] for row in rows]
-                ahead = leads(at_least_float32(logits), compared, places)
-                derivatives[rows] = self.derivatives_of(ahead).to(derivatives)
-            write_log_probabilities(logits.detach(), tokens, rows, results)
-        return results
-
-    @torch.no_grad()
-    def likelihoods(
+    def _score(
         self,
         requests: Sequence[Request],
-        candidates: Sequence[int] | None = None,
-        derivative_of: ValueOf | None = None,
+        candidates: Sequence[int] | None,
         *,
-        skip_last: bool = False,
-    ) -> Likelihoods:
-        """Score N answers to their prompts.
+        skip_last: bool,
+        differentiate: bool,
+    ) -> Iterator[ScoredPass]:
+        """The logits from which the tokens of N answers are predicted, see `LanguageModel`.
 
-        :param requests: pairs of prompt and answer tokens, both non-empty.
-        :param candidates: for each request its candidate; all the first if not given.
-        :param derivative_of: what is differentiated by the coefficients, if anything.
-        :param skip_last: nothing: the decoder never reads the last token of an answer.
-        :return: `Likelihoods` of N answers, in the order of the requests.
+        :param skip_last: not used: the decoder never reads the last token of an answer.
         """
         candidates = candidates or [0] * len(requests)
         answers = []
         for (prompt, answer), candidate in zip(requests, candidates, strict=True):
             answers.append(Answer(candidate, prompt, (self.start_token, *answer[:-1])))
-        result = Likelihoods.empty(len(requests))
-        derivatives: list[torch.Tensor] = [torch.empty(0)] * len(requests)
-        differentiate = derivative_of is not None
-        passes = self._logits_to_differentiate if differentiate else self._logits
-        for rows, lengths, logits in passes(answers):
-            targets: list[int] = []
-            for row in rows:
-                targets += requests[row][1]
-            target_ids = torch.tensor(targets, device=self.device)  # (Q,)
-            if derivative_of is not None:
-                with torch.enable_grad():
-                    values = derivative_of(at_least_float32(logits), target_ids, lengths)
-                    found = self.derivatives_of(values)
-                for row, derivative in zip(rows, found, strict=True):
-                    derivatives[row] = derivative
-            result.fill(rows, score_continuations(logits.detach(), target_ids, lengths))
-        if differentiate:
-            result = replace(result, derivatives=torch.stack(derivatives))
-        return result
+        return self._logits_to_differentiate(answers) if differentiate else self._logits(answers)
 
     def _continue(
         self,
@@ -266,7 +188,7 @@ class EncoderDecoderModel(LanguageModel):
         """
         return self.batching.split(prompts, [1] * len(prompts), cached)
 
-    def _logits(self, answers: Sequence[Answer]) -> Iterator[Scored]:
+    def _logits(self, answers: Sequence[Answer]) -> Iterator[ScoredPass]:
         """Logits at all positions of answers. What several have in common is read once."""
         rows_of: dict[tuple[int, Tokens], list[int]] = {}
         for row, answer in enumerate(answers):
@@ -286,7 +208,7 @@ class EncoderDecoderModel(LanguageModel):
 
     def _decode_answers(
         self, answers: Sequence[Answer], rows: list[int], places: list[int], read: Read
-    ) -> Iterator[Scored]:
+    ) -> Iterator[ScoredPass]:
         """Logits at all positions of answers to prompts that were read.
 
         :param rows: the numbers of the answers.
@@ -303,9 +225,9 @@ class EncoderDecoderModel(LanguageModel):
             owners = [answers[row].candidate for row in numbers]
             scored = [lengths[index] for index in part]
             logits = self.forward.decode(owners, read.rows(of_rows), inputs, scored)
-            yield Scored(numbers, scored, logits)
+            yield ScoredPass(numbers, scored, logits)
 
-    def _logits_to_differentiate(self, answers: Sequence[Answer]) -> Iterator[Scored]:
+    def _logits_to_differentiate(self, answers: Sequence[Answer]) -> Iterator[ScoredPass]:
         """Logits that a derivative goes back through, to coefficients that no two rows share."""
         batching = batching_to_differentiate(self.batching, self.model)
         whole = [(*answer.prompt, *answer.tokens) for answer in answers]
@@ -319,4 +241,4 @@ class EncoderDecoderModel(LanguageModel):
             scored = [lengths[row] for row in rows]
             with torch.enable_grad():
                 logits = self.forward.read_and_decode(owners, prompts, mask, inputs, scored)
-            yield Scored(rows, scored, logits)
+            yield ScoredPass(rows, scored, logits)

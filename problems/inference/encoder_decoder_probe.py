@@ -10,36 +10,53 @@ from collections.abc import Sequence
 
 import torch
 
+from evox_evogm.problems.failures import in_one_line
 from evox_evogm.problems.inference.capabilities import Capabilities
+from evox_evogm.problems.inference.compare_modes import without_hooks
+from evox_evogm.problems.inference.comparisons import Comparisons
 from evox_evogm.problems.inference.encoder_decoder import Answer, EncoderDecoderModel
 from evox_evogm.problems.inference.encoder_decoder_forward import pad_right
-from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.inference.logit_differences import (
-    largest_difference,
-    usable,
-)
-from evox_evogm.problems.inference.probe import Probe, in_one_line
+from evox_evogm.problems.inference.logit_differences import largest_difference
 from evox_evogm.problems.inference.probe_rows import STEPS
 from evox_evogm.problems.inference.prompts import Tokens
+from evox_evogm.problems.inference.shared_batches import share_batches
 
 
-class EncoderDecoderProbe(Probe):
+class EncoderDecoderProbe(Comparisons):
     """Comparisons of shared passes with plain ones.
 
-    The rows are those of `Probe`. The encoder reads a row, and the decoder writes its beginning.
+    The encoder reads a row, and the decoder writes its beginning.
     """
 
     model: EncoderDecoderModel
 
-    def find(self) -> Capabilities:
-        """Make all comparisons, the plain passes first.
+    def make_plain_passes(self) -> None:
+        """Compute what everything else is compared with.
 
-        :raises ValueError: if passes differ from plain ones.
+        :raises ValueError: if two passes differ, or later tokens change earlier logits.
         """
-        self._make_plain_passes()
-        if not all(bool(usable(logits).any()) for logits in self.expected.values()):
-            return self.able.note("found no finite logits, so nothing could be compared")
-        self._note_compiled()
+        for row in (self.short, self.other, self.long):
+            self.expected[row] = self.plain(row, STEPS)
+        self.measure_rounding()
+        self.check_repeatable()
+        changed = list(self._inputs(self.short, STEPS))
+        changed[-1] = next(token for token in self.long if token != changed[-1])
+        before = self._plain_logits(self.short, changed)[:-1]
+        if not self.tolerance.agree(before, self.expected[self.short][:-1]):
+            raise ValueError(
+                "base: expected a decoder that writes from left to right, found "
+                f"{type(self.model.model).__name__}, in which later tokens change earlier logits"
+            )
+
+    def without_comparison(self) -> Capabilities:
+        """What is relied on where no logits are finite."""
+        return self.able.note("found no finite logits, so nothing could be compared")
+
+    def compare_base(self) -> None:
+        """Compare passes and steps of the base alone.
+
+        :raises ValueError: if they differ from plain passes.
+        """
         answers = [
             Answer(0, self.short, self._inputs(self.short, STEPS)),
             Answer(0, self.long, self._inputs(self.long, STEPS - 2)),
@@ -48,33 +65,13 @@ class EncoderDecoderProbe(Probe):
         plain = [self.expected[answer.prompt][: len(answer.tokens)] for answer in answers]
         self._require("padding", largest_difference(self._pass(answers), plain))
         self._require("steps with a cache", self._apart_in_steps(answers, plain))
-        if self.modules:
-            self._check_candidates()
-        return self.able
-
-    def _make_plain_passes(self) -> None:
-        """Compute what everything else is compared with.
-
-        :raises ValueError: if two passes differ, or later tokens change earlier logits.
-        """
-        for row in (self.short, self.other, self.long):
-            self.expected[row] = self._plain(row, STEPS)
-        self.rounding = self._measure_rounding()
-        self._check_repeatable()
-        changed = list(self._inputs(self.short, STEPS))
-        changed[-1] = next(token for token in self.long if token != changed[-1])
-        before = self._plain_logits(self.short, changed)[:-1]
-        if not self._agree(before, self.expected[self.short][:-1]):
-            raise ValueError(
-                "base: expected a decoder that writes from left to right, found "
-                f"{type(self.model.model).__name__}, in which later tokens change earlier logits"
-            )
 
     def _inputs(self, row: Tokens, count: int) -> Tokens:
         """What the decoder reads: its start token, and the beginning of a row."""
         return (self.model.start_token, *row[: count - 1])
 
-    def _plain(self, row: Tokens, count: int) -> torch.Tensor:
+    def plain(self, row: Tokens, count: int) -> torch.Tensor:
+        """The logits `(count, V)` of a row and its beginning, as a plain user computes them."""
         return self._plain_logits(row, self._inputs(row, count))
 
     def _plain_logits(self, row: Tokens, inputs: Sequence[int]) -> torch.Tensor:
@@ -87,7 +84,7 @@ class EncoderDecoderProbe(Probe):
         }
         return forward.run_model(given).logits[0].float()
 
-    def _pass(self, answers: Sequence[Answer]) -> list[torch.Tensor]:  # type: ignore[override]
+    def _pass(self, answers: Sequence[Answer]) -> list[torch.Tensor]:
         """The logits of answers that share one pass, as tasks make it."""
         model = self.model
         owners = [answer.candidate for answer in answers]
@@ -132,30 +129,30 @@ class EncoderDecoderProbe(Probe):
         :param what: is compared.
         :param apart: the largest difference from plain passes.
         """
-        if not apart <= self.most_roundings * self.rounding:
+        if not self.tolerance.allows(apart):
             raise ValueError(
                 f"base: expected passes that agree with plain ones, found for {what} that logits "
-                f"differ by {apart:.2g}, where rounding moves them by {self.rounding:.2g}"
+                f"differ by {apart:.2g}, where rounding moves them by {self.tolerance.rounding:.2g}"
             )
 
-    def _check_candidates(self) -> None:
-        """Experts by hooks and in the weights, and two candidates in one batch."""
-        pop = self._two_candidates()
+    def compare_candidates(self) -> None:
+        """Compare experts by hooks and in the weights, and two candidates in one batch."""
+        pop = self.two_candidates()
         answers = []
-        for row, candidate in self._rows_of_candidates():
+        for row, candidate in self.rows_of_candidates():
             count = STEPS if row != self.long else STEPS - 2
             answers.append(Answer(candidate, row, self._inputs(row, count)))
 
         def each_alone() -> list[torch.Tensor]:
             return [self._pass([answer])[0] for answer in answers]
 
-        apart = self._check_hooks(pop, each_alone)
+        apart = self.compare_modes(pop, each_alone)
         if apart is None:
             return
-        with self._candidates(pop):
+        with share_batches(self.model, self.modules, pop):
             reason = self._reason_against_mixing(answers, apart)
         if reason is not None:
-            self._switch_off_hooks(reason)
+            self.able = without_hooks(self.able, reason, self.merger)
 
     def _reason_against_mixing(
         self, answers: Sequence[Answer], apart: Sequence[torch.Tensor]
@@ -171,11 +168,6 @@ class EncoderDecoderProbe(Probe):
             raise
         except Exception as error:  # each model raises its own
             return f"make the base raise {in_one_line(error)} for two candidates in one batch"
-        if moved <= self.most_roundings * self.rounding:
+        if self.tolerance.allows(moved):
             return None
         return f"give logits that differ by {moved:.2g} for two candidates in one batch"
-
-
-def probe_of(model: LanguageModel) -> type[Probe]:
-    """The comparisons for the kind of a base."""
-    return EncoderDecoderProbe if isinstance(model, EncoderDecoderModel) else Probe

@@ -17,9 +17,11 @@ from evox_evogm.problems.adapters.hub_source import (
 from evox_evogm.problems.adapters.trainer_folders import EXPERTS
 from evox_evogm.problems.checkpoints.checkpoint_files import MODEL_CONFIG
 
+SMOLLM2 = "smollm2-135m-instruct"  # the name of the packaged model in settings
 BASE = "base"  # the folder of the model beside `experts`
 MARK = "_evogm_commit"  # the attribute of a loaded model
 COMMIT = re.compile(r"[0-9a-f]{40}")
+WORD = re.compile(r"\w[\w.-]*")  # a folder, or a model of the hub without owner, such as gpt2
 # What transformers reads of a causal language model; no pickles.
 FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", "LICENSE*")
 
@@ -97,6 +99,18 @@ def has_model(base: str) -> bool:
     return _download(hub, f"{hub.folder}/{MODEL_CONFIG}".lstrip("/")) is not None
 
 
+def hub_source_of(base: str, folder: Path = Path()) -> HubSource | None:
+    """Where on the hub a base is, also of an old id without an owner, such as `gpt2`.
+
+    :param folder: that of the settings, for relative paths.
+    :return: None if the base cannot be a hub id.
+    """
+    hub = parse_hub_source(base, folder)
+    if hub is None and WORD.fullmatch(base) is not None:
+        hub = HubSource(base)
+    return hub
+
+
 def config_folder(base: str) -> Path | None:
     """The folder with the `config.json` of a base; of the hub nothing else is downloaded.
 
@@ -106,7 +120,7 @@ def config_folder(base: str) -> Path | None:
     if folder.is_dir():
         places = [folder, folder / BASE]
         return next((place for place in places if (place / MODEL_CONFIG).is_file()), None)
-    hub = parse_hub_source(base)
+    hub = hub_source_of(base)
     if hub is None:
         return None
     for place in (hub.folder, f"{hub.folder}/{BASE}"):

@@ -1,7 +1,7 @@
 """A language model as scored tasks use it: likelihoods of given continuations, and greedy texts.
 
 Requests become rows of tokens, and rows become batches of similar length (`batching.py`). First
-tokens that several rows of a candidate share run once (`prefix_cache.py`), and so do layers that
+tokens that several rows of a candidate share run once (`shared_prefixes.py`), and so do layers that
 all candidates have in common (`shared_layers.py`).
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evox_evogm.problems.inference.batch_sizes import BATCH_TOKENS, BatchSizes
+from evox_evogm.problems.inference.batch_sizes import BATCH_TOKENS, BatchSizes, sizes_of
 from evox_evogm.problems.inference.batching import Batching, estimate_memory
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.decoding import decode_greedily
@@ -26,15 +26,22 @@ from evox_evogm.problems.inference.derivatives import (
 )
 from evox_evogm.problems.inference.forward import Forward
 from evox_evogm.problems.inference.free_memory import MAX_MEMORY
-from evox_evogm.problems.inference.likelihoods import Likelihoods, score_continuations
+from evox_evogm.problems.inference.likelihoods import (
+    Likelihoods,
+    ScoredPass,
+    score_continuations,
+    write_log_probabilities,
+)
 from evox_evogm.problems.inference.limits import limits_of
-from evox_evogm.problems.inference.prefix_cache import PreparedBatch, Row, prepare_batches
+from evox_evogm.problems.inference.prepared_batches import PreparedBatch, prepare_batches
 from evox_evogm.problems.inference.prompts import Prompts, Request, Tokens
 from evox_evogm.problems.inference.scored_model import ScoredModel
+from evox_evogm.problems.inference.shared_prefixes import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ANY_TOKEN = (0,)  # a continuation of one token, which no pass reads
 # On an accelerator, rows that ended leave a batch once so many have; on the CPU at once.
 LEAST_ENDED = 0.25
 
@@ -151,6 +158,40 @@ class LanguageModel(ScoredModel):
         with layers, torch.enable_grad():
             yield
 
+    def _score(
+        self,
+        requests: Sequence[Request],
+        candidates: Sequence[int] | None,
+        *,
+        skip_last: bool,
+        differentiate: bool,
+    ) -> Iterator[ScoredPass]:
+        """The logits from which the tokens of N continuations are predicted, pass by pass.
+
+        :param requests: pairs of prompt and continuation tokens, both non-empty.
+        :param candidates: for each request its candidate; all the first if not given.
+        :param skip_last: whether the last token of a continuation, which nothing follows, stays out
+            of the passes.
+        :param differentiate: whether a derivative goes back through the logits.
+        """
+        candidates = candidates or [0] * len(requests)
+        rows = []
+        for (prompt, continuation), candidate in zip(requests, candidates, strict=True):
+            tokens = prompt + continuation
+            tokens = tokens[:-1] if skip_last else tokens
+            scored = len(continuation)
+            rows.append(Row(tokens, candidate, shareable=len(prompt) - 1, scored=scored))
+        offset = 0 if skip_last else 1  # the logits of a token stand at the position before it
+        if not differentiate:
+            for batch in self._prepare(rows):
+                logits = batch.run(self.forward, target_offset=offset)
+                yield ScoredPass(batch.rows, batch.scored, logits)
+            return
+        for batch in self._prepare_to_differentiate(rows):
+            with self._recording(batch):
+                logits = batch.run(self.forward, target_offset=offset)
+            yield ScoredPass(batch.rows, batch.scored, logits)
+
     @torch.no_grad()
     def next_token_log_probabilities(
         self,
@@ -172,24 +213,19 @@ class LanguageModel(ScoredModel):
             the right token (`derivatives.leads`).
         :return: N tensors on the CPU, one number per token.
         """
-        candidates = candidates or [0] * len(prompts)
-        rows = []
-        for prompt, candidate in zip(prompts, candidates, strict=True):
-            rows.append(Row(tuple(prompt), candidate, shareable=len(prompt) - 1))
+        requests = [(tuple(prompt), ANY_TOKEN) for prompt in prompts]
         results = [torch.empty(0)] * len(prompts)
-        if derivatives is not None:
-            assert gold is not None, "a lead is that of the right token"
-            for batch in self._prepare_to_differentiate(rows):
-                with self._recording(batch):
-                    logits = batch.run(self.forward)
-                    compared = [tokens[row] for row in batch.rows]
-                    places = [gold[row] for row in batch.rows]
+        differentiate = derivatives is not None
+        passes = self._score(requests, candidates, skip_last=True, differentiate=differentiate)
+        for rows, _, logits in passes:
+            if derivatives is not None:
+                assert gold is not None, "a lead is that of the right token"
+                with torch.enable_grad():
+                    compared = [tokens[row] for row in rows]
+                    places = [gold[row] for row in rows]
                     ahead = leads(at_least_float32(logits), compared, places)
-                    derivatives[batch.rows] = self.derivatives_of(ahead).to(derivatives)
-                write_log_probabilities(logits.detach(), tokens, batch.rows, results)
-            return results
-        for batch in self._prepare(rows):
-            write_log_probabilities(batch.run(self.forward), tokens, batch.rows, results)
+                    derivatives[rows] = self.derivatives_of(ahead).to(derivatives)
+            write_log_probabilities(logits.detach(), tokens, rows, results)
         return results
 
     @torch.no_grad()
@@ -210,33 +246,22 @@ class LanguageModel(ScoredModel):
             of the passes.
         :return: `Likelihoods` of N continuations, in the order of the requests.
         """
-        candidates = candidates or [0] * len(requests)
-        rows = []
-        for (prompt, continuation), candidate in zip(requests, candidates, strict=True):
-            tokens = prompt + continuation
-            tokens = tokens[:-1] if skip_last else tokens
-            scored = len(continuation)
-            rows.append(Row(tokens, candidate, shareable=len(prompt) - 1, scored=scored))
-        differentiate = derivative_of is not None
-        prepare = self._prepare_to_differentiate if differentiate else self._prepare
-        offset = 0 if skip_last else 1  # the logits of a token stand at the position before it
         result = Likelihoods.empty(len(requests))
         derivatives: list[torch.Tensor] = [torch.empty(0)] * len(requests)
-        for batch in prepare(rows):
+        differentiate = derivative_of is not None
+        passes = self._score(requests, candidates, skip_last=skip_last, differentiate=differentiate)
+        for rows, lengths, logits in passes:
             targets: list[int] = []
-            for row in batch.rows:
+            for row in rows:
                 targets += requests[row][1]
             target_ids = torch.tensor(targets, device=self.device)  # (Q,)
-            if derivative_of is None:
-                logits = batch.run(self.forward, target_offset=offset)  # (Q, V)
-            else:
-                with self._recording(batch):
-                    logits = batch.run(self.forward, target_offset=offset)
-                    values = derivative_of(at_least_float32(logits), target_ids, batch.scored)
+            if derivative_of is not None:
+                with torch.enable_grad():
+                    values = derivative_of(at_least_float32(logits), target_ids, lengths)
                     found = self.derivatives_of(values)
-                for row, derivative in zip(batch.rows, found, strict=True):
+                for row, derivative in zip(rows, found, strict=True):
                     derivatives[row] = derivative
-            result.fill(batch.rows, score_continuations(logits.detach(), target_ids, batch.scored))
+            result.fill(rows, score_continuations(logits.detach(), target_ids, lengths))
         if differentiate:
             result = replace(result, derivatives=torch.stack(derivatives))
         return result
@@ -323,34 +348,3 @@ class LanguageModel(ScoredModel):
         """Whether so many tokens are decoded with a static cache: where it was found faster."""
         least = self.batch_sizes.static_from
         return self.capabilities.static_cache and least is not None and max_new_tokens >= least
-
-
-def sizes_of(batch_tokens: int | BatchSizes) -> BatchSizes:
-    """The sizes of batches of so many tokens."""
-    return batch_tokens if isinstance(batch_tokens, BatchSizes) else BatchSizes(batch_tokens)
-
-
-def write_log_probabilities(
-    logits: torch.Tensor,
-    tokens: Sequence[Sequence[int]],
-    rows: Sequence[int],
-    results: list[torch.Tensor],
-) -> None:
-    """Write the log-probabilities of each row's tokens to its place in `results`.
-
-    :param logits: an `(N, V)` tensor.
-    :param tokens: of all rows.
-    :param rows: the numbers of the N rows.
-    """
-    logits = logits.float()
-    normalizers = logits.logsumexp(-1)  # (N,)
-    counts: list[int] = []
-    columns: list[int] = []
-    for row in rows:
-        counts.append(len(tokens[row]))
-        columns += tokens[row]
-    places = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)).to(logits.device)
-    chosen = logits[places, torch.tensor(columns, device=logits.device)]
-    found = (chosen - normalizers[places]).cpu()  # waits for the device, once a batch
-    for row, part in zip(rows, found.split(counts), strict=True):
-        results[row] = part

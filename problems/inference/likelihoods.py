@@ -2,9 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+
+
+class ScoredPass(NamedTuple):
+    """The logits of some requests, from one pass.
+
+    :param rows: the numbers of the requests.
+    :param lengths: the scored positions of each; Q together.
+    :param logits: a `(Q, V)` tensor, row after row.
+    """
+
+    rows: list[int]
+    lengths: list[int]
+    logits: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -86,3 +100,29 @@ def by_continuation(*values: torch.Tensor, lengths: Sequence[int]) -> list[torch
     """
     on_cpu = torch.stack(values).cpu()
     return [pad_sequence(row.split(list(lengths))) for row in on_cpu]
+
+
+def write_log_probabilities(
+    logits: torch.Tensor,
+    tokens: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    results: list[torch.Tensor],
+) -> None:
+    """Write the log-probabilities of each row's tokens to its place in `results`.
+
+    :param logits: an `(N, V)` tensor.
+    :param tokens: of all rows.
+    :param rows: the numbers of the N rows.
+    """
+    logits = logits.float()
+    normalizers = logits.logsumexp(-1)  # (N,)
+    counts: list[int] = []
+    columns: list[int] = []
+    for row in rows:
+        counts.append(len(tokens[row]))
+        columns += tokens[row]
+    places = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)).to(logits.device)
+    chosen = logits[places, torch.tensor(columns, device=logits.device)]
+    found = (chosen - normalizers[places]).cpu()  # waits for the device, once a batch
+    for row, part in zip(rows, found.split(counts), strict=True):
+        results[row] = part

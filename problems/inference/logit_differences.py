@@ -7,6 +7,35 @@ from contextlib import contextmanager
 import torch
 
 LARGEST_LOGIT = 1e4  # what is beyond is a token that the model excludes
+# How far two ways to compute the same may be apart, in measured roundings (`rounded_differently`).
+# SmolLM2-135M: 1.3 at most in float32, 0.8 in bfloat16. A small random model: up to 5, by row. Real
+# faults are thousands in float32, and some dozens in half precision.
+MOST_ROUNDINGS = 50.0
+MOST_ROUNDINGS_IN_HALF = 10.0
+LEAST_ROUNDING = 1e-12  # of logits that no rounding moves
+
+
+class Tolerance:
+    """How far two ways to compute the same logits may be apart.
+
+    :param dtype: of the model.
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        self.most_roundings = MOST_ROUNDINGS_IN_HALF if dtype.itemsize < 4 else MOST_ROUNDINGS
+        self.rounding = 0.0  # by how much rounding moves logits, as measured so far
+
+    def allows(self, apart: float) -> bool:
+        """Whether logits that are so far apart differ by rounding only."""
+        return apart <= self.most_roundings * self.rounding
+
+    def agree(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether two ways to compute the same logits `(Q, V)` differ by rounding only."""
+        return self.allows(difference(found, expected))
+
+    def in_roundings(self, found: torch.Tensor, expected: torch.Tensor) -> float:
+        """How far logits `(Q, V)` are apart, in roundings."""
+        return difference(found, expected) / max(self.rounding, LEAST_ROUNDING)
 
 
 @contextmanager

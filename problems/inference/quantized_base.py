@@ -1,7 +1,7 @@
-"""Bases whose weights are quantised: by bitsandbytes when they are loaded, or as others saved them.
+"""Bases whose weights are quantized: by bitsandbytes when they are loaded, or as others saved them.
 
 Experts are added by hooks, and stay in floating point. So the base takes a half or a quarter of the
-memory, and all scores are those of the quantised base. An exported adapter is the same as without.
+memory, and all scores are those of the quantized base. An exported adapter is the same as without.
 """
 
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ Quantization = Literal["8bit", "4bit"]
 
 
 def check_quantization(quantization: Quantization | None, base, *, images: bool) -> None:
-    """Refuse to quantise what cannot be, before anything is loaded.
+    """Refuse to quantize what cannot be, before anything is loaded.
 
     :param base: as `LoRAMergeProblem` takes it.
     :param images: whether it is an image model.
@@ -44,13 +44,13 @@ def check_quantization(quantization: Quantization | None, base, *, images: bool)
 def options_of(
     quantization: Quantization | None, config, dtype: torch.dtype, device: torch.device, base
 ) -> dict[str, Any]:
-    """What `from_pretrained` needs to quantise a base.
+    """What `from_pretrained` needs to quantize a base.
 
     :param config: of the base.
     :param dtype: that products are computed in.
     :param device: of the weights.
     :param base: named in the error.
-    :raises ValueError: if the base is quantised already.
+    :raises ValueError: if the base is quantized already.
     """
     from transformers import BitsAndBytesConfig
 
@@ -59,7 +59,7 @@ def options_of(
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
             f"quantization: expected a base in floating point for {quantization}, found that "
-            f"{str(base)!r} is quantised already; leave quantization out"
+            f"{str(base)!r} is quantized already; leave quantization out"
         )
     if quantization == "8bit":
         # A threshold would keep columns of outliers in half precision, those of a whole batch, and
@@ -85,7 +85,7 @@ def keep_as_loaded(model: torch.nn.Module) -> None:
 
 
 def quantized_as(model: torch.nn.Module) -> str | None:
-    """How the weights of a base are quantised, such as 4bit or gptq; None if they are not."""
+    """How the weights of a base are quantized, such as 4bit or gptq; None if they are not."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None:
         return None
@@ -99,11 +99,11 @@ def quantized_as(model: torch.nn.Module) -> str | None:
 
 
 def note_on_quantized(model: torch.nn.Module) -> list[str]:
-    """A sentence on what the scores of a quantised base are, or none."""
+    """A sentence on what the scores of a quantized base are, or none."""
     found = quantized_as(model)
     if found is None:
         return []
     return [
-        f"the base is quantised ({found}): all scores are those of the quantised base. An exported "
+        f"the base is quantized ({found}): all scores are those of the quantized base. An exported "
         "adapter is for the base as it is in its files, on which scores differ"
     ]

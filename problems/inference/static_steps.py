@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from evox_evogm.problems.failures import in_one_line
 from evox_evogm.problems.inference.capabilities import changing_context
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ class StaticUse:
     def stop(self, error: Exception) -> None:
         """Use static caches no more, and log why."""
         if self.failed is None:
-            message = (str(error).strip() or "no message").splitlines()[0]
-            self.failed = f"{type(error).__name__}: {message}"
+            self.failed = in_one_line(error)
             log.warning("decoding goes on without a static cache: %s", self.failed)
 
 

@@ -19,9 +19,9 @@ import torch
 
 from evox_evogm.problems.inference.derivatives import log_probabilities
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.inference.prefix_cache import LEAST_SAVING, common_prefix
 from evox_evogm.problems.inference.prompts import Tokens
 from evox_evogm.problems.inference.scored_model import ScoredModel
+from evox_evogm.problems.inference.shared_prefixes import LEAST_SAVING, common_prefix
 from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.tasks.abstain_qa import abstain_qa
 from evox_evogm.problems.tasks.choices import choice_likelihood, multiple_choice_generation

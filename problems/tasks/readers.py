@@ -51,7 +51,9 @@ def _parse_json(text: str, where: str):
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
+        place = f"column {error.colno}"
+        if "\n" in text.strip():
+            place = f"line {error.lineno}, {place}"
         raise ValueError(f"{where}: expected JSON, found {error.msg} ({place})") from error
     except (ValueError, RecursionError) as error:  # a number or a nesting that is too large
         raise ValueError(f"{where}: expected JSON, found {error}") from error

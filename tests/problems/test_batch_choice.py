@@ -9,7 +9,7 @@ import torch.distributed as dist
 from builders import build_model, two_adapters
 
 from evox_evogm.command.batch_settings import check_max_memory
-from evox_evogm.problems import Example, LoRAMergeProblem, Task, lora_merge, population_scorer
+from evox_evogm.problems import Example, LoRAMergeProblem, Task, batch_choice, lora_merge
 from evox_evogm.problems.inference import free_memory
 from evox_evogm.problems.inference.batch_sizes import BatchSizes
 from evox_evogm.problems.inference.free_memory import free_in_machine, limit_of_memory
@@ -51,10 +51,10 @@ def test_sizes_are_measured_once_before_the_first_scores(make_problem, monkeypat
         passes.append(candidates)
         return found
 
-    monkeypatch.setattr(population_scorer, "measure_batch_sizes", measure)
+    monkeypatch.setattr(batch_choice, "measure_batch_sizes", measure)
     problem = make_problem(batch_tokens="auto", mode="unmerged")
     assert problem.batch_sizes == BatchSizes() and passes == []
-    with caplog.at_level(logging.INFO, "evox_evogm.problems.population_scorer"):
+    with caplog.at_level(logging.INFO, "evox_evogm.problems.batch_choice"):
         problem.evaluate(POP)
     problem.score_together(POP)
     assert problem.batch_sizes == found and passes == [2]
@@ -74,7 +74,7 @@ def test_a_measurement_that_fails_leaves_the_constants(make_problem, monkeypatch
     def fail(*_, **__):
         raise RuntimeError("no clock")
 
-    monkeypatch.setattr(population_scorer, "measure_batch_sizes", fail)
+    monkeypatch.setattr(batch_choice, "measure_batch_sizes", fail)
     problem = make_problem(batch_tokens="auto", mode="unmerged")
     assert problem.evaluate(POP).isfinite().all() and problem.batch_sizes == BatchSizes()
     assert (
@@ -85,11 +85,11 @@ def test_a_measurement_that_fails_leaves_the_constants(make_problem, monkeypatch
 def test_ranks_do_not_measure_batches_which_they_might_choose_differently(
     make_problem, monkeypatch, caplog, tmp_path
 ):
-    monkeypatch.setattr(population_scorer, "measure_batch_sizes", lambda *_, **__: pytest.fail())
+    monkeypatch.setattr(batch_choice, "measure_batch_sizes", lambda *_, **__: pytest.fail())
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         problem = make_problem(batch_tokens="auto", mode="unmerged")
-        with caplog.at_level(logging.INFO, "evox_evogm.problems.population_scorer"):
+        with caplog.at_level(logging.INFO, "evox_evogm.problems.batch_choice"):
             problem.choose_modes(len(POP))
     finally:
         dist.destroy_process_group()

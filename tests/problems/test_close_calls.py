@@ -7,7 +7,14 @@ import pytest
 import torch
 from builders import build_model, two_adapters
 
-from evox_evogm.problems import Example, LoRAMergeProblem, Task, cost_model, population_scorer
+from evox_evogm.problems import (
+    Example,
+    LoRAMergeProblem,
+    Task,
+    batch_choice,
+    cost_model,
+    mode_choice,
+)
 from evox_evogm.problems.close_calls import is_close_call, time_modes
 from evox_evogm.problems.cost_model import Rate, Rates
 from evox_evogm.problems.inference.batch_sizes import BatchSizes
@@ -84,10 +91,10 @@ def test_close_calls_are_timed_where_batches_are_measured(
     rates = Rates(
         {"unmerged": unmerged, "merged": merged}, dict.fromkeys(cost_model.MODES, none), 0
     )
-    monkeypatch.setattr(population_scorer, "measure_rates", lambda *_: rates)
-    monkeypatch.setattr(population_scorer, "measure_batch_sizes", lambda *_, **__: BatchSizes())
+    monkeypatch.setattr(mode_choice, "measure_rates", lambda *_: rates)
+    monkeypatch.setattr(batch_choice, "measure_batch_sizes", lambda *_, **__: BatchSizes())
     measured = {"unmerged": 5.0, "merged": 4.0}
-    monkeypatch.setattr(population_scorer, "time_modes", lambda *_: measured)
+    monkeypatch.setattr(mode_choice, "time_modes", lambda *_: measured)
     folders = two_adapters("llama", make_adapter)
     options = {"tokenizer": tokenizer, "batch_tokens": batch_tokens}
     problem = LoRAMergeProblem(build_model(), folders, [GOLD], **options)

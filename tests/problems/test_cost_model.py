@@ -25,7 +25,7 @@ from evox_evogm.problems.tasks.metrics import score_tasks
 
 pytestmark = pytest.mark.language_model
 
-LOGGER = "evox_evogm.problems.population_scorer"
+LOGGER = "evox_evogm.problems.mode_choice"
 EXAMPLES = (
     Example("0", "ask", "zzz"),
     Example("1", "ask me", "zzz"),

@@ -10,7 +10,7 @@ from evox_evogm.problems import Example, Task
 from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.read_adapter import read_expert
 from evox_evogm.problems.inference.language_model import MAX_MEMORY, LanguageModel
-from evox_evogm.problems.population_scorer import PopulationScorer, faster_modes
+from evox_evogm.problems.population_scorer import PopulationScorer
 from evox_evogm.problems.tasks.metrics import score_task
 
 ADD = Task(
@@ -112,25 +112,3 @@ def test_a_scorer_of_other_experts_shares_the_rest(make_scorer, experts):
     found = other.score(POP / 2, TASKS)
     torch.testing.assert_close(found.scores, expected.scores)
     assert torch.equal(scorer.score(POP, TASKS).scores["add"], expected.scores["add"])
-
-
-def seconds(unmerged, merged_in_weights):
-    return {"unmerged": unmerged, "merged": merged_in_weights}
-
-
-@pytest.mark.parametrize(
-    ("load_seconds", "expected"),
-    [
-        (0.0, ["merged", "unmerged", "merged"]),
-        (3.9, ["merged", "unmerged", "merged"]),
-        (4.0, ["unmerged", "unmerged", "unmerged"]),
-    ],
-)
-def test_merging_has_to_save_the_time_to_load_over_all_groups(load_seconds, expected):
-    """Savings of 3 and 1 seconds; the second group would lose 5 and stays unmerged."""
-    groups = [seconds(5.0, 2.0), seconds(1.0, 6.0), seconds(2.0, 1.0)]
-    assert faster_modes(groups, load_seconds) == expected
-
-
-def test_groups_that_are_as_fast_in_both_modes_are_unmerged():
-    assert faster_modes([seconds(1.0, 1.0), seconds(3.0, 1.0)], 0.0) == ["unmerged", "merged"]

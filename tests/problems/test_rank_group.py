@@ -47,24 +47,24 @@ def test_an_error_of_rank_0_is_one_on_all_ranks():
     assert errors_of(MemoryError("no room")) == 2 * ["SharedFailure: MemoryError: no room"]
 
 
-def test_a_rank_that_never_gives_a_sign_is_waited_for_until_a_limit():
+def test_a_rank_that_never_sends_a_heartbeat_is_waited_for_until_a_limit():
     def work():
-        ranks = RankGroup(first_sign=0.5)
+        ranks = RankGroup(first_heartbeat=0.5)
         return ranks.exchange(None) if ranks.rank == 0 else None
 
     lost, _ = on_ranks(2, work)
-    end = "a rank has died or cannot be reached (it has given no sign of life for 0.5 s)"
+    end = "a rank has died or cannot be reached (it has sent no heartbeat for 0.5 s)"
     assert lost == f"RankLost: rank 0 of 2 lost rank 1: {end}"
     with pytest.raises(RankLost, match="rank 0 of 2 lost rank 1: .* for 0.5 s"):
-        StoreGroup(dist.HashStore(), 0, 2, first_sign=0.5).exchange(None)
+        StoreGroup(dist.HashStore(), 0, 2, first_heartbeat=0.5).exchange(None)
 
 
-def test_ranks_with_a_store_give_signs_before_they_meet():
+def test_ranks_with_a_store_send_heartbeats_before_they_meet():
     store = dist.HashStore()
     other = StoreGroup(store, 1, 2)
     ranks = StoreGroup(store, 0, 2, timeout=0.5)
     time.sleep(0.2)
-    other._signs.stop()  # as if its process had ended
+    other._heartbeats.stop()  # as if its process had ended
     with pytest.raises(RankLost, match="rank 0 of 2 lost rank 1: .* for 0.5 s"):
         ranks.exchange(None)
 
@@ -132,7 +132,7 @@ def test_a_rank_that_is_killed_or_hangs_is_named_within_the_timeout(how, tmp_pat
     for rank in (0, 1):
         said, seconds = (tmp_path / f"said {rank}").read_text().splitlines()
         assert said == (
-            f"rank {rank} of 3 lost rank 2: a rank has died or cannot be reached (it has given no "
-            "sign of life for 4 s)"
+            f"rank {rank} of 3 lost rank 2: a rank has died or cannot be reached (it has sent no "
+            "heartbeat for 4 s)"
         )
         assert float(seconds) < 15

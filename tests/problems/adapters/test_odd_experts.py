@@ -136,7 +136,10 @@ def test_a_direction_in_all_modules_is_a_steep_spectrum(trained):
 def test_an_expert_without_any_change_is_named(trained):
     experts = [*trained[:2], changed(trained[2], lambda _, factors: 0 * factors.b)]
     (warning,) = warnings_of_odd_experts(experts)
-    assert warning == f"expert '{trained[2].name}': changes nothing, as all of its weights are 0"
+    assert warning == (
+        f"expert '{trained[2].name}': changes nothing, as its A or B is 0 in every module, which "
+        "is how the training of a LoRA begins"
+    )
 
 
 def test_one_expert_has_nobody_to_be_compared_with(trained):

@@ -5,7 +5,12 @@ import torch
 from builders import build_model, stack_folders
 
 from evox_evogm.problems.adapters.merging import Population, merged
-from evox_evogm.problems.adapters.shared_inputs import SharedInput, find_shared_inputs
+from evox_evogm.problems.adapters.shared_inputs import (
+    SharedInput,
+    find_shared_inputs,
+)
+from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.shared_batches import share_batches
 
 TOKENS = torch.arange(1, 28).reshape(3, 9)
 WEIGHTS = [[0.5, -0.8, 1.7], [-1.1, 0.4, 0.2]]
@@ -126,6 +131,51 @@ def test_layers_of_other_parents_or_widths_share_nothing():
         "0.gate_proj": torch.ones(1, 3),
     }
     assert find_shared_inputs(factors) == {}
+
+
+def test_populations_share_the_joined_factors_of_the_stack(make_adapter):
+    modules = stack_folders(adapters(make_adapter))
+    first = Population(modules, torch.tensor(WEIGHTS))
+    second = Population(modules, torch.tensor(WEIGHTS[:1]))
+    groups = {id(group): group for group in first.shared_inputs.values()}.values()
+    assert len(groups) == 4  # q, k, v and gate, up of two layers
+    for group in groups:
+        same = second.shared_inputs[group.names[0]]
+        rows = torch.cat([modules[name].a for name in group.names])
+        assert torch.equal(group.a, rows)
+        assert group.a.data_ptr() == same.a.data_ptr() == modules[group.names[0]].a.data_ptr()
+    assert first.bytes_copied == second.bytes_copied == 0
+
+
+def test_a_part_of_a_group_is_joined_anew(make_adapter):
+    """As where some modules are in the weights, and in whatever order they come."""
+    modules = stack_folders(adapters(make_adapter))
+    backwards = dict(reversed(modules.items()))
+    some = {name: one for name, one in modules.items() if "v_proj" not in name}
+    for part, copied in ((backwards, False), (some, True)):
+        population = Population(part, torch.tensor(WEIGHTS))
+        for name, group in population.shared_inputs.items():
+            assert torch.equal(group.a[group.places[name]], modules[name].a)
+            assert group.is_copy == (copied and "self_attn" in name)
+    # A of q and k of two layers: ranks 2 + 5 + 4 and 5 + 4, of 16 inputs.
+    assert population.bytes_copied == 2 * 4 * (11 + 9) * 16
+
+
+def test_factors_that_are_copied_leave_passes_less_memory(make_adapter, tokenizer):
+    """No candidate uses the second of three experts, so that the others are copied."""
+    scorer = LanguageModel(build_model(), tokenizer, max_memory=2**20)
+    modules = stack_folders(adapters(make_adapter))
+    pop = torch.tensor([[0.5, 0.0, 1.7], [-1.1, 0.0, 0.2]])
+    # In each of two layers q, k, v, o, gate, up and down: R (D_in + D_out).
+    attention = 6 * (16 + 16) + 4 * (16 + 8) + 4 * (16 + 8) + 4 * (16 + 16)
+    mlp = 4 * (16 + 32) + 6 * (16 + 32) + 4 * (32 + 16)
+    values = 2 * (attention + mlp)
+    with share_batches(scorer, modules, pop) as population:
+        assert population.bytes_copied == 4 * values
+        assert scorer.max_memory == scorer.batching.max_memory == 2**20 - 4 * values
+    assert scorer.max_memory == 2**20
+    with share_batches(scorer, modules, torch.tensor(WEIGHTS)):
+        assert scorer.max_memory == 2**20
 
 
 def test_modules_with_the_same_channels_have_one_table_of_weights(make_adapter):

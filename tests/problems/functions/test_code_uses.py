@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from evox_evogm.problems.functions.code_uses import uses_of
+from evox_evogm.problems.functions.code_uses import uses_in, uses_of
 
 MODULE = """
 import os
@@ -146,3 +146,116 @@ def test_modules_of_a_package_are_followed_by_their_full_names(tmp_path, monkeyp
     exec(compile(text.replace("from pack", "from math import sqrt as add #"), path, "exec"), names)
     assert "socket.socket" in {use.what for use in uses_of(names["score"], "pack")}
     assert {use.what for use in uses_of(names["score"])} >= {"pack.deep.web.add"}
+
+
+PACKAGE = {
+    "__init__.py": "import socket\ndef of_package(doc):\n    return socket.socket()\n",
+    "web.py": "import requests\ndef ask(doc):\n    return requests.post(doc)\n",
+    "names.py": "from .web import ask\nLIMIT = 3\n",
+    "local/requests.py": "def count(doc):\n    return len(doc)\n",
+    "deep/__init__.py": "",
+    "deep/bases.py": (
+        "from ..web import ask\n"
+        "class Base:\n"
+        "    def local(self, doc):\n"
+        "        return len(doc)\n"
+        "    def remote(self, doc):\n"
+        "        return ask(doc)\n"
+    ),
+    "deep/score.py": """
+import requests
+from . import bases
+from .. import of_package
+from ..local import requests as counting
+from ..names import *
+from ..names import ask as renamed
+from ..local.requests import count
+from ..web import ask as web_ask
+
+class Heir(bases.Base):
+    requests: list = []
+    def uses_local(self, doc):
+        return self.local(doc) + len(self.requests)
+    def uses_remote(self, doc):
+        return self.remote(doc)
+
+def by_two_levels(doc):
+    return web_ask(doc)
+
+def by_reexport(doc):
+    return renamed(doc)
+
+def by_star(doc):
+    return ask(doc)
+
+def by_package(doc):
+    return of_package(doc)
+
+def by_own_import(doc):
+    from ..web import ask as web_ask
+    return web_ask(doc)
+
+def by_global(doc):
+    global requests
+    requests = requests or doc
+    return requests.get(doc)
+
+def named_as_a_module(doc):
+    return count(doc) + counting.count(doc)
+
+def with_attributes(doc):
+    return len(doc.requests) + doc.socket.count + doc["requests"].socket()
+
+def with_arguments(doc, requests, *, eval=None):
+    return requests.get(eval) + sum(exec for exec in doc)
+
+def with_variables(doc):
+    requests = doc["requests"]
+    try:
+        return (lambda socket: socket.find(requests[0]))(doc)
+    except ValueError as exec:
+        return exec
+""",
+}
+NETWORK = ("requests", "socket", "exec", "eval")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """The file of a module in a package, which is never imported."""
+    for name, text in PACKAGE.items():
+        path = tmp_path / "tasks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "tasks" / "deep" / "score.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("by_two_levels", "requests.post in web.py"),
+        ("by_reexport", "requests.post in web.py"),
+        ("by_star", "requests.post in web.py"),
+        ("by_own_import", "requests.post in web.py"),
+        ("by_package", "socket.socket in __init__.py"),
+        ("by_global", "requests.get in score.py"),
+        ("Heir.uses_remote", "requests.post in web.py"),
+    ],
+)
+def test_relative_imports_are_followed(package, name, use):
+    assert use in {str(found) for found in uses_in(package, name)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "named_as_a_module",
+        "with_attributes",
+        "with_arguments",
+        "with_variables",
+        "Heir.uses_local",
+    ],
+)
+def test_names_that_are_like_those_of_modules_are_no_uses(package, name):
+    uses = {use.what.partition(".")[0] for use in uses_in(package, name)}
+    assert not uses & set(NETWORK)

@@ -82,3 +82,21 @@ def test_what_cannot_be_imported_is_refused_in_a_sentence(folder, name, message)
     with pytest.raises(ValueError, match=message) as error:
         load_function(name, folder)
     assert "\n" not in str(error.value)
+
+
+def test_relative_imports_are_part_of_a_function(tmp_path):
+    (tmp_path / "pack" / "deep").mkdir(parents=True)
+    texts = {
+        "pack/score.py": "from .deep import one\nfrom . import two\n",
+        "pack/deep/one.py": "from ..three import LIMIT\n",
+        "pack/two.py": "",
+        "pack/three.py": "LIMIT = 3\n",
+        "deep.py": "",  # as if `from .deep` were `from deep`
+        "two.py": "",
+        "three.py": "",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    found = files_imported(tmp_path / "pack" / "score.py", tmp_path)
+    names = {path.relative_to(tmp_path).as_posix() for path in found}
+    assert names == {"pack/deep/one.py", "pack/two.py", "pack/three.py"}

@@ -280,7 +280,7 @@ def test_a_gguf_file_becomes_a_plain_folder_of_its_own_architecture(tmp_path, mo
     asked = []
 
     def read_model(source, **options):
-        """A model as transformers makes it of a GGUF file: it counts as quantised."""
+        """A model as transformers makes it of a GGUF file: it counts as quantized."""
         asked.append((source, options))
         model = build_model("qwen2")
         model.config.quantization_config = options.get("quantization_config")

@@ -9,7 +9,9 @@ from builders import build_model, record_passes
 from evox_evogm.problems.inference.batch_sizes import BatchSizes
 from evox_evogm.problems.inference.decoding import decode_greedily, most_likely_tokens
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.inference.prefix_cache import Row, may_join_caches, prepare_batches
+from evox_evogm.problems.inference.prefix_cache import may_join_caches
+from evox_evogm.problems.inference.prepared_batches import prepare_batches
+from evox_evogm.problems.inference.shared_prefixes import Row
 
 pytestmark = pytest.mark.language_model
 

@@ -14,6 +14,7 @@ from builders import build_model, build_tokenizer
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.adapters.merging import WeightMerger
+from evox_evogm.problems.inference.decoding import DecodingBatch
 from evox_evogm.problems.inference.forward import reset_rope
 from evox_evogm.problems.inference.logit_differences import difference, rounded_differently
 from evox_evogm.problems.inference.probe_rows import rows_of
@@ -389,6 +390,26 @@ def test_modes_are_compared_part_by_part_where_a_copy_of_all_weights_is_too_larg
     second.q_proj = ReadsTheWeight(second.q_proj.inner)
     with pytest.raises(ValueError, match="hooks give logits .* a copy of the weights takes more"):
         LoRAMergeProblem(wrong, folders, [gold_task()], **settings)
+
+
+def test_a_cache_whose_rows_get_other_experts_when_some_leave_is_switched_off(
+    make_folders, tokenizer, monkeypatch
+):
+    """The base alone gives the same whoever its rows belong to."""
+    model, targets = build("llama")
+    folders = make_folders(model, targets)
+    drop = DecodingBatch._drop_all_but
+
+    def forget_whose_they_are(batch, places):
+        candidates = batch.candidates
+        drop(batch, places)
+        batch.candidates = candidates[: len(places)]
+
+    monkeypatch.setattr(DecodingBatch, "_drop_all_but", forget_whose_they_are)
+    problem = LoRAMergeProblem(model, folders, [gold_task()], tokenizer=tokenizer)
+    assert problem.capabilities.switched_off == ["share_prefixes", "drop_rows"]
+    (note,) = problem.capabilities.notes
+    assert note.startswith("decoding of two candidates in one batch: logits differ by")
 
 
 def test_an_encoder_is_refused_in_one_sentence(make_folders, tokenizer):

@@ -1,4 +1,4 @@
-"""Bases that bitsandbytes quantises: hooks add experts as plain peft does, nothing is merged."""
+"""Bases that bitsandbytes quantizes: hooks add experts as plain peft does, nothing is merged."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def scores_by_peft(base, adapter, quantization):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_merges_on_a_quantised_base_score_as_plain_peft(base, folders, quantization, tmp_path):
+def test_merges_on_a_quantized_base_score_as_plain_peft(base, folders, quantization, tmp_path):
     pytest.importorskip("bitsandbytes")
     problem = make_problem(base, folders, quantization=quantization)
     assert quantized_as(problem.language_model.model) == quantization
@@ -84,13 +84,13 @@ def test_merges_on_a_quantised_base_score_as_plain_peft(base, folders, quantizat
         torch.testing.assert_close(found[row], expected, atol=1e-3, rtol=1e-3)
     plain = make_problem(base, folders).score_together(pop)["gold"]
     assert (plain - found).abs().max() > 1e-2
-    (note,) = [note for note in problem.notes if "quantised" in note]
-    assert f"the base is quantised ({quantization}): all scores are those of the quantised" in note
+    (note,) = [note for note in problem.notes if "quantized" in note]
+    assert f"the base is quantized ({quantization}): all scores are those of the quantized" in note
     with pytest.raises(ValueError, match=r"mode: expected auto or unmerged on a base that is quan"):
         make_problem(base, folders, quantization=quantization, mode="merged")
 
 
-def test_what_cannot_be_quantised_is_refused(base, folders, monkeypatch):
+def test_what_cannot_be_quantized_is_refused(base, folders, monkeypatch):
     with pytest.raises(ValueError, match="quantization: expected one of 8bit, 4bit or nothing, fo"):
         make_problem(base, folders, quantization="2bit")
     with pytest.raises(
@@ -106,15 +106,15 @@ def test_what_cannot_be_quantised_is_refused(base, folders, monkeypatch):
         make_problem(base, folders, quantization="8bit")
 
 
-def test_a_base_that_was_saved_quantised_is_known_and_goes_unmerged_only(folders):
+def test_a_base_that_was_saved_quantized_is_known_and_goes_unmerged_only(folders):
     model = build_model(**WIDE)
     assert quantized_as(model) is None
     model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
     assert quantized_as(model) == "gptq"
     settings = {"tokenizer": build_tokenizer()}
-    with pytest.raises(ValueError, match=r"found 'merged': merges cannot go into quantised weig"):
+    with pytest.raises(ValueError, match=r"found 'merged': merges cannot go into quantized weig"):
         LoRAMergeProblem(model, folders, [GOLD], mode="merged", **settings)
     problem = LoRAMergeProblem(model, folders, [GOLD], **settings)
     problem.choose_modes(3)
     assert problem.modes == {"gold": "unmerged"}
-    assert any("quantised (gptq)" in note for note in problem.notes)
+    assert any("quantized (gptq)" in note for note in problem.notes)

@@ -286,6 +286,39 @@ def test_the_probe_switches_off_what_is_wrong(tokenizer, monkeypatch):
     assert "decoding with a static cache: logits differ" in able.notes[0]
 
 
+def experts_of_llama(make_adapter):
+    """Two stacked experts and the prompts that the probe reads."""
+    modules = stack_folders(two_adapters("llama", make_adapter))
+    return modules, 2, [tuple(range(1, 9)), tuple(range(3, 40))]
+
+
+def test_the_probe_compares_it_with_experts_too(make_adapter, tokenizer, monkeypatch):
+    rows = count_static(monkeypatch)
+    scorer = LanguageModel(build_model(), tokenizer, batch_tokens=STATIC)
+    able = probe_base(scorer, *experts_of_llama(make_adapter))
+    assert able.switched_off == [] and able.notes == ()
+    # Of the base, then of two candidates: one row leaves, and all stay.
+    assert rows == 2 * [3, 2, 2, 3, 3, 3]
+
+
+def test_what_is_wrong_with_experts_alone_is_switched_off(make_adapter, tokenizer, monkeypatch):
+    """Behind rows that left, those that stay get the coefficients of the first ones."""
+    keep_rows = StaticSteps.keep_rows
+
+    def forget_whose_they_are(steps, places):
+        candidates = steps.candidates
+        keep_rows(steps, places)
+        steps.candidates = candidates[: len(places)]
+
+    monkeypatch.setattr(StaticSteps, "keep_rows", forget_whose_they_are)
+    modules, count, prompts = experts_of_llama(make_adapter)
+    scorer = LanguageModel(build_model(), tokenizer, batch_tokens=STATIC)
+    assert probe_base(scorer, {}, count, prompts).switched_off == []
+    able = probe_base(scorer, modules, count, prompts)
+    assert able.switched_off == ["static_cache"] and len(able.notes) == 1
+    assert "decoding of two candidates with a static cache: logits differ by" in able.notes[0]
+
+
 def test_no_tensor_is_on_another_device(tokenizer):
     model = build_model()
     scorer = LanguageModel(model, tokenizer)

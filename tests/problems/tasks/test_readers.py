@@ -153,6 +153,7 @@ def test_the_version_does_not_depend_on_where_the_file_lies(write_set, write_lin
     [
         ("[]", "bad.json: expected an object with the lists dev and test"),
         ('{"dev": []}', "bad.json: expected an object with the lists dev and test"),
+        ("{dev: []}", "bad.json: expected JSON, found .* \\(column 2\\)$"),
         ('{"dev": [],\n"test": ', "bad.json: expected JSON, found .* \\(line 2, column 9\\)"),
         (
             '{"dev": [], "test": [{"question": "r", "answer": "a"}, "s"]}',

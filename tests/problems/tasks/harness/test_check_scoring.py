@@ -47,6 +47,11 @@ def as_json(doc, results):
 
 def local(doc, results):
     return {"good": float(len(results[0]))}
+
+def local_names(doc, results):
+    requests = [exec for exec in results]
+    eval = len(requests[0])
+    return {"good": float(eval)}
 """
 FILTER = [{"name": "f", "filter": [{"function": "custom", "filter_fn": "FUNCTION judge.filtered"}]}]
 OWN = [{"metric": "FUNCTION judge.metric", "aggregation": "mean", "higher_is_better": True}]
@@ -101,8 +106,9 @@ def test_metrics_of_a_language_model_as_judge_are_refused_by_their_name(read):
         read(function=None, process_results="FUNCTION judge.local", metric_list=metrics(name))
 
 
-def test_scoring_on_this_machine_is_not_refused(read):
-    dev, _ = read()
+@pytest.mark.parametrize("function", ["local", "local_names"])
+def test_scoring_on_this_machine_is_not_refused(read, function):
+    dev, _ = read(function)
     assert dev.metric.startswith("good")
 
 
