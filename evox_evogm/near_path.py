@@ -15,5 +15,9 @@ def near_path(path: Path) -> str:
         names = [child.name for child in path.parent.iterdir()]
     except OSError:
         return ""
-    near = get_close_matches(path.name, names, 1)
-    return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
+    for near in get_close_matches(path.name, names):
+        # An ending in common, such as .jsonl, does not make two names alike.
+        other = Path(near)
+        if other.suffix != path.suffix or get_close_matches(path.stem, [other.stem]):
+            return f"; did you mean {str(path.parent / near)!r}?"
+    return ""

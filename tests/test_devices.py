@@ -249,7 +249,7 @@ ONE_DEVICE = (
 )
 IN_MEMORY = (
     "^base: expected all weights in memory, found some offloaded to the CPU or disk; "
-    "load it without device_map, with another dtype or quantised if it is too large$"
+    "load it without device_map, with another dtype or quantized if it is too large$"
 )
 
 

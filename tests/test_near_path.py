@@ -14,3 +14,10 @@ def test_nothing_is_suggested_where_nothing_is_like_it(tmp_path):
     assert near_path(tmp_path / "run.yaml") == ""
     assert near_path(tmp_path / "none" / "run.yaml") == ""
     assert near_path(tmp_path / "my-adapters") == ""  # it is there
+
+
+def test_an_ending_alone_makes_no_names_alike(tmp_path):
+    (tmp_path / "dev.jsonl").touch()
+    assert near_path(tmp_path / "nowhere.jsonl") == ""
+    for name in ("dve.jsonl", "deev.jsonl", "dev.json"):
+        assert near_path(tmp_path / name).endswith("dev.jsonl'?")

@@ -1,13 +1,13 @@
-"""The best merges of a history by what they are expected to score, not by the best luck."""
+"""The best merges of a history, ranked by the score that is expected, not by the observed one."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from evox_evogm.algorithms.acquisition import in_float64, outcomes_on
+from evox_evogm.algorithms.blocks import are_coarse, first_of_blocks
 from evox_evogm.algorithms.gradient_search import GradientSearch
-from evox_evogm.algorithms.process_device import process_device
+from evox_evogm.algorithms.process_device import in_float64, outcomes_on, process_device
 from evox_evogm.algorithms.surrogate import Outcomes, Surrogate
 from evox_evogm.algorithms.surrogate_evogm import SurrogateEvoGM
 from evox_evogm.command.multi_objective import front_of
@@ -73,6 +73,8 @@ def smoothed_fitness_of(
     )
     order = fitness[:, 0].argsort()[: algorithm.settings.max_points]  # best first
     in_box = (points.to(algorithm.center) - algorithm.center) / algorithm.half_width
+    if are_coarse(in_box, algorithm.blocks):
+        in_box = first_of_blocks(in_box, algorithm.blocks)
     device = process_device(in_box.device)
     with torch.device(device):
         evaluated, values = in_float64(in_box[order], fitness[order], device)

@@ -25,8 +25,7 @@ from evox_evogm.command.uncertainty import standard_errors
 from evox_evogm.monitoring.budget import Budget
 from evox_evogm.monitoring.counted import counted
 from evox_evogm.monitoring.escaping import sanitize
-from evox_evogm.problems.adapters.odd_experts import spectra_of
-from evox_evogm.problems.adapters.read_adapter import Expert
+from evox_evogm.problems.adapters.odd_experts import ExpertSpectrum, spectra_of
 from evox_evogm.problems.evaluation import Evaluation
 from evox_evogm.problems.inference.texts import reading_texts
 from evox_evogm.problems.tasks.requests import Case, gold_text, prompts_of
@@ -50,45 +49,53 @@ class Tried:
     step_seconds: float
 
 
-def check(settings: RunSettings, folder: Path, *, prompts: bool = False) -> None:
+def check(settings: RunSettings, folder: Path, *, prompts: bool = False) -> list[str]:
     """Load all that a run needs, try merges, and say what was found and what the run will take.
 
     Nothing is left on the disk.
 
     :param folder: the folder that paths in the settings are relative to.
     :param prompts: show the first prompt of every task, and the answer that it expects.
+    :return: the names of experts that change nothing, as if they had not been trained.
     :raises ValueError: if a setting, a file or an adapter cannot be used, in one sentence.
     """
     start = time.monotonic()
     with TemporaryDirectory() as scratch, MergeRun(settings, folder, Path(scratch)) as merge_run:
-        describe_parts(merge_run, time.monotonic() - start)
+        unchanged = describe_parts(merge_run, time.monotonic() - start)
         tried = try_merges(merge_run)
         describe_average(tried.average, regressed=merge_run.problem.regressed)
         if prompts:
             show_prompts(merge_run)
         for line in predict(merge_run, tried):
             print(line)
+        return unchanged
 
 
-def describe_parts(merge_run: MergeRun, seconds: float) -> None:
-    """Print what was read: base, experts, tasks, and what the probe found."""
+def describe_parts(merge_run: MergeRun, seconds: float) -> list[str]:
+    """Print what was read: base, experts, tasks, and what the probe found.
+
+    :return: the names of experts that change nothing.
+    """
     problem = merge_run.problem
     model = problem.language_model.model
     size = sum(parameter.numel() for parameter in model.parameters())
     where = f"{merge_run.dtype} on {problem.language_model.device}"
     base = sanitize(merge_run.settings.base)
-    print(f"base: {base}, {size / 1e6:,.0f} million parameters in {where}, read in {seconds:.0f} s")
-    for expert in problem.experts:
+    print(f"base: {base}, {in_words(size)} parameters in {where}, read in {seconds:.0f} s")
+    spectra = spectra_of(problem.experts)
+    for expert, found in zip(problem.experts, spectra, strict=True):
         if expert.checkpoint is not None:
-            words = expert.checkpoint.words() + describe_size(expert)
+            words = expert.checkpoint.words() + describe_size(found)
             print(f"expert: {sanitize(expert.name)}, {words}")
             continue
         ranks = [factors.a.shape[-2] for factors in expert.modules.values()]
         modules = counted(len(expert.modules), "module")
-        words = "" if problem.regressed else describe_size(expert)
+        words = "" if problem.regressed else describe_size(found)
         print(f"expert: {sanitize(expert.name)}, rank {max(ranks)}, {modules}{words}")
     if problem.groups.count > 1:
-        print(f"groups: {problem.groups.count}, so {problem.n_coefficients} coefficients")
+        words = f"groups: {problem.groups.count}, so {problem.n_coefficients} coefficients"
+        first = getattr(merge_run.algorithm, "coarse_points", 0)
+        print(f"{words}, after {first} evaluations with one per expert" if first else words)
     for dev, test in zip(merge_run.tasks.dev, merge_run.tasks.test, strict=True):
         examples = f"{len(dev.examples)} dev and {len(test.examples)} test examples"
         print(f"task: {sanitize(dev.name)}, {sanitize(dev.metric)}, {examples}")
@@ -96,11 +103,21 @@ def describe_parts(merge_run: MergeRun, seconds: float) -> None:
     words = f"done without {', '.join(off)}" if off else "batches give what single questions give"
     print(f"probe of the base: {words}")
     print_notes(merge_run.notes)
+    return [found.name for found in spectra if not found.modules]
 
 
-def describe_size(expert: Expert) -> str:
+def in_words(parameters: int) -> str:
+    """How many parameters a model has: `135 million`, `1.5 million` or `21 thousand`."""
+    if parameters < 1000:
+        return str(parameters)
+    size, unit = parameters / 1000, "thousand"
+    if parameters >= 1e6:
+        size, unit = parameters / 1e6, "million"
+    return f"{size:,.1f} {unit}" if size < 9.95 else f"{size:,.0f} {unit}"
+
+
+def describe_size(found: ExpertSpectrum) -> str:
     """The norm of what an expert changes, and how much of it goes in one direction, in words."""
-    (found,) = spectra_of([expert])
     if not found.modules:
         return ", which change nothing"
     words = f", norm {found.norm:.3g}"

@@ -3,6 +3,7 @@
 What takes seconds to import (torch, transformers) is imported when a sub-command needs it.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -21,6 +22,8 @@ from evox_evogm.command.commands.score import score
 from evox_evogm.command.commands.settings import settings
 from evox_evogm.command.relative_paths import with_home
 from evox_evogm.command.statuses import DONE_OR_REFUSED, INTERRUPTED, STATUSES
+
+OPTION = re.compile(r"--[\w-]+=|-\w")  # before a value in the same word
 
 __all__ = ["DEMO", "INTERRUPTED", "app", "main"]
 
@@ -47,7 +50,10 @@ def evogm(
         ),
     ] = False,
 ) -> None:
-    """Merge LoRA adapters of one base model: find their weights, write the sum as one adapter."""
+    """Merge LoRA adapters of one base model into one adapter. A search finds their weights.
+
+    First evogm init ADAPTER..., then evogm check run.yaml, then evogm merge run.yaml.
+    """
 
 
 app.command(epilog=DONE_OR_REFUSED)(init)
@@ -59,10 +65,10 @@ for command in (score, compare, export, report, settings):
 
 
 def _with_home(word: str) -> str:
-    """An option such as `--out=~/merge`, in which bash leaves `~` as it is."""
-    option, sign, value = word.partition("=")
-    is_option = option.startswith("--") and sign
-    return f"{option}={with_home(value)}" if is_option else word
+    """A path as `'~/merge'`, `--out=~/merge` or `-o~/merge`: a shell leaves such a `~` as it is."""
+    option = OPTION.match(word)
+    value = 0 if option is None else option.end()
+    return word[:value] + with_home(word[value:])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Domains: harmonic means of the scores of tasks that share a `domain` in the settings.
 
-So Model Swarms and the EvoGM paper's code score their domains, such as medical (medqa and medmcqa).
+Model Swarms and the EvoGM paper's code score their domains in this way, such as medical (medqa and
+medmcqa).
 """
 
 import math

@@ -22,21 +22,35 @@ def earlier_rows(out: Path) -> list[ScoreRow]:
     try:
         result = json.loads(results[-1].read_text(encoding="utf-8"))
         examples = json.loads((out / EXAMPLES).read_text(encoding="utf-8"))
-        by_name = {(row["kind"], row["name"]): row for row in examples["rows"]}
+        by_name = {}
+        for row in examples["rows"]:
+            by_name[row["kind"], row["name"]] = row
         rows = []
         for row in result["scores"]:
-            if row["kind"] != "merge" and not row.get("failure"):
-                rows.append(_row(row, by_name[row["kind"], row["name"]]))
+            if row["kind"] == "merge" or row.get("failure"):
+                continue
+            by_example = by_name[row["kind"], row["name"]]
+            rows.append(_row(row, by_example))
     except (IndexError, OSError, KeyError, TypeError, ValueError):
         return []
     return rows
 
 
 def _row(row: Mapping, by_example: Mapping) -> ScoreRow:
-    means, examples = {}, {}
+    """A row of the table as it was scored.
+
+    :param row: what `result.json` says of it.
+    :param by_example: its scores by split, task and example.
+    """
+    means: dict[str, dict[str, float]] = {}
+    examples: dict[str, dict[str, list[float]]] = {}
     for split in SPLITS:
-        means[split] = {name: float(score) for name, score in row[split].items()}
-        if not all(map(math.isfinite, means[split].values())):
-            raise ValueError("a row without scores")
-        examples[split] = {name: from_json(list(v)) for name, v in by_example[split].items()}
+        means[split] = {}
+        for task, score in row[split].items():
+            means[split][task] = float(score)
+            if not math.isfinite(means[split][task]):
+                raise ValueError("a row without scores")
+        examples[split] = {}
+        for task, scores in by_example[split].items():
+            examples[split][task] = from_json(list(scores))
     return ScoreRow(row["name"], row["kind"], means["dev"], means["test"], None, examples)

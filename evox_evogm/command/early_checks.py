@@ -111,6 +111,11 @@ def check_task(entry: TaskSettings, folder: Path) -> None:
         allowed = "a file or a folder" if may_be_folder else "a file"
         found = f"found none at {path}{near_path(path)}"
         raise ValueError(f"task {name!r}: expected {allowed}, {found}")
+    if entry.head is not None and is_missing_path(entry.head, folder):
+        place = place_of(entry.head, folder)
+        found = f"found none at {place}{near_path(place)}"
+        where = f"task {entry.name or entry.source!r}"
+        raise ValueError(f"{where}: head: expected a file, a folder or a hub id, {found}")
     if entry.reader == "reasoning_gym":
         check_data_set(entry.source, f"reasoning-gym task {entry.source!r}")
 

@@ -10,12 +10,12 @@ from evox_evogm.command.adapter import adapter_fault, export_merge
 from evox_evogm.command.harness_check import check_by_harness, notes_of_harness
 from evox_evogm.command.history_on_test import score_history
 from evox_evogm.command.html_report import write_page
-from evox_evogm.command.information import (
+from evox_evogm.command.no_information import (
     describe_flat_tasks,
     explain_no_information,
     flat_tasks,
 )
-from evox_evogm.command.notes import notes_of_box, notes_of_failed_rows
+from evox_evogm.command.notes import notes_of_box, notes_of_failed_rows, notes_of_groups
 from evox_evogm.command.objective_report import describe_front, describe_objective
 from evox_evogm.command.report_data import (
     add_to_report,
@@ -105,7 +105,8 @@ def judge(run: "MergeRun", rows: Sequence[ScoreRow]) -> dict:
     trial = run.try_training()
     tried = [] if trial is None else remarks_on_trial(trial)
     opened = notes_of_box(run.problem, run.box)
-    notes = [*run.notes, *tried, *opened, *notes_of_failed_rows(rows)]
+    groups = notes_of_groups(run.algorithm, len(run.records))
+    notes = [*run.notes, *tried, *opened, *groups, *notes_of_failed_rows(rows)]
     if len(flat) < len(run.tasks.dev):
         return {"notes": notes + describe_flat_tasks(flat), "no_information": None}
     found = explain_no_information(flat, run.problem.language_model)

@@ -59,7 +59,7 @@ def _further(
     except ValueError as error:
         raise ValueError(f"confirm: {error}; take a smaller confirm_examples") from error
     ids = {example.id for example in dev.examples}
-    used = {_question(example) for task in (dev, test) for example in task.examples}
+    used = {_question(example) for example in (*dev.examples, *test.examples)}
     further: list = []
     for example in candidates:
         question = _question(example)
@@ -82,7 +82,7 @@ def notes_of_further(further: Sequence[Task], tasks: RunTasks, count: int | None
     """A note for every task with fewer further examples than are wanted.
 
     :param further: what `read_further` gave.
-    :param count: as of `read_further`.
+    :param count: as in `read_further`.
     """
     sizes = {task.name: len(task.examples) for task in further}
     notes = []

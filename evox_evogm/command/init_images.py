@@ -57,8 +57,10 @@ def of_images(base: str, words: Sequence[str]) -> bool:
     :param words: tasks as the user names them.
     :raises ValueError: if some tasks are of another kind than the base, in one sentence.
     """
+    from evox_evogm.problems.images.fitting_base import kind_of_base
+
     images = [word for word in words if names_images(word)]
-    kind, model_type = _kind_of(base)
+    kind, model_type = kind_of_base(base)
     if kind is None:
         kind = bool(images)
     found = f"{base!r} ({model_type})" if model_type else repr(base)
@@ -72,23 +74,6 @@ def of_images(base: str, words: Sequence[str]) -> bool:
             f"{FORMS.removesuffix(' for an image model')}"
         )
     return kind
-
-
-def _kind_of(base: str) -> tuple[bool | None, str | None]:
-    """Whether a base is an image model, None if it may be another; and its kind."""
-    from transformers import AutoConfig
-
-    from evox_evogm.problems.images.image_base import is_image_config
-    from evox_evogm.problems.inference.find_base import config_folder
-
-    folder = config_folder(base)
-    if folder is None:
-        return None, None
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception:  # `evogm check` says what is wrong with it
-        return None, None
-    return is_image_config(config), config.model_type
 
 
 def check_heads(adapters: "Sequence[LookedAt]", images: bool) -> None:
@@ -181,13 +166,13 @@ def image_settings(
     }
     try:
         splits = [list_images(path) for path in (word.dev, word.test)]
-        source = _head_of(word, adapters)
+        source, hub = _head_of(word, adapters)
         head = read_head(source)
         found = sorted({*splits[0].classes, *splits[1].classes})
         rows = number_classes(found, None, source, head)
     except ValueError as error:
         raise ValueError(f"task {word.name!r}: {error}") from error
-    settings["head"] = path_from(source, folder)
+    settings["head"] = path_from(source, folder) if hub is None else hub
     if word.name != name_of(Path(settings["images"])):
         settings["name"] = word.name
     sizes = []
@@ -200,19 +185,20 @@ def image_settings(
     return settings, sanitize(words)
 
 
-def _head_of(word: ImageWord, adapters: "Sequence[LookedAt]") -> Path:
+def _head_of(word: ImageWord, adapters: "Sequence[LookedAt]") -> tuple[Path, str | None]:
     """Where the head of a task is: as the user says, or in the expert of its name.
 
+    :return: a file or a folder, and the hub id of the expert where it has one.
     :raises ValueError: if there is none, saying how to give it.
     """
     from evox_evogm.problems.images.heads import read_head
 
     if word.head is not None:
-        return word.head
+        return word.head, None
     for adapter in adapters:
         if adapter.name == word.name:
             read_head(adapter.folder)
-            return adapter.folder
+            return adapter.folder, adapter.hub
     names = ", ".join(adapter.name for adapter in adapters)
     raise ValueError(
         f"expected a head, which is {HEAD} beside the images or in the expert of the task's name, "

@@ -29,6 +29,7 @@ from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
 from evox_evogm.problems.checkpoints.find_checkpoints import compare_files
 from evox_evogm.problems.inference.base_model import SMOLLM2, cache_folder
+from evox_evogm.problems.inference.base_not_found import why_not_found
 from evox_evogm.resume.atomic_write import atomic_write
 
 BUDGET = 60
@@ -50,6 +51,9 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
     beside = base_of_words(words) if base is None else None
     found_base, why = base_of(adapters, base, beside)
     print(f"base: {sanitize(found_base)} ({sanitize(why)})")
+    missing = note_of_missing_base(found_base, given=base is not None)
+    if missing is not None:
+        print(f"note: {sanitize(missing)}")
     for line in compare_checkpoints(adapters, found_base):
         print(line)
     fault = licence_fault(adapters, found_base)
@@ -60,8 +64,9 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
     folder = out.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     given = _given_tasks(tasks, images, adapters, folder)
-    if images and (note := note_of_processor(found_base)) is not None:
-        print(f"note: {sanitize(note)}")
+    no_processor = note_of_processor(found_base) if images else None
+    if no_processor is not None:
+        print(f"note: {sanitize(no_processor)}")
     entries = [entry for entry, _ in given]
     suggested = [] if entries else suggested_tasks(adapters)
     examples = not entries and not suggested
@@ -75,6 +80,7 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
         "licence_fault": fault,
         "tasks": given or [(entry, None) for entry in suggested or [example_task()]],
         "images": images,
+        "no_processor": no_processor and sanitize(no_processor),
         "examples": examples,
         "suggested": bool(suggested),
         "unused_data": [] if images else _unused_data(adapters),
@@ -92,6 +98,20 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
     elif suggested:
         print("its tasks are those that the adapters are named after: put yours beside them")
     print(f"next: evogm check {out}")
+
+
+def note_of_missing_base(base: str, *, given: bool) -> str | None:
+    """A sentence if a base cannot be found from this machine; else None.
+
+    :param given: whether the user named the base, and not an adapter.
+    :raises ValueError: if the user named it and it is nowhere.
+    """
+    not_found = why_not_found(base)
+    if not_found is None:
+        return None
+    if given and not_found.is_certain:
+        raise ValueError(not_found.sentence(base))
+    return not_found.sentence(base) + ("" if given else "; --base names another one")
 
 
 def _given_tasks(

@@ -3,12 +3,14 @@
 import json
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evox_evogm.command.early_checks import check_data_set, data_sets_of_reasoning_gym
 from evox_evogm.command.init_images import FORMS, names_images, parse_images
 from evox_evogm.command.relative_paths import path_from
+from evox_evogm.near_path import near_path
 
 if TYPE_CHECKING:
     from evox_evogm.command.look_at_adapters import LookedAt
@@ -49,9 +51,10 @@ def given_task(word: str, folder: Path) -> dict:
         files.append(files[0].with_name(files[0].name.replace("dev", "test")))
     for file in files:
         if not file.is_file():
-            forms = "DEV.jsonl,TEST.jsonl, a JSON file with dev and test, reasoning_gym:NAME, "
-            forms += f"lm_eval:NAME, or {FORMS}"
-            raise ValueError(f"task: found no file {file}; expected {forms}")
+            forms = "; expected DEV.jsonl,TEST.jsonl, a JSON file with dev and test, "
+            forms += f"reasoning_gym:NAME, lm_eval:NAME, or {FORMS}"
+            hint = near_path(file) or near_reader(reader, source) or forms
+            raise ValueError(f"task: found no file {file}{hint}")
     if len(files) == 2:
         dev, test = files
         task = {"json_lines": path_from(dev, folder), "test_file": path_from(test, folder)}
@@ -61,6 +64,16 @@ def given_task(word: str, folder: Path) -> dict:
     if len(files) == 1 and files[0].suffix == ".json":
         return {"swarm_eval": path_from(files[0], folder), "metric": "choice_likelihood"}
     raise ValueError(f"task: expected DEV.jsonl,TEST.jsonl or one JSON file, found {word!r}")
+
+
+def near_reader(reader: str, source: str) -> str:
+    """`"; did you mean 'lm_eval:arc_easy'?"`, where a reader is misspelt, or nothing.
+
+    :param reader: what stands before the colon.
+    :param source: what stands behind it; nothing where there is none.
+    """
+    near = get_close_matches(reader.replace("-", "_"), READERS, 1)
+    return f"; did you mean {f'{near[0]}:{source}'!r}?" if near and source else ""
 
 
 def name_without_split(dev: Path) -> str:

@@ -57,7 +57,9 @@ def all_words(words: Sequence[str], options: Mapping[str, object]) -> list[str]:
     for name, value in options.items():
         if value is not None:
             text = str(value)
-            found.append(f"{name}={text if yaml.safe_load(text) == value else json.dumps(value)}")
+            if yaml.safe_load(text) != value:  # a text that YAML takes for something else
+                text = json.dumps(value)
+            found.append(f"{name}={text}")
     return found
 
 

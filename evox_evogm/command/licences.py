@@ -1,4 +1,4 @@
-"""The licences of the parts of a merge, from their cards, and where they cannot be had together.
+"""The licences of the parts of a merge, read from their cards, and where they conflict.
 
 A licence is read from the metadata of a model card (`README.md`), else from a LICENSE file. Rules
 are those of the licences' own texts, in the short. They are no legal advice: a merge without a
@@ -144,8 +144,10 @@ class LicenceReport:
             return strict[0]
         if strict:
             return None
+        if len(found) == 1:
+            return found.pop()
         # Apache asks for more than MIT and BSD do: notices, and a line on changes.
-        return found.pop() if len(found) == 1 else "apache-2.0" if "apache-2.0" in found else None
+        return "apache-2.0" if "apache-2.0" in found else None
 
     def sentence(self) -> str | None:
         """What stands against giving the merge on, or None."""

@@ -69,6 +69,8 @@ def resolve_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # and all that torch was ever made for
+            reason = "it is no kind of device; auto, cpu, cuda and cuda:1 are some"
         raise ValueError(
             f"device: expected one that torch can use here, found {name!r}: {reason}"
         ) from error

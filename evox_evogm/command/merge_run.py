@@ -9,7 +9,6 @@ The run folder holds
   the best merge in PEFT format, and `report.html` with its `figures/`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,10 +18,15 @@ from evox.workflows import StdWorkflow
 
 from evox_evogm.command.batch_settings import chosen_batches
 from evox_evogm.command.best_candidates import best_candidates
-from evox_evogm.command.chosen_settings import FOUND_OUT, chosen
-from evox_evogm.command.confirm import confirm, is_confirmed
+from evox_evogm.command.chosen_settings import chosen
+from evox_evogm.command.confirm import confirm
 from evox_evogm.command.constraint_settings import objective_of_settings, objectives_of
 from evox_evogm.command.earlier_rows import earlier_rows
+from evox_evogm.command.earlier_run import (
+    ends_elsewhere,
+    is_chosen_as_wanted,
+    with_saved_choices,
+)
 from evox_evogm.command.experts import expert_folders, tasks_of_experts
 from evox_evogm.command.finished_run import finish_run
 from evox_evogm.command.further_examples import notes_of_further, read_further
@@ -30,7 +34,6 @@ from evox_evogm.command.kept_overrides import keep_overrides
 from evox_evogm.command.licences import check_licences, licences_of
 from evox_evogm.command.load_problem import load_problem, resolve_device
 from evox_evogm.command.notes import notes_of_inputs
-from evox_evogm.command.objective_errors import error_of_record
 from evox_evogm.command.result import read_result
 from evox_evogm.command.run_files import REGMEAN
 from evox_evogm.command.run_folder import (
@@ -38,10 +41,8 @@ from evox_evogm.command.run_folder import (
     RESULT,
     RunLock,
     change_budget,
-    check_budget,
     check_marked,
     check_same_inputs,
-    check_same_settings,
     saved_settings,
     write_inputs,
 )
@@ -49,23 +50,22 @@ from evox_evogm.command.run_inputs import input_digests, made_with
 from evox_evogm.command.scores import Candidate, ScoreRow, score_rows
 from evox_evogm.command.search_algorithm import (
     check_search,
-    describe_step,
     make_algorithm,
     population_size,
     recommended,
 )
 from evox_evogm.command.search_limit import SearchLimit
+from evox_evogm.command.search_loop import SearchLoop
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.command.sources import base_of_settings, commits_of, saved_commits
-from evox_evogm.command.stopping_rule import has_converged
 from evox_evogm.command.tasks import read_tasks, with_sizes
 from evox_evogm.command.trial import check_trial, make_trial, saved_trial, score_trained
 from evox_evogm.command.trial_remarks import note_of_many_examples
-from evox_evogm.monitoring.progress import OnProgress, ProgressCounter, full_evaluations, searched
+from evox_evogm.monitoring.progress import OnProgress, full_evaluations, searched
 from evox_evogm.problems.lora_merge import LoRAMergeProblem, box_of
 from evox_evogm.problems.racing import Racing
 from evox_evogm.problems.tasks.task import Task
-from evox_evogm.resume.resumable_search import ResumableSearch, saved_seconds
+from evox_evogm.resume.resumable_search import saved_seconds
 
 
 class MergeRun:
@@ -105,11 +105,11 @@ class MergeRun:
         experts = expert_folders(settings.experts, folder, commits)
         pop_size = population_size(settings, len(experts))
         base = base_of_settings(settings, folder, commits)
-        self.tasks = read_tasks(settings.tasks, folder, base)
+        self.tasks = read_tasks(settings.tasks, folder, base, commits)
         self.confirmed: dict | None = None  # what `confirm` has found
         self.further: list[Task] = []  # with further dev examples, for `confirm`
-        goes_further = self.saved is not None and self._goes_further(self.saved)
-        if settings.confirm and (goes_further or not self._is_confirmed()):
+        is_open = self._goes_further or not is_chosen_as_wanted(settings, self.out)
+        if settings.confirm and is_open:
             count = settings.confirm_examples
             self.further = read_further(settings.tasks, self.tasks, folder, count, base)
         self.objective = objective_of_settings(settings, self.tasks.dev)
@@ -135,10 +135,8 @@ class MergeRun:
         self.workflow = StdWorkflow(
             self.algorithm, self.problem, opt_direction=self.directions, device="cpu"
         )
-        self.records: list[dict] = []  # the history, without scores by example
-        self.counter: ProgressCounter | None = None
-        self.resumable: ResumableSearch | None = None
-        self.stopped = False  # whether the search ended before its budget
+        self.loop = SearchLoop(self.workflow, self.algorithm, self.problem, self.limit)
+        self.problem.on_evaluations = self.loop.report
         if self.saved is not None and self.overrides is not None:
             # What would have let a finished run go on, and did not, changes nothing.
             keep_overrides(self.out, self.overrides, but=ENDS if self.finished else ())
@@ -147,13 +145,7 @@ class MergeRun:
         """The settings with what an earlier process chose for `auto`."""
         if self.saved is None:
             return settings
-        check_same_settings(settings, self.saved, self.out)
-        if settings.limit != self.saved.limit:
-            check_budget(settings.limit, self.lock.journal.records, self.out)
-        found = {name: getattr(self.saved, name) for name in FOUND_OUT}
-        if settings.confirm is None:  # what was confirmed stays so
-            found |= {name: getattr(self.saved, name) for name in ("confirm", "confirm_examples")}
-        return settings.model_copy(update=found)
+        return with_saved_choices(settings, self.saved, self.lock.journal.records, self.out)
 
     def _load_problem(
         self,
@@ -175,7 +167,6 @@ class MergeRun:
             groups=settings.groups,
             regmean=own_tasks,
             regmean_file=self.out / REGMEAN,
-            on_evaluations=self._report,
         )
 
     def close(self) -> None:
@@ -197,9 +188,9 @@ class MergeRun:
         """
         if self.saved is None or not (self.out / RESULT).is_file():
             return False
-        if not self._is_confirmed():
+        if not is_chosen_as_wanted(self.settings, self.out):
             return False
-        if not self._goes_further(self.saved):
+        if not self._goes_further:
             return True
         if self.settings.stop == self.saved.stop and self.result()["stopped"]:
             return True
@@ -207,17 +198,20 @@ class MergeRun:
         done = full_evaluations(searched(records))
         return not self.limit.has_room(done, saved_seconds(self.out))
 
-    def _goes_further(self, saved: RunSettings) -> bool:
-        """Whether these settings let the search end elsewhere than earlier ones."""
-        others = [name for name in ENDS if name != "budget"]
-        changed = [name for name in others if getattr(self.settings, name) != getattr(saved, name)]
-        return self.settings.limit != saved.limit or bool(changed)
+    @property
+    def _goes_further(self) -> bool:
+        """Whether the folder holds a run, and these settings let its search end elsewhere."""
+        return self.saved is not None and ends_elsewhere(self.settings, self.saved)
 
-    def _is_confirmed(self) -> bool:
-        """Whether the result, if there is one, was chosen as these settings want it."""
-        if not self.settings.confirm:
-            return True
-        return (self.out / RESULT).is_file() and is_confirmed(self.result(), self.settings)
+    @property
+    def records(self) -> list[dict]:
+        """The history, a record per evaluation, without numbers by example."""
+        return self.loop.records
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the search ended before its budget."""
+        return self.loop.stopped
 
     @property
     def directions(self) -> str | list[str]:
@@ -269,25 +263,11 @@ class MergeRun:
             self._begin()
         self.try_training()
         torch.set_rng_state(self.random_state)
-        search = ResumableSearch(
-            self.workflow,
-            self.out,
-            describe=lambda step: describe_step(self.algorithm, step),
-            journal=self.lock.journal,
-        )
-        self.resumable, self.records = search, search.records
-        self._forget_examples(self.records)
-        made = search.problem.position
-        if self.saved is not None and self._goes_further(self.saved):
-            check_marked(self.records[made:], self.out)
+        self.loop.resume(self.out, self.lock.journal)
+        if self.saved is not None and self._goes_further:
+            check_marked(self.records[self.loop.position :], self.out)
             change_budget(self.out, self.saved, self.settings)
-        budget = self.limit.budget
-        self.counter = ProgressCounter(budget, self.records, made, on_progress, search.seconds)
-        while not search.steps or self.limit.has_room(self.counter.done, self.counter.seconds_used):
-            self.stopped = self._has_converged(searched(self.records[: search.problem.position]))
-            if self.stopped:
-                break
-            search.run(search.steps + 1)
+        self.loop.run(self.settings, on_progress)
         # Outside of steps: its evaluation is marked, and a larger budget passes over it.
         return recommended(
             self.workflow.algorithm,
@@ -313,13 +293,6 @@ class MergeRun:
         self.confirmed = confirm(self, candidates, self.further)
         return torch.tensor(self.confirmed["candidates"][self.confirmed["chosen"]]["point"])
 
-    def _has_converged(self, records: Sequence[dict]) -> bool:
-        """Whether the search should end after its last step.
-
-        :param records: of the steps.
-        """
-        return has_converged(self.settings, self.workflow.algorithm, self.problem, records)
-
     def _begin(self) -> None:
         """Choose what the settings leave open, and write down what the run is made of."""
         self.problem.choose_modes(self.algorithm.pop_size)
@@ -342,24 +315,6 @@ class MergeRun:
             self.overrides or (),
         )
         self.saved = self.settings  # now the folder is a run
-
-    def _report(self, evaluations: list) -> None:
-        assert self.counter is not None and self.resumable is not None
-        last = self.resumable.problem.position
-        first = last - len(evaluations)
-        self._forget_examples(self.records[first:last])
-        self.counter.report(self.records[first:last], first)
-
-    def _forget_examples(self, records: Sequence[dict]) -> None:
-        """Keep the standard error of a score in place of the numbers by example.
-
-        :param records: of evaluations that are on disk and in the cache of the problem.
-        """
-        for record in records:
-            error = error_of_record(record, self.problem)
-            if math.isfinite(error):
-                record["error"] = error
-        forget_examples(records)
 
     def score_rows(self, best: torch.Tensor) -> list[ScoreRow]:
         """The rows of the final table: base, every expert, average, RegMean, and the best merge.
@@ -390,14 +345,3 @@ class MergeRun:
     def result(self) -> dict:
         """What `result.json` of this finished run holds."""
         return read_result(self.out)
-
-
-def forget_examples(records: Sequence[dict]) -> None:
-    """Drop scores and margins by example, and gradients: the history and the cache have them.
-
-    :param records: of evaluations that are on disk and in the cache of the problem.
-    """
-    for record in records:
-        record.pop("examples", None)
-        record.pop("margins", None)
-        record.pop("gradient", None)

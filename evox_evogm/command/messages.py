@@ -1,5 +1,6 @@
 """What the command prints: what a run is going to do, what it found, and what is wrong with it."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
 
     from evox_evogm.command.merge_run import MergeRun
 
+PROBLEMS = "evox_evogm.problems"
+# What these log as a warning is among the notes of a problem.
+NOTED = {
+    f"{PROBLEMS}.adapters.check_fit",
+    f"{PROBLEMS}.adapters.odd_experts",
+    f"{PROBLEMS}.images.image_probe",
+    f"{PROBLEMS}.inference.probe",
+}
 LONGEST_TEXT = 2000  # characters of a prompt or an output on a terminal; the report has all
 
 
@@ -70,6 +79,16 @@ def print_confirmation(merge_run: "MergeRun", count: int) -> None:
     merges = "the recommended merge" if count == 1 else f"the best {count} merges"
     on = counted(examples, "further dev example")
     print(f"\nscoring {merges} on {on}, as much as {cost:.3g} evaluations ...", flush=True)
+
+
+def say_notes_once() -> None:
+    """Keep what `print_notes` prints of a problem from being written to stderr as a log too."""
+    if logging.lastResort is not None:  # which writes warnings where logging is not set up
+        logging.lastResort.addFilter(_is_no_note)
+
+
+def _is_no_note(record: logging.LogRecord) -> bool:
+    return record.name not in NOTED
 
 
 def print_notes(notes: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from evox_evogm.command.scores import ScoreRow, label
+from evox_evogm.command.search_algorithm import Search
 from evox_evogm.command.sources import note_of_sources
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.monitoring.escaping import sanitize
@@ -25,6 +26,20 @@ def notes_of_failed_rows(rows: Sequence[ScoreRow]) -> list[str]:
             shown = label(row.kind, row.name)
             notes.append(f"{shown}: could not be scored: {sanitize(row.failure)}")
     return notes
+
+
+def notes_of_groups(algorithm: Search, evaluations: int) -> list[str]:
+    """A note if the search ended before an expert had a coefficient in each group.
+
+    :param evaluations: that the search has made.
+    """
+    first = getattr(algorithm, "coarse_points", 0)
+    if evaluations > first or not first:
+        return []
+    return [
+        f"all {evaluations} merges had one coefficient per expert: groups get their own after "
+        f"{first} evaluations"
+    ]
 
 
 def notes_of_box(problem: LoRAMergeProblem, box: torch.Tensor | None) -> list[str]:

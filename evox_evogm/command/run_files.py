@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from evox_evogm.near_path import near_path
+
 CONFIG, INPUTS, RESULT = "config.yaml", "inputs.json", "result.json"
 REGMEAN = "regmean.safetensors"  # the regressed experts
 
@@ -17,7 +19,8 @@ def check_finished(out: Path) -> None:
     :raises ValueError: saying what it holds.
     """
     if not out.is_dir():
-        raise ValueError(f"run: expected the folder of a finished run, found no folder at {out}")
+        found = f"no folder at {out}{near_path(out)}"
+        raise ValueError(f"run: expected the folder of a finished run, found {found}")
     if not has_begun(out):
         raise ValueError(f"run: expected the folder of a finished run, found no run in {out}")
     if not (out / RESULT).is_file():
@@ -37,4 +40,5 @@ def check_scored(word: str) -> None:
     place, _, _ = word.rpartition(":")
     if not place or not Path(place).exists():
         kinds = "expected a run folder, a file of evogm score or an adapter folder"
-        raise ValueError(f"compare: {kinds}, with :ROW for another row, found {word!r}")
+        found = f"found {word!r}{near_path(Path(word))}"
+        raise ValueError(f"compare: {kinds}, with :ROW for another row, {found}")

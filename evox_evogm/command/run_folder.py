@@ -73,7 +73,8 @@ def check_run_folder(out: Path) -> None:
     if out.is_dir() and all(_precedes_a_run(path) for path in out.iterdir()):
         return
     expected = "expected a new or empty folder or an earlier run"
-    raise ValueError(f"out: {expected}, found {out} with other files in it")
+    found = f"{out} with other files in it" if out.is_dir() else f"the file {out}"
+    raise ValueError(f"out: {expected}, found {found}")
 
 
 def _precedes_a_run(path: Path) -> bool:

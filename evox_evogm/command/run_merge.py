@@ -13,7 +13,6 @@ from rich.console import Console
 from evox_evogm.command.check_run import minutes, table_seconds
 from evox_evogm.command.experts import regressed_on
 from evox_evogm.command.finished_run import complete_report, export_again, fault_of_adapter
-from evox_evogm.command.helpers import help_run, helped, ranks_of_torchrun
 from evox_evogm.command.html_report.page import REPORT, write_page
 from evox_evogm.command.kept_overrides import all_words, kept_overrides, with_kept
 from evox_evogm.command.merge_run import MergeRun
@@ -25,11 +24,13 @@ from evox_evogm.command.messages import (
     print_plan,
     print_result,
     print_trial,
+    say_notes_once,
 )
 from evox_evogm.command.run_folder import RESULT, is_newer
 from evox_evogm.command.search_algorithm import cost_of_point
 from evox_evogm.command.settings_file import read_settings
 from evox_evogm.command.statuses import NO_ADAPTER, NO_INFORMATION
+from evox_evogm.command.torchrun import help_run, helped, ranks_of_torchrun
 from evox_evogm.command.tracker_settings import final_numbers, make_trackers, name_coefficients
 from evox_evogm.monitoring.callbacks import Callbacks
 from evox_evogm.monitoring.display.choose import show_progress
@@ -68,6 +69,7 @@ def run(
     display = JsonLines(sys.stdout) if json_lines else None
     with printing(quiet=quiet, to_stderr=json_lines):
         silence_transformers()
+        say_notes_once()
         words, added = with_kept(all_words(words, options), kept_overrides(out))
         settings, folder = read_settings(settings_path, words)
         if added:

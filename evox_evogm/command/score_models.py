@@ -51,7 +51,11 @@ def _folders(targets: Targets, experts: dict[str, Path]) -> dict[str, Path]:
     for target in targets.models:
         used.update(target.coefficients)
     folders = {name: path for name, path in experts.items() if name in used}
-    return {**folders, **targets.adapters} or dict(list(experts.items())[:1])
+    folders.update(targets.adapters)
+    if not folders:
+        first = next(iter(experts))
+        folders[first] = experts[first]
+    return folders
 
 
 def problem_of(

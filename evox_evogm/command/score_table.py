@@ -73,8 +73,11 @@ def has_errors(rows: Sequence[dict]) -> bool:
 
     :param rows: as in `result["scores"]`.
     """
-    found = [error for row in rows for error in errors_of(row, "test").values()]
-    return any(map(math.isfinite, found))
+    for row in rows:
+        errors = errors_of(row, "test")
+        if any(math.isfinite(error) for error in errors.values()):
+            return True
+    return False
 
 
 def _mean(scores: dict[str, float]) -> float:

@@ -124,7 +124,7 @@ def make_algorithm(
             if objectives_of(settings) == "outcomes":
                 outcomes = Outcomes(*outcomes_of(tasks, shares))
             arguments = {"box_growth": BOX_GROWTH, **arguments}
-            return SurrogateEvoGM(pop_size, *box, outcomes=outcomes, **arguments)
+            return SurrogateEvoGM(pop_size, *box, outcomes=outcomes, blocks=n_experts, **arguments)
         if settings.algorithm == "GradientSearch":
             # The average of the experts, or the RegMean merge.
             start = (box[0] + box[1]) / 2 + 1 / n_experts

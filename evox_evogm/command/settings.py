@@ -6,11 +6,19 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, field_validator, model_validator
 
-from evox_evogm.command.batch_settings import check_batch_tokens, check_max_memory
-from evox_evogm.command.constraint_settings import (
-    check_constraints,
-    check_objective,
-    with_default_algorithm,
+from evox_evogm.command.constraint_settings import check_objective, with_default_algorithm
+from evox_evogm.command.setting_types import (
+    EXPECTED_DATE,
+    BatchTokens,
+    Constraints,
+    EvaluationsOrTime,
+    IsoDate,
+    LeastGain,
+    Memory,
+    SearchArguments,
+    Tasks,
+    Trackers,
+    Trial,
 )
 from evox_evogm.command.strict_settings import (
     StrictSettings,
@@ -19,14 +27,10 @@ from evox_evogm.command.strict_settings import (
     sentence,
     setting,
 )
-from evox_evogm.command.task_settings import TaskSettings, parse_task
-from evox_evogm.command.tracker_settings import check_trackers
 from evox_evogm.command.trial_settings import EXPECTED as EXPECTED_TRIAL
 from evox_evogm.command.trial_settings import TrialSettings, parse_trial
 from evox_evogm.monitoring.budget import EXPECTED as EXPECTED_BUDGET
 from evox_evogm.monitoring.budget import Budget, parse_budget
-
-PROPOSALS = {"paper": "EvoGM", "screened": "SurrogateEvoGM"}  # formerly in `search`
 
 
 class RunSettings(StrictSettings):
@@ -48,7 +52,7 @@ class RunSettings(StrictSettings):
         "owner/name, owner/name@revision, owner/name@revision/folder. Full checkpoints, folders "
         "with whole models of the base's architecture, are experts too.",
     )
-    tasks: list[TaskSettings] = setting(..., "a list", "What scores a merge: a table a task.")
+    tasks: Tasks = setting(..., "a list", "What scores a merge: a table a task.")
     algorithm: Literal[
         "SurrogateEvoGM",
         "EvoGM",
@@ -73,7 +77,7 @@ class RunSettings(StrictSettings):
         "result has all merges that no other beats in every task, and the one with the best mean "
         "is exported.",
     )
-    constraints: dict | None = setting(
+    constraints: Constraints = setting(
         None,
         "a table of tasks",
         "What a merge may not lose: a table of tasks, such as mmlu: {against: base, lose: .01}. "
@@ -81,21 +85,21 @@ class RunSettings(StrictSettings):
         "is 0 by default. Or {least: .4}, the least score. Merges that keep all constraints are "
         "better than all others.",
     )
-    search: dict = setting(
+    search: SearchArguments = setting(
         {},
         "a dict",
         "Arguments of the algorithm: epochs, lr, winner_ratio, cycle_weight, opt_weight, "
         "hidden_dims and dual; of EvoGM also n_rounds and n_iters; of SurrogateEvoGM also "
         "box_growth. Of GradientSearch lr, perturbation and shrinkage.",
     )
-    budget: int | str = setting(
+    budget: EvaluationsOrTime = setting(
         160,
         EXPECTED_BUDGET,
         "Evaluations of merged models, or the time of the search, such as 20min. Evaluations are "
         "cut to whole populations and, with SurrogateEvoGM, one for the recommended merge: of 60 "
         "are made 58, with pop_size 3. An evaluation with its gradient counts as 3.",
     )
-    stop: Literal["auto"] | float | None = setting(
+    stop: LeastGain = setting(
         "auto",
         "auto, a float or null",
         "End the search before its budget when its last 30 evaluations have gained less than this "
@@ -130,16 +134,16 @@ class RunSettings(StrictSettings):
         None,
         "8bit, 4bit or null",
         "Of the base model, by bitsandbytes: 8bit, 4bit or null. Takes less memory. All scores are "
-        "then those of the quantised base; the exported adapter is for the base as it is.",
+        "then those of the quantized base; the exported adapter is for the base as it is.",
     )
-    batch_tokens: int | Literal["auto"] | dict[str, int] | None = setting(
+    batch_tokens: BatchTokens = setting(
         None,
         "a whole number, auto or a table",
         "The most tokens in one forward pass, or auto: passes of growing size are timed before the "
         "first evaluation. By default auto on a GPU and 2048 on the CPU. The run folder keeps what "
         "was chosen, as a table.",
     )
-    max_memory: int | float | Literal["auto"] | None = setting(
+    max_memory: Memory = setting(
         None,
         "a number or auto",
         "GiB that evaluation may take beside the base and the experts, or auto: a share of what "
@@ -156,7 +160,7 @@ class RunSettings(StrictSettings):
         "Stop evaluating a merge that is clearly behind (pruning); with SurrogateEvoGM only. The "
         "budget then counts the fraction of the examples that was evaluated.",
     )
-    trial: bool | TrialSettings = setting(
+    trial: Trial = setting(
         False,
         EXPECTED_TRIAL,
         "Train a LoRA on four fifths of the dev examples before the search, and say on the last "
@@ -169,7 +173,7 @@ class RunSettings(StrictSettings):
         '"expert", "layer", "block:k", "module", or a table of patterns',
         "Groups of modules in which an expert has a coefficient of its own: expert (one for all "
         "modules), layer, block:4 (four layers in a row), module, or a table of names and regular "
-        "expressions.",
+        "expressions. SurrogateEvoGM begins with one coefficient per expert, whatever the groups.",
     )
     regmean: bool | Literal["weights", "prompts"] | dict | None = setting(
         None,
@@ -205,9 +209,9 @@ class RunSettings(StrictSettings):
         "a table",
         "Arguments for the chat template of tasks with chat: true, such as enable_thinking: false.",
     )
-    chat_date: str | None = setting(
+    chat_date: IsoDate = setting(
         None,
-        "a date such as 2026-11-26",
+        EXPECTED_DATE,
         "The date that a chat template writes, if it writes one. By default that of the day on "
         "which the run begins, also when it goes on later.",
     )
@@ -231,7 +235,7 @@ class RunSettings(StrictSettings):
         "With confirm: how many further dev examples of each task; by default as many as dev.",
         ge=1,
     )
-    trackers: list = setting(
+    trackers: Trackers = setting(
         [],
         "a list",
         "What is told of every evaluation beside the display: tensorboard, wandb, trackio and "
@@ -243,7 +247,6 @@ class RunSettings(StrictSettings):
         "For the report, evaluate the merge without each expert: an evaluation an expert on the "
         "dev examples. By default with at most 16 experts.",
     )
-
     test_points: int | None = setting(
         None,
         "a whole number, at least 1",
@@ -253,84 +256,12 @@ class RunSettings(StrictSettings):
         ge=1,
     )
 
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _parse_tasks(cls, entries):
-        if not isinstance(entries, list):
-            return entries  # pydantic refuses it
-        if not entries:
-            raise ValueError("tasks: expected at least one, found none")
-        return [parse_task(entry) for entry in entries]
-
-    @field_validator("trial", mode="before")
-    @classmethod
-    def _parse_trial(cls, trial):
-        return parse_trial(trial) or False
-
-    @field_validator("trackers")
-    @classmethod
-    def _check_trackers(cls, trackers: list) -> list:
-        check_trackers(trackers)
-        return trackers
-
-    @field_validator("search")
-    @classmethod
-    def _refuse_proposal(cls, search: dict) -> dict:
-        for proposal, algorithm in PROPOSALS.items():
-            if search.get("proposal") == proposal:
-                advice = f"write algorithm: {algorithm} beside search, in place of proposal"
-                expected = "expected arguments of the algorithm"
-                raise ValueError(f"search: {expected}, found proposal {proposal!r}; {advice}")
-        return search
-
-    @field_validator("budget")
-    @classmethod
-    def _check_budget(cls, budget: int | str) -> int | str:
-        evaluations = parse_budget(budget).evaluations
-        return budget if evaluations is None else evaluations
-
-    @field_validator("constraints")
-    @classmethod
-    def _check_constraints(cls, constraints: dict | None) -> dict | None:
-        check_constraints(constraints or {})
-        return constraints
-
-    @field_validator("chat_date", mode="before")
-    @classmethod
-    def _parse_date(cls, value):
-        if not isinstance(value, str):  # YAML makes a date of what looks like one
-            return value.isoformat() if type(value) is date else value
-        try:
-            return date.fromisoformat(value).isoformat()
-        except ValueError:
-            expected = cls.expected("chat_date")
-            raise ValueError(f"chat_date: expected {expected}, found {value!r}") from None
-
     @field_validator("seed")
     @classmethod
     def _check_seed(cls, seed: int) -> int:
         if seed >= 2**64:
             raise ValueError(f"seed: expected less than 2**64, which torch can take, found {seed}")
         return seed
-
-    @field_validator("stop")
-    @classmethod
-    def _check_stop(cls, stop: str | float | None) -> str | float | None:
-        if isinstance(stop, float) and not 0 <= stop < 1e9:  # nor NaN
-            raise ValueError(f"stop: expected auto, a number of at least 0 or null, found {stop}")
-        return stop
-
-    @field_validator("batch_tokens")
-    @classmethod
-    def _check_batch_tokens(cls, value: int | str | dict | None) -> int | str | dict | None:
-        check_batch_tokens(value)
-        return value
-
-    @field_validator("max_memory")
-    @classmethod
-    def _check_memory(cls, memory: float | str | None) -> float | str | None:
-        check_max_memory(memory)
-        return memory
 
     @model_validator(mode="after")
     def _check_racing(self) -> "RunSettings":

@@ -21,6 +21,8 @@ def read_settings(path, words: Sequence[str] = (), **overrides) -> tuple[RunSett
     :raises ValueError: if the file is missing or not YAML, or a setting cannot be used.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"settings: expected a YAML file, found the folder {path}")
     if not path.is_file():
         raise ValueError(f"settings: expected a YAML file, found none at {path}{near_path(path)}")
     values = read_table(path)
@@ -61,7 +63,9 @@ def read_table(path: Path) -> dict:
     except Exception as error:
         raise ValueError(f"{path}: expected YAML, found {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a table of settings, found {type(values).__name__}")
+        kinds = {type(None): "an empty file", str: "a text", list: "a list"}
+        found = kinds.get(type(values), repr(values))
+        raise ValueError(f"{path}: expected a table of settings, found {found}")
     return values
 
 

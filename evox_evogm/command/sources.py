@@ -1,4 +1,4 @@
-"""Where base and experts of a run come from: commits of the hub, by which a run is repeatable."""
+"""Where base and experts of a run come from: the commits of the hub by which it can be repeated."""
 
 import json
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def commits_of(
 
 
 def sources_of(problem: LoRAMergeProblem) -> dict[str, str]:
-    """What of a merge came from the hub: repository, commit and folder, by `base` and expert."""
+    """Repository, commit and folder of what came from the hub, by `base` and names of experts."""
     sources = {}
     base = source_of_base(problem)
     if base is not None:
@@ -85,7 +85,7 @@ def sources_of(problem: LoRAMergeProblem) -> dict[str, str]:
 
 
 def source_of_base(problem: LoRAMergeProblem) -> HubSource | None:
-    """What the base is on the hub, at its commit, or None if it is a folder of this machine."""
+    """The repository and the commit of the base, or None if it is a folder of this machine."""
     return source_of_model(problem.language_model.model)
 
 

@@ -42,9 +42,14 @@ def check_names(found: Iterable, known: Sequence[str], where: str) -> None:
     """
     for name in found:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ValueError(f"{where}: found the unknown setting {name!r}; {hint}")
+            hint = near_name(name, known) or f"; known are {', '.join(known)}"
+            raise ValueError(f"{where}: found the unknown setting {name!r}{hint}")
+
+
+def near_name(found, known: Sequence[str]) -> str:
+    """`"; did you mean 'budget'?"`, or nothing where no known name is like what was found."""
+    near = difflib.get_close_matches(str(found), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def refuse_former_name(found: Mapping, former: str, name: str, advice: str, where: str) -> None:
@@ -75,6 +80,7 @@ def sentence(settings: type[StrictSettings], error: ValidationError) -> str:
         return f"{name}: expected at least {context['ge']}, found {value}"
     is_union = len(first["loc"]) > 1
     if kind == "literal_error" and isinstance(value, str) and not is_union:
-        allowed = ", ".join(get_args(settings.model_fields[name].annotation))
-        return f"{name}: expected one of {allowed}, found {value!r}"
+        allowed = get_args(settings.model_fields[name].annotation)
+        hint = near_name(value, allowed)
+        return f"{name}: expected one of {', '.join(allowed)}, found {value!r}{hint}"
     return f"{name}: expected {settings.expected(name)}, found {value!r}"

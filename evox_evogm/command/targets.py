@@ -8,6 +8,7 @@ from pathlib import Path
 from evox_evogm.command.adapter import ADAPTER
 from evox_evogm.command.run_folder import has_begun
 from evox_evogm.command.scores import Kind
+from evox_evogm.command.strict_settings import near_name
 from evox_evogm.problems.adapters.read_adapter import CONFIG
 from evox_evogm.problems.checkpoints.checkpoint_files import is_checkpoint
 
@@ -102,7 +103,8 @@ def _coefficients(word: str, experts: Sequence[str]) -> dict[str, float]:
         if not math.isfinite(value) or (sign and name not in experts):
             kinds = "base, average, an expert, an adapter or run folder, or coefficients"
             known = f"such as {','.join(f'{name}=0.5' for name in experts[:2])}"
-            raise ValueError(f"score: expected {kinds} {known}, found {word!r}")
+            hint = near_name(part.partition("=")[0], [BASE, AVERAGE, *experts])
+            raise ValueError(f"score: expected {kinds} {known}, found {word!r}{hint}")
         if not sign and place < len(experts):
             name = experts[place]
         named[name] = value

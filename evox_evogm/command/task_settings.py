@@ -63,9 +63,10 @@ class TaskSettings(StrictSettings):
     )
     head: str | None = setting(
         None,
-        "a file or a folder",
+        "a file, a folder or a hub id",
         "With images: the linear layer of the task, which is not merged: a safetensors file with "
-        "weight and bias, or the folder of an adapter or a whole model with a classifier.",
+        "weight and bias, or the folder or hub id of an adapter or a whole model with a "
+        "classifier.",
     )
     classes: list[str] | None = setting(
         None,

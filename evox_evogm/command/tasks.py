@@ -1,15 +1,19 @@
 """From the settings of tasks to the tasks themselves: a dev and a test task for every entry."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evox_evogm.command.relative_paths import place_of
 from evox_evogm.command.task_settings import TaskSettings, parse_task
+from evox_evogm.problems.adapters.find_adapters import find_adapter
+from evox_evogm.problems.adapters.hub_source import parse_hub_source
 from evox_evogm.problems.functions.fitness_task import FitnessTask, fitness_tasks
+from evox_evogm.problems.images.fitting_base import check_fits_base
 from evox_evogm.problems.images.image_task import ImageTask
-from evox_evogm.problems.images.read_images import read_images
+from evox_evogm.problems.images.read_images import name_of, read_images
+from evox_evogm.problems.inference.base_not_found import check_found
 from evox_evogm.problems.tasks.harness.reader import read_lm_eval
 from evox_evogm.problems.tasks.harness.task import HarnessTask
 from evox_evogm.problems.tasks.readers import read_json_lines, read_reasoning_gym, read_swarm_eval
@@ -41,17 +45,25 @@ class RunTasks:
         return dev + [("test", task) for task in self.test]
 
 
-def read_tasks(entries: Iterable[TaskSettings], folder: Path, base: str | None = None) -> RunTasks:
+def read_tasks(
+    entries: Iterable[TaskSettings],
+    folder: Path,
+    base: str | None = None,
+    commits: Mapping[str, str] | None = None,
+) -> RunTasks:
     """Read the tasks of a run.
 
     :param entries: the settings of each.
     :param folder: the folder that paths are relative to.
     :param base: as `base_of_settings` gives it; its image processor reads tasks of images.
-    :raises ValueError: if a file or an example cannot be used.
+    :param commits: those that an earlier process found, see `find_adapter`.
+    :raises ValueError: if the base is not there, or a file or an example cannot be used.
     """
     tasks = RunTasks([], [])
+    if base is not None:
+        check_found(base, folder)
     for entry in entries:
-        dev, test = read_task(entry, folder, base)
+        dev, test = read_task(entry, folder, base, commits)
         tasks.dev.append(dev)
         tasks.test.append(test)
         tasks.notes.extend(note_too_few(dev, "dev", entry.dev))
@@ -105,12 +117,15 @@ def with_sizes(tasks: RunTasks, problem: "LoRAMergeProblem") -> RunTasks:
     return replace(tasks, dev=splits[0], test=splits[1])
 
 
-def read_task(entry, folder: Path, base: str | None = None) -> tuple[Task, Task]:
+def read_task(
+    entry, folder: Path, base: str | None = None, commits: Mapping[str, str] | None = None
+) -> tuple[Task, Task]:
     """Read one task.
 
     :param entry: `TaskSettings`, or a table of them.
     :param folder: the folder that paths are relative to.
     :param base: see `read_tasks`.
+    :param commits: see `read_tasks`.
     :return: the dev and the test task.
     :raises ValueError: if the entry, a file or an example cannot be used.
     """
@@ -126,7 +141,7 @@ def read_task(entry, folder: Path, base: str | None = None) -> tuple[Task, Task]
             **entry.scoring,
         )
     if entry.reader == "images":
-        return read_image_task(entry, folder, base)
+        return read_image_task(entry, folder, base, commits)
     if entry.reader == "fitness":
         return fitness_tasks(
             entry.source,
@@ -163,10 +178,13 @@ def read_task(entry, folder: Path, base: str | None = None) -> tuple[Task, Task]
 
 
 def read_image_task(
-    entry: TaskSettings, folder: Path, base: str | None
+    entry: TaskSettings, folder: Path, base: str | None, commits: Mapping[str, str] | None
 ) -> tuple[ImageTask, ImageTask]:
     """Read a task of images. Where its settings name no processor it is that of the base."""
     assert entry.images is not None and entry.test_images is not None and entry.head is not None
+    name = entry.name or name_of(Path(entry.images))
+    if base is not None:
+        check_fits_base(name, base, images=True)
     processor = base
     if entry.processor is not None:
         local = place_of(entry.processor, folder)
@@ -174,7 +192,7 @@ def read_image_task(
     return read_images(
         place_of(entry.images, folder),
         place_of(entry.test_images, folder),
-        head=place_of(entry.head, folder),
+        head=head_place(entry.head, f"task {name!r}: head", folder, commits),
         processor=processor,
         name=entry.name,
         classes=entry.classes,
@@ -182,6 +200,21 @@ def read_image_task(
         n_test=entry.test,
         seed=entry.seed,
     )
+
+
+def head_place(
+    head: str, where: str, folder: Path, commits: Mapping[str, str] | None = None
+) -> Path:
+    """The file or folder of a head; that of a hub id is downloaded.
+
+    :param where: the head as error messages name it.
+    :param folder: the folder that relative paths start from.
+    :param commits: see `read_tasks`.
+    """
+    place = place_of(head, folder)
+    if place.exists() or parse_hub_source(head, folder) is None:
+        return place
+    return find_adapter(head, where, folder, commits)
 
 
 def _first(task: Task, count: int | None) -> Task:

@@ -62,7 +62,10 @@ def heat_map(by_expert: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     :param by_expert: by expert and group.
     """
     columns = list(by_expert.values())
-    largest = max(abs(value) for column in columns for value in column.values())
+    sizes: list[float] = []
+    for column in columns:
+        sizes += [abs(value) for value in column.values()]
+    largest = max(sizes)
     rows = []
     for group in columns[0]:
         row = [group]

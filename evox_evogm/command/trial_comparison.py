@@ -32,9 +32,8 @@ def compare_chosen(
     theirs: list[float] = []
     halves = []
     for half in (0, 1):
-        chosen_on, compared_on = slice(half, None, 2), slice(1 - half, None, 2)
-        adapter = max(trained, key=lambda scores: _mean(scores[chosen_on]))[compared_on]
-        merge = max(merges, key=lambda scores: _mean(scores[chosen_on]))[compared_on]
+        adapter = _scores_of_best(trained, half)
+        merge = _scores_of_best(merges, half)
         ours += adapter
         theirs += merge
         halves.append(paired_difference({"half": adapter}, {"half": merge}))
@@ -56,6 +55,16 @@ def compared_of(trial: Mapping) -> dict:
         return trial["compared"]
     scores = {row["name"]: float(row["score"]) for row in trial["scores"]}
     return {"trained LoRA": scores["trained LoRA"], "merge": scores[trial["best_merge"]]}
+
+
+def _scores_of_best(models: Sequence[Sequence[float]], half: int) -> Sequence[float]:
+    """The scores on one half of the examples of the model that is best on the other half.
+
+    :param models: the scores of each.
+    :param half: 0 or 1, the place of the first example by which the model is chosen.
+    """
+    best = max(models, key=lambda scores: _mean(scores[half::2]))
+    return best[1 - half :: 2]
 
 
 def _mean(scores: Sequence[float]) -> float:

@@ -159,8 +159,8 @@ CASES = {
     "no settings": (without("run.yaml"), "settings: expected a YAML file, found none"),
     "not YAML": (text("run.yaml", "base: ["), "run.yaml: expected YAML"),
     "not UTF-8": (text("run.yaml", b"\xff\xfe\x00"), "run.yaml: expected YAML"),
-    "a list": (text("run.yaml", "- base"), "run.yaml: expected a table of settings, found list"),
-    "empty": (text("run.yaml", ""), "run.yaml: expected a table of settings, found NoneType"),
+    "a list": (text("run.yaml", "- base"), "run.yaml: expected a table of settings, found a list"),
+    "empty": (text("run.yaml", ""), "run.yaml: expected a table of settings, found an empty file"),
     "a Python object": (
         text("run.yaml", "base: !!python/object/apply:os.system [true]"),
         "run.yaml: expected YAML",

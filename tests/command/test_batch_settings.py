@@ -6,7 +6,7 @@ from builders import change_settings, history, interrupt_searches, merge
 
 from evox_evogm.command.batch_settings import batch_tokens_of, max_memory_of
 from evox_evogm.command.settings import RunSettings
-from evox_evogm.problems import population_scorer
+from evox_evogm.problems import batch_choice
 from evox_evogm.problems.inference.batch_sizes import BatchSizes
 
 pytestmark = pytest.mark.language_model
@@ -20,7 +20,7 @@ OTHER = BatchSizes(tokens=4096, rows=500, pass_tokens=900, step_tokens=0)
 def measured(monkeypatch):
     """The sizes that are measured, one after the other: a clock never gives the same twice."""
     sizes = [FIRST, OTHER, OTHER]
-    monkeypatch.setattr(population_scorer, "measure_batch_sizes", lambda *_, **__: sizes.pop(0))
+    monkeypatch.setattr(batch_choice, "measure_batch_sizes", lambda *_, **__: sizes.pop(0))
     return sizes
 
 

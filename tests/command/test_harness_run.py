@@ -147,7 +147,9 @@ def test_settings_that_cannot_be_used_are_refused(entry, expected):
 
 def test_an_unknown_metric_ends_the_command_before_the_base_loads(harness_project, capsys):
     tasks = [{"lm_eval": "choices", "include_path": "my_tasks", "metric": "f2"}]
-    change_settings(harness_project, tasks=tasks, base="nowhere")
+    change_settings(harness_project, tasks=tasks)
+    settings = yaml.safe_load((harness_project / "run.yaml").read_text())
+    (harness_project / settings["base"] / "model.safetensors").write_bytes(b"not weights")
     assert merge(harness_project) == 2
     expected = "lm_eval task 'choices': metric: expected one of acc, acc_norm, acc_bytes"
     assert expected in capsys.readouterr().err

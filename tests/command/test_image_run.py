@@ -149,7 +149,7 @@ def test_a_run_that_learns_nothing_says_what_usually_causes_it(images, capsys):
         ({"test_images": ...}, "task 'birds/dev': expected test_images beside images, found none"),
         ({"head": ...}, "task 'birds/dev': expected head beside images, found none"),
         ({"metric": "exact_match"}, "found the unknown setting 'metric'"),
-        ({"head": "none"}, "task 'birds': head: expected a file, or a folder with"),
+        ({"head": "none"}, "task 'birds/dev': head: expected a file, a folder or a hub id"),
         ({"classes": ["crow"]}, "found a folder 'duck'"),
     ],
 )

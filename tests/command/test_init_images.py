@@ -9,13 +9,15 @@ import pytest
 import torch
 import yaml
 from builders_images import CLASSES, TARGETS, build_image_model, write_image_base, write_images
+from fake_hub import COMMIT, LATER, add_to_cache
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from evox_evogm.command import cli
 from evox_evogm.command.tasks import read_task
 
 pytestmark = pytest.mark.language_model
+HEAD_WEIGHT = "base_model.model.classifier.weight"
 TASKS = ("--task", "birds", "--task", "boats")
 
 
@@ -122,9 +124,11 @@ def test_the_base_is_the_one_that_the_adapters_name(images, edit_config):
     assert settings_of(images)["base"] == "base"
 
 
-def test_a_base_that_is_not_here_is_an_image_model_if_the_tasks_are_images(images):
+def test_a_base_that_is_not_here_is_an_image_model_if_the_tasks_are_images(images, capsys):
     assert cli.main(["init", "experts", "--base", "owner/vit", *TASKS]) == 0
     assert settings_of(images)["base"] == "owner/vit"
+    expected = "note: base: expected a transformers folder or hub id, found 'owner/vit': neither a "
+    assert expected in capsys.readouterr().out
 
 
 def test_a_whole_model_has_the_head_and_the_order_of_its_classes(images, capsys):
@@ -140,7 +144,48 @@ def test_a_whole_model_has_the_head_and_the_order_of_its_classes(images, capsys)
 def test_a_base_without_an_image_processor_is_noted(images, capsys):
     Path("base/preprocessor_config.json").unlink()
     assert init(*TASKS) == 0
-    assert "note: base has no preprocessor_config.json: name a folder" in capsys.readouterr().out
+    note = "base has no preprocessor_config.json: name a folder or hub id with one as processor of"
+    assert f"note: {note}" in capsys.readouterr().out
+    text = Path("run.yaml").read_text()
+    assert f"tasks:\n  # {note} each task.\n" in text
+    settings = yaml.safe_load(text.replace("# processor: owner/name", "processor: owner/name"))
+    assert [task["processor"] for task in settings["tasks"]] == 2 * ["owner/name"]
+    assert [sorted(task) for task in settings_of(images)["tasks"]] == [
+        ["head", "images", "test_images"]
+    ] * 2
+
+
+def test_heads_of_experts_on_the_hub_are_named_by_their_hub_ids(images, hub_cache):
+    for task in CLASSES:
+        add_to_cache(hub_cache, f"org/{task}", images / "experts" / task, revision="v1")
+    assert cli.main(["init", "org/birds@v1", "org/boats@v1", "--base", "base", *TASKS]) == 0
+    settings = settings_of(images)
+    assert settings["experts"] == {task: f"org/{task}@v1" for task in CLASSES}
+    assert [task["head"] for task in settings["tasks"]] == list(settings["experts"].values())
+    dev, _ = read_task(settings["tasks"][0], images, "base")
+    weight = load_file("experts/birds/adapter_model.safetensors")[HEAD_WEIGHT]
+    assert torch.equal(dev.examples[0].head.weight, weight)
+
+
+def test_a_head_of_the_hub_stays_at_the_commit_of_its_run(images, hub_cache):
+    add_to_cache(hub_cache, "org/birds", images / "experts" / "birds", COMMIT)
+    save_file({HEAD_WEIGHT: torch.zeros(2, 16)}, "experts/birds/adapter_model.safetensors")
+    add_to_cache(hub_cache, "org/birds", images / "experts" / "birds", LATER)
+    entry = {"images": "birds/dev", "test_images": "birds/test", "head": "org/birds"}
+    now, _ = read_task(entry, images, "base")
+    then, _ = read_task(entry, images, "base", {"org/birds": COMMIT})
+    assert not now.examples[0].head.weight.any()
+    assert then.examples[0].head.weight.any()
+
+
+def test_a_head_that_is_nowhere_is_named_before_anything_is_read(images, capsys):
+    assert init(*TASKS) == 0
+    capsys.readouterr()
+    assert cli.main(["check", "run.yaml", "tasks.0.head=experts/brids"]) == 2
+    expected = "task 'birds/dev': head: expected a file, a folder or a hub id, found none at "
+    place = images / "experts" / "brids"
+    near = f"{place}; did you mean '{images / 'experts' / 'birds'}'?"
+    assert capsys.readouterr().err == f"evogm: {expected}{near}\n"
 
 
 def test_images_heads_and_processors_may_be_in_the_home_folder(images, monkeypatch):

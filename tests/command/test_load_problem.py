@@ -31,5 +31,8 @@ def test_a_device_is_one_that_torch_can_use_here(monkeypatch):
     assert resolve_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == torch.device("cpu")
-    with pytest.raises(ValueError, match="^device: expected one that torch .*, found 'gpu'"):
+    with pytest.raises(
+        ValueError,
+        match="^device: expected one that torch .*, found 'gpu': it is no kind of device",
+    ):
         resolve_device("gpu")

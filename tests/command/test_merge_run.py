@@ -398,6 +398,22 @@ def test_experts_may_have_a_coefficient_in_each_group_of_modules(project):
     assert result["adapter"]["largest_relative_difference"] < 1e-5
 
 
+def test_a_search_over_groups_begins_with_one_coefficient_per_expert(project):
+    settings = {"algorithm": "SurrogateEvoGM", "groups": "layer", "budget": 7, "pop_size": 3}
+    change_settings(project, **settings, search={})
+    assert merge(project) == 0
+    result = json.loads((project / "out" / "result.json").read_text())
+    rows = [record["coefficients"] for record in history(project / "out")]
+    groups = len(rows[0]) // 2
+    assert groups > 1 and rows[0] == [0.5] * 2 * groups  # the average of two experts
+    note = "merges had one coefficient per expert: groups get their own after 8 evaluations"
+    assert any(note in found for found in result["notes"])
+    for row in [*rows, *result["coefficients_by_group"].values()]:
+        values = list(row.values()) if isinstance(row, dict) else row
+        for start in range(0, len(values), groups):
+            assert len(set(values[start : start + groups])) == 1
+
+
 def test_a_search_along_gradients_counts_three_evaluations_for_each(project, capsys):
     settings = {"algorithm": "GradientSearch", "groups": "layer", "budget": 11, "pop_size": 1}
     change_settings(project, **settings, search={})

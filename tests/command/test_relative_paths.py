@@ -139,3 +139,28 @@ def test_init_takes_paths_in_the_home_folder(project, home, monkeypatch):
     assert (project / settings["base"]).samefile(home / "base")
     assert (project / settings["experts"]["first"]).samefile(home / "experts" / "first")
     assert (project / settings["tasks"][0]["test_file"]).samefile(home / "test.jsonl")
+
+
+@pytest.mark.parametrize("words", [["--out", "~/x"], ["--out=~/x"], ["-o", "~/x"], ["-o~/x"]])
+def test_a_path_in_quotes_is_in_the_home_folder_in_each_form_of_an_option(
+    home, tmp_path, monkeypatch, capsys, words
+):
+    monkeypatch.chdir(tmp_path)
+    (home / "x").touch()  # so that it is refused at once
+    assert cli.main(["init", "adapters", *words]) == 2
+    assert f"out: expected a new file, found {home / 'x'}" in capsys.readouterr().err
+
+
+def test_each_argument_that_is_a_path_may_be_in_the_home_folder(home, tmp_path, capsys):
+    for words, found in (
+        (["merge", "~/none.yaml"], home / "none.yaml"),
+        (["check", "~/none.yaml"], home / "none.yaml"),
+        (["score", "~/none.yaml"], home / "none.yaml"),
+        (["report", "~/none"], home / "none"),
+        (["export", "~/none"], home / "none"),
+        (["compare", "~/none:average", "~/none"], home / "none:average"),
+        (["init", "~/none"], home / "none"),
+    ):
+        assert cli.main(words) == 2
+        assert str(found) in capsys.readouterr().err, words
+    assert not (tmp_path / "~").exists()

@@ -165,6 +165,8 @@ def test_other_files_are_not_touched(tmp_path, name):
     ):
         RunLock(tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+    with pytest.raises(ValueError, match=f"or an earlier run, found the file .*{name}$"):
+        RunLock(tmp_path / name)
 
 
 def test_a_file_that_cannot_be_written_keeps_its_content_and_leaves_nothing_beside_it(tmp_path):

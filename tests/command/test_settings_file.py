@@ -27,9 +27,9 @@ def test_paths_are_relative_to_the_file_and_not_to_where_the_command_runs(
     [
         (b"base: [unclosed\n", "expected YAML, found .+ line 2"),
         (b"base: \xff\xfe\n", "expected YAML, found .+ decode"),
-        (b"", "expected a table of settings, found NoneType$"),
-        (b"- base\n- experts\n", "expected a table of settings, found list$"),
-        (b"just a sentence\n", "expected a table of settings, found str$"),
+        (b"", "expected a table of settings, found an empty file$"),
+        (b"- base\n- experts\n", "expected a table of settings, found a list$"),
+        (b"just a sentence\n", "expected a table of settings, found a text$"),
     ],
 )
 def test_a_file_that_is_no_table_of_settings_is_refused(tmp_path, content, message):
@@ -47,7 +47,7 @@ def test_yaml_that_would_build_python_objects_is_refused(tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     path = tmp_path / "nowhere.yaml"
     assert refusal(path) == f"settings: expected a YAML file, found none at {path}"
-    assert refusal(tmp_path) == f"settings: expected a YAML file, found none at {tmp_path}"
+    assert refusal(tmp_path) == f"settings: expected a YAML file, found the folder {tmp_path}"
 
 
 def test_overrides_replace_the_file_and_none_leaves_it(write):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from builders import build_model, change_settings, interrupt_searches, merge
+from builders_images import build_image_model
 from guides import ROOT
 from harness_tasks import write_task
 from safetensors.torch import load_file, save_file
@@ -96,6 +97,12 @@ def diverged(project):
     return check(project)
 
 
+@says("changes nothing, as its A or B is 0 in every module")
+def not_trained(project):
+    set_tensors(project, lambda tensors: {name: 0 * value for name, value in tensors.items()})
+    return check(project, "budget=4")
+
+
 @says("expected (inputs, outputs) ... in ..., found ...")
 def a_larger_base(project):
     build_model(hidden_size=32).save_pretrained(project / "base")
@@ -119,6 +126,12 @@ def two_bases(project):
 @says("base: expected a transformers folder or hub id, found ...")
 def no_network(project):
     change_settings(project, base="example/not-in-the-cache")
+    return check(project)
+
+
+@says("task ...: expected a language model for a task of texts, found the image model ...")
+def texts_for_images(project):
+    build_image_model().config.save_pretrained(project / "base")
     return check(project)
 
 
@@ -247,9 +260,8 @@ def few_questions(project):
     return merge(project, "--budget", "4")
 
 
-STATUSES = {another: 0 for another in (too_long, little_memory, noise, few_questions)} | {
-    nothing_to_learn: 3
-}
+FINISHED = (too_long, little_memory, noise, few_questions, not_trained)
+STATUSES = {**dict.fromkeys(FINISHED, 0), nothing_to_learn: 3}
 
 
 def messages():

@@ -17,6 +17,8 @@ from evox_evogm.command.commands.options import (
     Settings,
     Words,
 )
+from evox_evogm.command.messages import say_notes_once
+from evox_evogm.monitoring.escaping import sanitize
 
 
 def check(
@@ -47,9 +49,13 @@ def check(
         from evox_evogm.command.run_merge import silence_transformers
 
         silence_transformers()
+        say_notes_once()
         print("reading the base model, experts and tasks ...", flush=True)
-        check(found, folder, prompts=prompts)
-        print(f"\nall is well; next: {merge_command(settings, words or [], options)}")
+        unchanged = check(found, folder, prompts=prompts)
+        verdict = "all is well"
+        if unchanged:
+            verdict = f"a run can begin, but see the notes on {', '.join(map(sanitize, unchanged))}"
+        print(f"\n{verdict}; next: {merge_command(settings, words or [], options)}")
         return 0
 
     attempt(action, debug)

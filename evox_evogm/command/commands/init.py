@@ -42,24 +42,25 @@ def init(
     """Look at adapters, and write a commented settings file for merging them."""
 
     def action() -> int:
-        from evox_evogm.command.early_checks import check_adapter
+        from evox_evogm.command.early_checks import check_adapter, check_base
         from evox_evogm.command.init_tasks import check_task_word
 
         if out.exists() and not replace:
             advice = "give another name, or --replace"
             raise ValueError(f"out: expected a new file, found {out}; {advice}")
-        named = [with_home(word) for word in adapters]
         tasks = [",".join(map(with_home, word.split(","))) for word in task or []]
-        for word in named:
+        for word in adapters:
             check_adapter(word, Path(word).name)
+        if base is not None:
+            check_base(base, Path())
         for word in tasks:
             check_task_word(word)
-        print(f"looking at {' '.join(map(sanitize, named))} ...", flush=True)
+        print(f"looking at {' '.join(map(sanitize, adapters))} ...", flush=True)
         from evox_evogm.command.init_settings import init  # torch, which takes seconds
         from evox_evogm.command.run_merge import silence_transformers
 
         silence_transformers()
-        init(named, out, None if base is None else with_home(base), tasks)
+        init(adapters, out, base, tasks)
         return 0
 
     attempt(action, debug)

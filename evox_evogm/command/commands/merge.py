@@ -76,7 +76,7 @@ def search(
 
         ranks = None
         if "RANK" in os.environ:  # under torchrun
-            from evox_evogm.command.helpers import ranks_of_torchrun
+            from evox_evogm.command.torchrun import ranks_of_torchrun
 
             # From here on the others notice if this rank ends, as by the checks that follow.
             ranks = ranks_of_torchrun()

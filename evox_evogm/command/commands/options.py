@@ -33,9 +33,13 @@ BudgetOption = Annotated[
         parser=_read_budget, metavar="NUMBER|TIME", help="Evaluations, or a time such as 20min."
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Of the search.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Seed = Annotated[int | None, typer.Option(help="Of the search: a whole number.")]
+Device = Annotated[
+    str | None, typer.Option(help="Where the model computes: auto, cpu, cuda, cuda:1 ...")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="Of the base model: auto, float32, bfloat16 or float16.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 JsonLines = Annotated[
     bool,

@@ -64,7 +64,7 @@ def export_full_model(
     quantized = quantized_as(job.model)
     if quantized is not None:
         raise ValueError(
-            "export: expected a base in floating point for a whole model, found a quantised one "
+            "export: expected a base in floating point for a whole model, found a quantized one "
             f"({quantized}); export the adapter and merge it into the base as it is by plain peft "
             "(merge_and_unload)"
         )

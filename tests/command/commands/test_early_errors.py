@@ -29,6 +29,10 @@ COMMANDS = {
     "merge run.yaml seed=one": (2, "seed: expected a whole number, found 'one'"),
     "score run.yaml --set experts=adaptors": (2, "found no such folder; did you mean"),
     "merge run.yaml": (2, "task 'dev': expected a file, found none at "),
+    "check adapters": (2, "settings: expected a YAML file, found the folder adapters"),
+    "report adaptors": (2, "found no folder at adaptors; did you mean 'adapters'?"),
+    "compare adaptors run.yaml": (2, "found 'adaptors'; did you mean 'adapters'?"),
+    "check run.yaml algorithm=EvoGN": (2, "found 'EvoGN'; did you mean 'EvoGM'?"),
     "report nosuch": (2, "run: expected the folder of a finished run, found no folder at nosuch"),
     "export adapters": (2, "found no run in adapters"),
     "compare nosuch run.yaml": (2, "expected a run folder, a file of evogm score"),
@@ -103,7 +107,11 @@ def test_images_of_a_task_must_be_there(tmp_path):
         ):
             check_early(settings(tasks=[entry]), tmp_path)
         (tmp_path / path).mkdir(parents=True)
+    with pytest.raises(ValueError, match="^task 'pets/dev': head: expected a file, a folder or a "):
+        check_early(settings(tasks=[entry]), tmp_path)
+    (tmp_path / "head").mkdir()
     check_early(settings(tasks=[entry]), tmp_path)
+    check_early(settings(tasks=[{**entry, "head": "org/pets@v1"}]), tmp_path)
 
 
 def test_a_data_set_that_is_nearly_right_is_named(tmp_path):

@@ -93,6 +93,60 @@ def test_what_check_says_of_the_average_is_what_merging_finds(project, capsys):
         assert f"    {task} {' ± '.join(shown)}\n" in printed
 
 
+@pytest.mark.lengthy
+def test_an_expert_that_was_not_trained_is_said_once(project, edit_tensors, capsys):
+    zero = {"lora_B": 0.0}
+    edit_tensors(
+        project / "experts" / "second",
+        lambda tensors: {
+            name: value * zero.get(name.split(".")[-2], 1.0) for name, value in tensors.items()
+        },
+    )
+    assert cli.main(["check", str(project / "run.yaml"), "budget=4"]) == 0
+    printed, errors = capsys.readouterr()
+    sentence = (
+        "expert 'second': changes nothing, as its A or B is 0 in every module, which is how the "
+        "training of a LoRA begins"
+    )
+    assert printed.count(sentence) == 1 and sentence not in errors
+    assert "a run can begin, but see the notes on second; next: evogm merge" in printed
+    assert "all is well" not in printed
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        (134_515_008, "135 million"),
+        (7_615_616_512, "7,616 million"),
+        (1_540_000, "1.5 million"),
+        (9_960_000, "10 million"),
+        (21_312, "21 thousand"),
+        (4_096, "4.1 thousand"),
+        (999_800, "1,000 thousand"),
+        (512, "512"),
+    ],
+)
+def test_parameters_in_words(parameters, words):
+    assert check_run.in_words(parameters) == words
+
+
+def test_a_base_that_is_nowhere_is_refused_and_one_that_may_be_on_the_hub_is_noted(
+    adapters, capsys, edit_config, hub_cache
+):
+    assert cli.main(["init", "experts", "--base", "bsae"]) == 2
+    expected = "base: expected a transformers folder or hub id, found"
+    said = f"evogm: {expected} 'bsae': no such folder; did you mean 'base'?\n"
+    assert capsys.readouterr().err == said
+    assert cli.main(["init", "experts", "--base", "./bsae"]) == 2
+    assert "found no such folder at bsae; did you mean 'base'?" in capsys.readouterr().err
+    assert not (adapters / "run.yaml").exists()
+    for name in ("first", "second"):
+        edit_config(adapters / "experts" / name, base_model_name_or_path="/elsewhere/model")
+    assert cli.main(["init", "experts/first", "experts/second"]) == 0
+    said = f"note: {expected} '/elsewhere/model': no such folder; --base names another one\n"
+    assert said in capsys.readouterr().out
+
+
 def test_an_existing_file_is_kept_unless_it_may_be_replaced(adapters, capsys):
     (adapters / "run.yaml").write_text("mine")
     assert init() == 2
@@ -115,7 +169,11 @@ def test_tasks_may_be_given(adapters, capsys):
     assert "  first: ../experts/first\n" in text and "\nbase: ../base\n" in text
     assert not (adapters / "sub" / "example_dev.jsonl").exists()
     assert init("--task", "nowhere.jsonl", "--replace") == 2
-    assert "found no file nowhere.jsonl" in capsys.readouterr().err
+    assert "found no file nowhere.jsonl; expected DEV.jsonl,TEST" in capsys.readouterr().err
+    for word, near in (("deev.jsonl", "dev.jsonl"), ("reasoning-gym:gcd", "reasoning_gym:gcd")):
+        assert init("--task", word, "--replace") == 2
+        said = f"evogm: task: found no file {word}; did you mean {near!r}?\n"
+        assert capsys.readouterr().err == said
     assert init("--task", "reasoning_gym:sylogism", "--replace") == 2
     assert "found 'sylogism'; did you mean 'syllogism'?" in capsys.readouterr().err
 
@@ -189,10 +247,9 @@ def test_the_prediction_has_all_that_a_run_evaluates(monkeypatch, changes, extra
         (torch.tensor([3.0, 4.0]), ", norm 5"),  # a vector has no directions
     ],
 )
-def test_the_share_of_one_direction_is_left_out_where_there_is_none(monkeypatch, change, words):
+def test_the_share_of_one_direction_is_left_out_where_there_is_none(change, words):
     found = ExpertSpectrum("one", {"norm": spectrum_of(change)})
-    monkeypatch.setattr(check_run, "spectra_of", lambda experts: [found])
-    assert check_run.describe_size(None) == words
+    assert check_run.describe_size(found) == words
 
 
 def test_the_next_command_keeps_what_was_given():

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from builders import change_settings, history, merge
 from ranks import on_ranks
 
-from evox_evogm.command.helpers import help_run, helped, ranks_of_torchrun
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.settings_file import read_settings
+from evox_evogm.command.torchrun import help_run, helped, ranks_of_torchrun
 from evox_evogm.problems.adapters import regmean_file
 from evox_evogm.problems.rank_group import StoreGroup
 

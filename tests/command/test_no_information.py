@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import change_settings, merge
 
-from evox_evogm.command.information import common_score, flat_tasks
+from evox_evogm.command.no_information import common_score, flat_tasks
 from evox_evogm.command.scores import ScoreRow
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.problems.population_scorer import PopulationScorer
