@@ -18,6 +18,9 @@ from evox_evogm.baselines.bayesian_optimization import (
 )
 
 ACQUISITIONS = ["thompson", "turbo", "qlogei"]
+OTHERS_SLOW = [ACQUISITIONS[0]]
+for other in ACQUISITIONS[1:]:
+    OTHERS_SLOW.append(pytest.param(other, marks=pytest.mark.slow))
 UNIT = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
 
 
@@ -96,7 +99,7 @@ def test_it_may_start_at_sobol_points(botorch):
     assert len(quarters.unique(dim=0)) == 4
 
 
-@pytest.mark.parametrize("acquisition", ACQUISITIONS)
+@pytest.mark.parametrize("acquisition", OTHERS_SLOW)
 @pytest.mark.lengthy
 def test_it_beats_random_search_from_the_same_start(botorch, acquisition):
     steps = 2 if acquisition == "qlogei" else 4
