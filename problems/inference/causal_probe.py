@@ -240,8 +240,15 @@ class CausalProbe(Comparisons):
 
         no_selection = ("drop_rows", "share_prefixes")
         no_cache = (*no_selection, "cache", "pad_cached_rows")
-        alone = ("share_layers", "mix_candidates")
-        attempts = [(), no_selection, alone, (*no_selection, *alone), no_cache, (*no_cache, *alone)]
+        separate_candidates = ("share_layers", "mix_candidates")
+        attempts = [
+            (),
+            no_selection,
+            separate_candidates,
+            (*no_selection, *separate_candidates),
+            no_cache,
+            (*no_cache, *separate_candidates),
+        ]
         self._take_first("decoding of two candidates in one batch", attempts, decode)
         if self._static_cache_may_be_used():
             what = "decoding of two candidates with a static cache"

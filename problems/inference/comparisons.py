@@ -1,5 +1,6 @@
 """What the comparisons of all bases of texts have in common: plain passes, and what differs."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from evox_evogm.problems.inference.language_model import LanguageModel
 
 
-class Comparisons:
+class Comparisons(ABC):
     """Comparisons of fast passes with plain ones. What is found stands in `able`.
 
     - `short`, `other`: two rows of the same length, from the shortest prompt.
@@ -82,25 +83,25 @@ class Comparisons:
             self.compare_candidates()
         return self.able
 
+    @abstractmethod
     def make_plain_passes(self) -> None:
         """Compute what everything else is compared with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plain(self, row: Tokens, count: int) -> torch.Tensor:
         """The logits `(count, V)` of a row, as a plain user computes them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def without_comparison(self) -> Capabilities:
         """What may be relied on where no logits are finite."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compare_base(self) -> None:
         """Compare passes of the base alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compare_candidates(self) -> None:
         """Compare experts by hooks and in the weights, and two candidates in one batch."""
-        raise NotImplementedError
 
     def measure_rounding(self) -> None:
         """Measure how far the logits move if every module's output is rounded in another way.

@@ -318,7 +318,12 @@ def evaluated_in_order(steps, **settings):
     """The points of a search over three blocks of two coordinates, in order, and the algorithm."""
     problem, points = Thresholds(), []
     evaluate = problem.evaluate
-    problem.evaluate = lambda pop: (points.append(pop), evaluate(pop))[1]
+
+    def keep(pop):
+        points.append(pop)
+        return evaluate(pop)
+
+    problem.evaluate = keep
     algorithm = search(
         problem, steps, pop_size=4, outcomes=problem.outcomes, blocks=3, epochs=1, **settings
     )
