@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evox_evogm.problems.adapters.merging import WeightMerger, merged
+from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
+from evox_evogm.problems.adapters.weight_merger import WeightMerger
 from evox_evogm.problems.inference.capabilities import count_layers
 from evox_evogm.problems.inference.device_clock import synchronize
 from evox_evogm.problems.inference.forward import Forward

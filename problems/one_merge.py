@@ -5,7 +5,8 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from evox_evogm.problems.adapters.merging import merged, merged_in_place
+from evox_evogm.problems.adapters.merging import merged
+from evox_evogm.problems.adapters.weight_merger import merged_in_place
 from evox_evogm.problems.default_device import on_cpu_by_default
 from evox_evogm.problems.inference.base_model import ready_to_score
 from evox_evogm.problems.inference.scored_model import ScoredModel

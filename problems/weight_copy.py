@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from evox_evogm.problems.adapters.merging import WeightMerger
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
+from evox_evogm.problems.adapters.weight_merger import WeightMerger
 from evox_evogm.problems.checkpoints.checkpoint_merger import CheckpointMerger
 from evox_evogm.problems.checkpoints.differences import Differences
 from evox_evogm.problems.inference.scored_model import ScoredModel

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from evox_evogm.problems.adapters.layers import keeps_inputs_first, weight_of
-from evox_evogm.problems.adapters.merging import WeightMerger
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
+from evox_evogm.problems.adapters.weight_merger import WeightMerger
 from evox_evogm.problems.checkpoints.checkpoint_files import at_rows
 from evox_evogm.problems.checkpoints.differences import Differences
 from evox_evogm.problems.checkpoints.fit_checkpoint import names_of_parameters

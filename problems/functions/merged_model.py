@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evox_evogm.problems.adapters.merging import merged_in_place
+from evox_evogm.problems.adapters.weight_merger import merged_in_place
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.inference.shared_batches import share_batches

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from evox_evogm.problems.adapters.merging import WeightMerger, merged, merged_in_place
+from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
+from evox_evogm.problems.adapters.weight_merger import WeightMerger, merged_in_place
 from evox_evogm.problems.images.image_model import ImageModel
 from evox_evogm.problems.images.image_task import ImageTask
 from evox_evogm.problems.inference.capabilities import Capabilities

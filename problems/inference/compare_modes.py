@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evox_evogm.problems.adapters.merging import WeightMerger, merged, merged_in_place
+from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
+from evox_evogm.problems.adapters.weight_merger import WeightMerger, merged_in_place
 from evox_evogm.problems.failures import in_one_line
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.logit_differences import (

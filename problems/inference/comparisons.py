@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evox_evogm.problems.adapters.merging import WeightMerger
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
+from evox_evogm.problems.adapters.weight_merger import WeightMerger
 from evox_evogm.problems.inference.batch_sizes import PASS_TOKENS
 from evox_evogm.problems.inference.capabilities import Capabilities, changing_context
 from evox_evogm.problems.inference.compare_modes import ModesComparison

@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from evox_evogm.problems.adapters.merging import WeightMerger
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
+from evox_evogm.problems.adapters.weight_merger import WeightMerger
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.causal_probe import CausalProbe
 from evox_evogm.problems.inference.encoder_decoder import EncoderDecoderModel

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from evox_evogm.problems.adapters.merging import Population, merged
+from evox_evogm.problems.adapters.merging import merged
+from evox_evogm.problems.adapters.population import Population
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.inference.shared_layers import count_shared_layers

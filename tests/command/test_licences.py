@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from evox_evogm.command import licences
 from evox_evogm.command.licences import (
     LicenceReport,
     Part,
@@ -12,6 +11,7 @@ from evox_evogm.command.licences import (
     find_conflicts,
     part_of,
     read_licence,
+    reading,
 )
 
 REPOSITORY = Path(__file__).parents[2]
@@ -138,9 +138,9 @@ def test_a_name_steers_no_terminal():
 
 @pytest.fixture
 def no_cards():
-    licences._from_hub.cache_clear()
+    reading._from_hub.cache_clear()
     yield
-    licences._from_hub.cache_clear()
+    reading._from_hub.cache_clear()
 
 
 def test_the_card_of_a_base_on_the_hub_is_fetched(tmp_path, monkeypatch, no_cards):

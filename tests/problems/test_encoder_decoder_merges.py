@@ -273,7 +273,7 @@ def test_a_base_whose_passes_depend_on_padding_is_refused(adapters, monkeypatch)
 
 
 def test_candidates_that_change_each_other_go_into_the_weights(adapters, monkeypatch):
-    from evox_evogm.problems.adapters.merging import Population
+    from evox_evogm.problems.adapters.population import Population
 
     own = Population.owners_of_rows
 

@@ -123,7 +123,8 @@ def expected_logits(problem, coefficients):
 def test_both_modes_and_plain_peft_give_the_merge(problem, coefficients, tmp_path):
     expected = expected_logits(problem, coefficients)
     model, scorer = problem.language_model.model, problem.scorer
-    from evox_evogm.problems.adapters.merging import merged, merged_in_place
+    from evox_evogm.problems.adapters.merging import merged
+    from evox_evogm.problems.adapters.weight_merger import merged_in_place
 
     with merged(model, problem.stacked, coefficients):
         torch.testing.assert_close(logits_of(model), expected, rtol=1e-4, atol=1e-4)

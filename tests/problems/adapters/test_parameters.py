@@ -17,9 +17,10 @@ from sick_adapters import load_experts
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.adapters.export import export_adapter, reload_difference
-from evox_evogm.problems.adapters.merging import WeightMerger, merged, merged_in_place
+from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.read_adapter import read_expert
 from evox_evogm.problems.adapters.stacked_modules import stack_experts
+from evox_evogm.problems.adapters.weight_merger import WeightMerger, merged_in_place
 
 pytestmark = pytest.mark.language_model
 

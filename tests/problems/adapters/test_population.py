@@ -4,7 +4,8 @@ import pytest
 import torch
 from builders import TARGETS, build_model, stack_folders, two_adapters
 
-from evox_evogm.problems.adapters.merging import Population, merged
+from evox_evogm.problems.adapters.merging import merged
+from evox_evogm.problems.adapters.population import Population
 
 COEFFICIENTS = torch.tensor([[0.7, -1.2], [0.0, 0.0], [-0.4, 0.9], [1.5, 0.3]])
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from builders import build_model, stack_folders
 
-from evox_evogm.problems.adapters.merging import Population, merged
+from evox_evogm.problems.adapters.merging import merged
+from evox_evogm.problems.adapters.population import Population
 from evox_evogm.problems.adapters.shared_inputs import (
     SharedInput,
     find_shared_inputs,

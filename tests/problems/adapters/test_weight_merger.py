@@ -4,7 +4,8 @@ import pytest
 import torch
 from builders import TARGETS, build_model, stack_folders, two_adapters
 
-from evox_evogm.problems.adapters.merging import WeightMerger, merged, merged_in_place
+from evox_evogm.problems.adapters.merging import merged
+from evox_evogm.problems.adapters.weight_merger import WeightMerger, merged_in_place
 
 COEFFICIENTS = torch.tensor([[0.7, -1.2], [0.0, 0.0], [-0.4, 0.9], [1.5, 0.3]])
 TOKENS = torch.arange(1, 19).reshape(2, 9)

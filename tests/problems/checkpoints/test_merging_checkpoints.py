@@ -10,7 +10,7 @@ from pretend_device import pretend_accelerator
 from safetensors.torch import load_file, save_file
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
-from evox_evogm.problems.adapters.merging import merged_in_place
+from evox_evogm.problems.adapters.weight_merger import merged_in_place
 from evox_evogm.problems.checkpoints import checkpoint_files
 from evox_evogm.problems.checkpoints.differences import Differences
 from evox_evogm.problems.one_merge import as_one_merge

@@ -17,7 +17,8 @@ from architectures import (
 )
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
-from evox_evogm.problems.adapters.merging import merged, merged_in_place
+from evox_evogm.problems.adapters.merging import merged
+from evox_evogm.problems.adapters.weight_merger import merged_in_place
 from evox_evogm.problems.inference.forward import reset_rope
 
 pytestmark = [pytest.mark.language_model, pytest.mark.slow]

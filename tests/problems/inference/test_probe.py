@@ -13,7 +13,7 @@ import transformers as hf
 from builders import build_model, build_tokenizer
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
-from evox_evogm.problems.adapters.merging import WeightMerger
+from evox_evogm.problems.adapters.weight_merger import WeightMerger
 from evox_evogm.problems.inference.decoding import DecodingBatch
 from evox_evogm.problems.inference.forward import reset_rope
 from evox_evogm.problems.inference.logit_differences import difference, rounded_differently
