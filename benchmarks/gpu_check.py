@@ -14,15 +14,18 @@ Qwen2.5-1.5B and Llama 3.1 8B, with ten random adapters of rank 16 on every line
 | speed | P = 20 merges in bfloat16, against the published procedure and peft; memory |
 
 Every number is in `gpu_check.json` as soon as it is known. A part that fails or takes longer than
-its share of the time is noted, and the next goes on. The table is in `gpu_check.md`. The status is
+its share of the time is noted, and the next goes on. The table is in `gpu_check.md`, written again
+after each part. A call that never returns ends the process a minute after the time. The status is
 1 if a result is wrong, a part failed, or the time was too short for scores or contract.
 """
 
 import argparse
+import faulthandler
 import platform
 import subprocess
+from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -35,6 +38,7 @@ from benchmarks.gpu.speed import SpeedCheck, measure_steps
 from benchmarks.gpu.table import CHECKS, checks_of, table_of
 
 TABLE = "gpu_check.md"
+GRACE = 60  # seconds beyond the time, after which the process is ended
 # The base that goals are set for comes first: time may run out.
 BASES = ("Qwen2.5-1.5B", "Llama-3.1-8B", "Qwen2.5-0.5B")
 CARDS_ON = "Qwen2.5-1.5B"  # the base with which smaller cards are emulated
@@ -51,9 +55,24 @@ def describe_machine(device: torch.device) -> dict:
         machine["gib"] = round(properties.total_memory / 2**30, 1)
         machine["cuda"] = torch.version.cuda
     machine["python"] = platform.python_version()
-    machine["versions"] = {package: version(package) for package in PACKAGES}
+    machine["versions"] = {package: version_of(package) for package in PACKAGES}
     machine["commit"] = current_commit()
     return machine
+
+
+def version_of(package: str) -> str:
+    """The version of a package, or "unknown" where it runs from a folder without an install."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def with_index(device: torch.device) -> torch.device:
+    """The same device with its number, which some functions of `torch.cuda` need."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def current_commit() -> str:
@@ -89,24 +108,28 @@ def check_device(record: Record, device: torch.device, *, tiny: bool) -> None:
     record.machine = describe_machine(device)
     rates = DeviceRates(float("inf"), float("inf"))  # where they could not be measured
 
+    def run(part: str, share: float, work: Callable[[], object]) -> None:
+        record.run(part, share, work)
+        write_table(record)  # so that it is there whatever happens to the next part
+
     def measure_rates() -> None:
         nonlocal rates
         rates = measure_device(device, torch.bfloat16)
         record.add("rates", operations=rates.operations, bytes=rates.bytes)
 
-    record.run("rates", 0.05, measure_rates)
-    record.run("scores", 0.12, partial(check_scores, record, device))
+    run("rates", 0.05, measure_rates)
+    run("scores", 0.12, partial(check_scores, record, device))
     compiled = not tiny
-    record.run("step", 0.08, partial(measure_steps, record, device))
+    run("step", 0.08, partial(measure_steps, record, device))
     # Before the speeds, which take all the time that is left.
-    record.run("contract", 0.25, partial(check_contract, record, device, compiled=compiled))
+    run("contract", 0.25, partial(check_contract, record, device, compiled=compiled))
     candidates = 3 if tiny else 20
     regimes = TINY_REGIMES if tiny else REGIMES
     for name in BASES:
         check = partial(
             SpeedCheck, record, device, name, regimes, rates, candidates=candidates, tiny=tiny
         )
-        record.run(
+        run(
             f"speed of {name}",
             0.3,
             lambda check=check, name=name: check().run(cards=name == CARDS_ON),
@@ -127,7 +150,12 @@ def main(words: list[str] | None = None) -> int:
     if arguments.device.type == "cpu" and not arguments.tiny:
         parser.error("--device: expected a GPU, found cpu; real shapes take hours there: --tiny")
     record = Record(arguments.out, arguments.minutes)
-    check_device(record, arguments.device, tiny=arguments.tiny)
+    # A signal cannot end a call that never returns to Python; this can.
+    faulthandler.dump_traceback_later(60 * arguments.minutes + GRACE, exit=True)
+    try:
+        check_device(record, with_index(arguments.device), tiny=arguments.tiny)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     print()
     print(write_table(record), end="")
     return 0 if is_right(record, CHECKS) else 1

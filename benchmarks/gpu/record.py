@@ -18,6 +18,7 @@ import torch
 from evox_evogm.resume.atomic_write import atomic_write
 
 JSON = "gpu_check.json"
+AGAIN = 15.0  # seconds after which a part that has not ended is stopped again
 
 
 class OutOfTime(BaseException):
@@ -99,16 +100,22 @@ def is_right(record: Record, checks: Sequence[str]) -> bool:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Inside the block `OutOfTime` is raised when the seconds are over."""
+    """Inside the block `OutOfTime` is raised when the seconds are over.
+
+    It is raised again as long as the block goes on: what is raised in a finalizer is lost.
+    """
+    inside = True
 
     def stop(*_):
-        raise OutOfTime
+        if inside:
+            raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), AGAIN)
     try:
         yield
     finally:
+        inside = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

@@ -121,6 +121,7 @@ class SpeedCheck:
         with tempfile.TemporaryDirectory() as folder:
             folders = write_adapters(model, Path(folder))
             self._measure_ours(model, tokenizer, folders, tasks)
+            free_memory()  # of our copy of the weights, before there is another
             published = DenseMerge(model, tokenizer, folders)
             self._measure_one_by_one("published", published, tasks)
             self._measure_preparing(published)
@@ -134,7 +135,10 @@ class SpeedCheck:
     def _measure_ours(self, model, tokenizer, folders, tasks: Mapping[str, Task]) -> None:
         start = time.perf_counter()
         problem = self._problem(model, tokenizer, folders, tasks)
-        self._add_row("load", "-", seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        notes = list(problem.capabilities.notes)  # of what differs from plain passes on this device
+        off = problem.capabilities.switched_off
+        self._add_row("load", "-", seconds=seconds, switched_off=off, notes=notes)
         start = time.perf_counter()
         problem.choose_modes(len(self.pop))
         seconds = time.perf_counter() - start

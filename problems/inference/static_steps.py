@@ -210,10 +210,10 @@ def waits_for_device() -> Iterator[list[str]]:
     """
     mode = torch.cuda.get_sync_debug_mode()
     waits: list[str] = []
-    torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")  # warns itself that it is a prototype
             yield waits
     finally:
         torch.cuda.set_sync_debug_mode(mode)

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import gpu_check
 from benchmarks.gpu import checks
+from benchmarks.gpu import record as record_module
 from benchmarks.gpu.random_bases import (
     REGIMES,
     SHAPES,
@@ -20,7 +21,7 @@ from benchmarks.gpu.random_bases import (
     build_tokenizer,
 )
 from benchmarks.gpu.rates import DeviceRates, Work
-from benchmarks.gpu.record import JSON, Record
+from benchmarks.gpu.record import JSON, OutOfTime, Record
 from benchmarks.gpu.speed import SpeedCheck
 from benchmarks.gpu.table import checks_of, table_of
 from evox_evogm.problems import LoRAMergeProblem
@@ -101,6 +102,35 @@ def test_a_part_that_fails_or_takes_too_long_is_noted_and_the_next_goes_on(tmp_p
         "ended after its 0 s",
     ]
     assert "in fail" in found["notes"][0]["details"]
+
+
+def test_a_part_that_loses_its_end_in_a_finalizer_is_ended_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_module, "AGAIN", 0.05)
+    record = Record(tmp_path, minutes=0.1 / 60)
+
+    def lose_the_first():
+        try:
+            time.sleep(5)
+        except OutOfTime:
+            time.sleep(5)
+
+    start = time.monotonic()
+    record.run("stubborn", 1.0, lose_the_first)
+    assert record.notes[0]["note"] == "ended after its 0 s"
+    assert time.monotonic() - start < 2
+    time.sleep(0.1)  # behind the part nothing is raised
+
+
+def test_a_package_without_metadata_has_no_version():
+    assert gpu_check.version_of("torch") == torch.__version__
+    assert gpu_check.version_of("not-installed-anywhere") == "unknown"
+
+
+def test_a_device_gets_the_number_that_limits_of_memory_need(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert gpu_check.with_index(torch.device("cuda")) == torch.device("cuda:3")
+    assert gpu_check.with_index(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert gpu_check.with_index(CPU) == CPU
 
 
 def test_without_time_nothing_runs(tmp_path):
@@ -216,6 +246,11 @@ def test_the_status_says_whether_all_is_right(tmp_path, monkeypatch, outcome, st
     monkeypatch.setattr(gpu_check, "check_device", check_device)
     words = ["--tiny", "--device", "cpu", "--out", str(tmp_path)]
     assert gpu_check.main(words) == status
+
+
+def test_runs_side_by_side_show_what_each_search_has_found():
+    assert checks._run_vmap("SurrogateEvoGM", CPU, {})["algorithm.points"].shape == (3, 3, 3)
+    assert checks._run_vmap("GradientSearch", CPU, {})["algorithm.iterate"].shape == (3, 3)
 
 
 def test_generated_scores_that_are_all_the_same_are_refused():
