@@ -57,7 +57,7 @@ def make_evogm(pop_size, bounds):
 
 
 def make_surrogate_evogm(pop_size, bounds):
-    return SurrogateEvoGM(pop_size, -bounds, bounds, epochs=10, hidden_dims=(8,))
+    return SurrogateEvoGM(pop_size, -bounds, bounds)
 
 
 def search(problem, pop_size, n=3, steps=4, make=make_evogm, **workflow_settings):

@@ -69,7 +69,7 @@ def evogm(device, n=2):
 
 def surrogate_evogm(device, n=2):
     bounds = torch.ones(n, device=device)
-    return SurrogateEvoGM(3, -bounds, bounds, epochs=3, hidden_dims=(8,), device=device)
+    return SurrogateEvoGM(3, -bounds, bounds, device=device)
 
 
 def search(make, problem, device, steps=4, **settings):

@@ -196,13 +196,9 @@ ABLATIONS: dict[str, Method] = {
 }
 
 # Parts of SurrogateEvoGM: the surrogate on scores alone, and so on.
-NO_GENERATORS = partial(surrogate_evogm, settings=SurrogateSettings(generated_candidates=0))
 PARTS: dict[str, Method] = {
     "SurrogateEvoGM scores": Method(surrogate_evogm, "parts", pop_size=POP_SIZE),
-    "no generators": with_outcomes(NO_GENERATORS, "parts"),
-    "no cycle, surrogate": with_outcomes(partial(surrogate_evogm, cycle_weight=0.0), "parts"),
     "racing": with_outcomes(surrogate_evogm, "parts", racing=Racing()),
-    "racing, no generators": with_outcomes(NO_GENERATORS, "parts", racing=Racing()),
 }
 
 # What the surrogate is made of: one thing changed at a time.
@@ -231,8 +227,6 @@ DESIGN: dict[str, Method] = {
     "all the evidence": design(prior=Prior(evidence=1e9)),
     "beta 0": design(beta=0.0),
     "beta 3": design(beta=3.0),
-    "more generated candidates": design(generated_candidates=3000),
-    "200 epochs": with_outcomes(partial(surrogate_evogm, epochs=200), "design"),
     "known initial points": with_outcomes(from_average_base_and_experts, "design"),
 }
 

@@ -22,7 +22,7 @@ from evox_evogm.algorithms.acquisition import select_batch, settings_number
 from evox_evogm.algorithms.side_by_side import side_by_side
 from evox_evogm.algorithms.surrogate_evogm import POP_SIZE
 
-RUNS, N, OUTCOMES, POINTS, GENERATED = 16, 20, 169, (40, 160), 500
+RUNS, N, OUTCOMES, POINTS = 16, 20, 169, (40, 160)
 CONTROL = "matrix products alone"
 
 
@@ -52,7 +52,6 @@ def choice(points: int) -> Callable[[], torch.Tensor]:
         torch.stack(histories),
         torch.stack(fitness),
         torch.full((RUNS,), points),
-        2 * torch.rand(RUNS, GENERATED, N) - 1,
         torch.tensor([-1.0, 1.0])[:, None].expand(RUNS, 2, N),
         weights.expand(RUNS, -1),
         by_sign.expand(RUNS, -1),

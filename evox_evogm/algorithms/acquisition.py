@@ -13,7 +13,7 @@ import torch
 from evox_evogm.algorithms.blocks import (
     are_coarse,
     block_bounds,
-    block_means,
+    count_coarse_points,
     first_of_blocks,
     spread_blocks,
 )
@@ -31,19 +31,17 @@ from evox_evogm.algorithms.vmap_operator import vmap_operator
 def draw_candidates(
     points: torch.Tensor,
     predicted: torch.Tensor,
-    generated: torch.Tensor,
     bounds: torch.Tensor,
     settings: SurrogateSettings,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Candidates by Gaussian noise around good points, by crossover, and from the generators.
+    """Candidates by Gaussian noise around good points, and by crossover.
 
     :param points: an `(N, n)` tensor.
     :param predicted: an `(N,)` tensor, predicted fitness.
-    :param generated: an `(M, n)` tensor of points from the generators.
     :param bounds: a `(2, n)` tensor, the lowest and the highest point.
     :param generator: of the CPU's random numbers.
-    :return: a `(C, n)` tensor inside the bounds, C the sum of the three kinds.
+    :return: a `(C, n)` tensor inside the bounds, C the sum of the two kinds.
     """
     dim = points.shape[1]
     # Random numbers are those of the CPU on every device.
@@ -62,7 +60,7 @@ def draw_candidates(
     start = draw(parents, count)
     factor = torch.rand(count, 1, **options).to(points) - 0.5
     crossover = start + factor * (start - draw(points, count))
-    return torch.cat([gaussian, crossover, generated]).clamp(*bounds)
+    return torch.cat([gaussian, crossover]).clamp(*bounds)
 
 
 def new_rows(candidates: torch.Tensor, evaluated: torch.Tensor) -> torch.Tensor:
@@ -162,7 +160,6 @@ def select_for_one_run(
     points: torch.Tensor,
     fitness: torch.Tensor,
     count: torch.Tensor,
-    generated: torch.Tensor,
     bounds: torch.Tensor,
     weights: torch.Tensor,
     by_sign: torch.Tensor,
@@ -177,10 +174,10 @@ def select_for_one_run(
     if not int(count):
         raise ValueError("step: expected evaluated points, found none; call init_step first")
     dim = points.shape[1]
-    few = int(count) < settings.coarse_points_per_block * blocks
+    first = count_coarse_points(blocks, points.shape[1], settings.coarse_points_per_block)
+    few = int(count) < first
     if few and are_coarse(points[:count], blocks):
         points, bounds = first_of_blocks(points, blocks), block_bounds(bounds, blocks)
-        generated = block_means(generated, blocks)
     device = process_device(points.device)
     with torch.device(device):  # whatever the default is
         generator = torch.Generator().manual_seed(int(seed))
@@ -188,11 +185,10 @@ def select_for_one_run(
         outcomes = outcomes_on(Outcomes(weights, by_sign, groups), device)
         surrogate = Surrogate(evaluated, values, *outcomes, settings)
         parents, predicted = evaluated, surrogate.predict(evaluated)
-        generated = generated.detach().to(device).double()
         bounds = bounds.to(device).double()
         rounds, predictions, deviations = [], [], []
         for _ in range(max(1, settings.candidate_rounds)):
-            fresh = draw_candidates(parents, predicted, generated, bounds, settings, generator)
+            fresh = draw_candidates(parents, predicted, bounds, settings, generator)
             expected, deviation = surrogate.predict_points_with_deviation(fresh)
             rounds.append(fresh)
             predictions.append(expected)
@@ -200,7 +196,6 @@ def select_for_one_run(
             best = expected.argsort()[: settings.elites]
             parents = torch.cat([parents, fresh[best]])
             predicted = torch.cat([predicted, expected[best]])
-            generated = generated[:0]  # in the first round alone
         candidates = torch.cat(rounds)
         rows = new_rows(candidates, evaluated)
         known = torch.cat(predictions)[rows], torch.cat(deviations)[rows]
@@ -224,12 +219,11 @@ def _shapes(points, *arguments):
     return points.new_empty(len(points), pop_size, points.shape[-1])
 
 
-@vmap_operator("evogm::select_batch", own_dims=(2, 2, 0, 2, 2, 1, 1, 1, 0), shapes=_shapes)
+@vmap_operator("evogm::select_batch", own_dims=(2, 2, 0, 2, 1, 1, 1, 0), shapes=_shapes)
 def select_batch(
     points: torch.Tensor,
     fitness: torch.Tensor,
     count: torch.Tensor,
-    generated: torch.Tensor,
     bounds: torch.Tensor,
     weights: torch.Tensor,
     by_sign: torch.Tensor,
@@ -247,7 +241,6 @@ def select_batch(
     :param fitness: a `(K, N, 1 + S)` tensor, minimised; the first column is the fitness, the others
         are its outcomes.
     :param count: a `(K,)` tensor, rows in use.
-    :param generated: a `(K, M, n)` tensor of further candidates.
     :param bounds: a `(K, 2, n)` tensor, the lowest and the highest point.
     :param weights: a `(K, S)` tensor, see `Outcomes`; empty without outcomes.
     :param by_sign: a `(K, S)` tensor, see `Outcomes`.
@@ -265,6 +258,6 @@ def select_batch(
             *run, pop_size=pop_size, blocks=blocks, settings=_SETTINGS[settings]
         )
 
-    tensors = (points, fitness, count, generated, bounds, weights, by_sign, groups, seed)
+    tensors = (points, fitness, count, bounds, weights, by_sign, groups, seed)
     runs = list(zip(*tensors, strict=True))
     return torch.stack(side_by_side(select, runs))

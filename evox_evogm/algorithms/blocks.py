@@ -18,6 +18,14 @@ def check_blocks(blocks: int | None, dim: int) -> int:
     return blocks
 
 
+def count_coarse_points(blocks: int, dim: int, per_block: int) -> int:
+    """How many of the first points have one value a block; 0 if a block is a coordinate.
+
+    :param per_block: so many times as there are blocks.
+    """
+    return 0 if blocks == dim else per_block * blocks
+
+
 def are_coarse(points: torch.Tensor, blocks: int) -> bool:
     """Whether all coordinates of a block are equal in each of `(M, n)` points, with blocks < n."""
     values = points.unflatten(1, (blocks, -1))  # (M, blocks, n / blocks)
@@ -27,11 +35,6 @@ def are_coarse(points: torch.Tensor, blocks: int) -> bool:
 def first_of_blocks(points: torch.Tensor, blocks: int) -> torch.Tensor:
     """The first coordinate of every block of `(M, n)` points, an `(M, blocks)` tensor."""
     return points.unflatten(1, (blocks, -1))[..., 0]
-
-
-def block_means(points: torch.Tensor, blocks: int) -> torch.Tensor:
-    """The mean of every block of `(M, n)` points, an `(M, blocks)` tensor."""
-    return points.unflatten(1, (blocks, -1)).mean(2)
 
 
 def spread_blocks(values: torch.Tensor, dim: int) -> torch.Tensor:

@@ -30,9 +30,7 @@ def find_optimum(surrogate: Surrogate, points: torch.Tensor, bounds: torch.Tenso
     generator = torch.Generator().manual_seed(0)
     best, predicted = keep_elites(surrogate, points)
     for _ in range(surrogate.settings.local_search_steps):
-        candidates = draw_candidates(
-            best, predicted, best[:0], bounds, surrogate.settings, generator
-        )
+        candidates = draw_candidates(best, predicted, bounds, surrogate.settings, generator)
         best, predicted = keep_elites(surrogate, torch.cat([best, candidates]))
     return best[0]
 

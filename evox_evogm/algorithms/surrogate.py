@@ -115,10 +115,6 @@ class SurrogateSettings:
     """Deviations of that noise."""
     crossover_candidates: int = 500
     """Candidates of a round on lines through a parent and another point."""
-    generated_candidates: int = 500
-    """Candidates of the first round from the generator; 0 trains no generators."""
-    max_step: float = 1.6
-    """Longest step along the way that the generator shows, which is 1 long."""
     elites: int = 30
     """Best candidates of a round that become parents of the next."""
     shortlist: int = 500

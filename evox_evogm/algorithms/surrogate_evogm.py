@@ -1,32 +1,29 @@
 """EvoGM with a surrogate: for evaluations that are dear, an EvoX `Algorithm`.
 
-The paper's generators (T. Jiang et al., "EvoGM", ICML 2026, arXiv 2605.29295) are trained on all
-evaluations, and a Gaussian process chooses what is evaluated: surrogate-assisted evolution with
-preselection. Where we differ from the paper: a surrogate, small populations, one round.
+Where EvoGM (T. Jiang et al., ICML 2026, arXiv 2605.29295) trains generators on all evaluations,
+this search fits a Gaussian process to them, which chooses what is evaluated: surrogate-assisted
+evolution with preselection. Beside the process the paper's generators added nothing at any size
+that was tried, so they are not here (benchmarks/results/surrogate_parts.md).
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from evox.core import Algorithm, Mutable, Parameter
 
 from evox_evogm.algorithms.acquisition import select_batch, settings_number
 from evox_evogm.algorithms.archive import Archive, append, empty
-from evox_evogm.algorithms.blocks import check_blocks, spread_blocks
+from evox_evogm.algorithms.blocks import check_blocks, count_coarse_points, spread_blocks
 from evox_evogm.algorithms.checks import (
     check_box,
     check_fitness,
     check_initial_points,
     check_not_negative,
     check_outcomes,
-    check_training,
 )
-from evox_evogm.algorithms.generators import generate, initial_parameters, parameter_count
 from evox_evogm.algorithms.recommendation import better_of, recommend
 from evox_evogm.algorithms.stopping import gain_by_surrogate
 from evox_evogm.algorithms.surrogate import Outcomes, SurrogateSettings
-from evox_evogm.algorithms.training import train
 from evox_evogm.algorithms.workflow_evaluate import WorkflowEvaluate
 
 MAX_HALF_WIDTHS = 3.0  # to which a box grows
@@ -37,9 +34,9 @@ class SurrogateEvoGM(Algorithm):
     """Surrogate-assisted EvoGM in a box, for problems where every evaluation is expensive.
 
     `init_step` and every `step` evaluate `pop_size` points. The initial population is the average
-    of the axes (1/n each) and points around it. A step trains the two generators on the history,
-    draws thousands of candidates (from the generator, around the best points, and between points),
-    and evaluates the ones that the Gaussian process ranks highest.
+    of the axes (1/n each) and points around it. A step fits the process to the history, draws
+    thousands of candidates (around the best points, and between points), and evaluates the ones
+    that the process ranks highest.
 
     The process uses at most 256 evaluations, the best. A step costs a fraction of a second.
     """
@@ -51,13 +48,6 @@ class SurrogateEvoGM(Algorithm):
         ub: torch.Tensor,
         *,
         outcomes: Outcomes | None = None,
-        epochs: int = 50,
-        lr: float = 1e-4,
-        winner_ratio: float = 0.3,
-        cycle_weight: float = 100.0,
-        opt_weight: float = 1.0,
-        hidden_dims: Sequence[int] = (128, 256, 256, 256, 128),
-        dual: bool = True,
         initial_points: torch.Tensor | None = None,
         blocks: int | None = None,
         box_growth: float = 0.0,
@@ -71,13 +61,6 @@ class SurrogateEvoGM(Algorithm):
         :param ub: an `(n,)` tensor, the point that +1 in every coordinate stands for.
         :param outcomes: what the further columns of fitness mean, if the problem gives `(P, 1 +
             S)`.
-        :param epochs: full-batch training steps before each batch.
-        :param lr: Adam's learning rate.
-        :param winner_ratio: rho, the share of the history that counts as winners, in (0, 1].
-        :param cycle_weight: a_c, weight of the cycle-consistency loss.
-        :param opt_weight: a_o, weight of the distance of G(losers) from the mean of the winners.
-        :param hidden_dims: widths of the generators' hidden layers.
-        :param dual: train the backward generator too; without it there is no cycle loss.
         :param initial_points: a `(K, n)` tensor in units of `lb` and `ub`, evaluated before all
             other points, P per step.
         :param blocks: how many blocks of equal length the coordinates form, such as the groups of
@@ -94,14 +77,6 @@ class SurrogateEvoGM(Algorithm):
         super().__init__()
         device = torch.get_default_device() if device is None else torch.device(device)
         check_box(pop_size, lb, ub, least=2)
-        check_training(
-            epochs=epochs,
-            lr=lr,
-            winner_ratio=winner_ratio,
-            cycle_weight=cycle_weight,
-            opt_weight=opt_weight,
-            hidden_dims=hidden_dims,
-        )
         if outcomes is None:
             outcomes = Outcomes(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
         outcomes = Outcomes(*check_outcomes(*outcomes))
@@ -113,17 +88,11 @@ class SurrogateEvoGM(Algorithm):
         self.pop_size = pop_size
         self.dim = lb.shape[0]
         self.blocks = check_blocks(blocks, self.dim)
-        self.epochs = epochs
-        self.sizes = [self.dim, *hidden_dims, self.dim]
         self.dtype = lb.dtype
         self.settings = settings or SurrogateSettings()
         self._settings_number = settings_number(self.settings)
         self._workflow = WorkflowEvaluate()
 
-        self.lr = Parameter(lr, self.dtype, device)
-        self.winner_ratio = Parameter(winner_ratio, self.dtype, device)
-        self.cycle_weight = Parameter(cycle_weight, self.dtype, device)
-        self.opt_weight = Parameter(opt_weight, self.dtype, device)
         self.box_growth = Parameter(box_growth, self.dtype, device)
 
         self.center = Mutable((lb + ub) / 2, device=device)  # (n,) never changed
@@ -143,27 +112,18 @@ class SurrogateEvoGM(Algorithm):
         self.count = Mutable(history.count)
         self.steps = Mutable(torch.zeros((), dtype=torch.int64, device=device))
 
-        generators = torch.zeros(1 + dual, parameter_count(self.sizes), dtype=self.dtype)
-        self.generators = Mutable(generators, device=device)  # (G, N)
-        self.moments = Mutable(torch.stack([generators, generators]), device=device)  # (2, G, N)
-        self.losses = Mutable(torch.zeros(2, dtype=self.dtype, device=device))
-
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self._settings_number = settings_number(self.settings)  # another process counts anew
 
     def init_step(self) -> None:
-        """Draw the first generators, and evaluate the initial population."""
+        """Evaluate the initial population."""
         self._workflow.evaluate = self.evaluate
-        device = self.generators.device
-        self.generators = initial_parameters(self.sizes, len(self.generators), self.dtype, device)
         self._evaluate(self._initial_population())
 
     def step(self) -> None:
         """Learn from all evaluations, and evaluate the most promising of many candidates."""
-        self._train_generators()
-        generated = self._generate_candidates()  # (M, n)
-        self._evaluate(self._select_batch(generated))  # (P, n)
+        self._evaluate(self._select_batch())  # (P, n)
 
     def recommend(self, *, evaluate: bool = True) -> torch.Tensor:
         """The point to take when the search is over: the best predicted, not the best observed.
@@ -233,21 +193,17 @@ class SurrogateEvoGM(Algorithm):
         """The state after a step.
 
         :return: `pop` (P, n), the best points as they were evaluated; `fit` (P,), their fitness,
-            minimised; `losses` (2,), cycle and optimisation loss of the last epoch, before
-            weighting.
+            minimised.
         """
         return {
             "pop": self._to_box(self.points[: self.pop_size]),
             "fit": self.fitness[: self.pop_size],
-            "losses": self.losses,
         }
 
     @property
     def coarse_points(self) -> int:
         """How many of the first points have one value a block; 0 if a block is a coordinate."""
-        if self.blocks == self.dim:
-            return 0
-        return self.settings.coarse_points_per_block * self.blocks
+        return count_coarse_points(self.blocks, self.dim, self.settings.coarse_points_per_block)
 
     @property
     def box(self) -> torch.Tensor:
@@ -303,45 +259,13 @@ class SurrogateEvoGM(Algorithm):
         population = torch.cat([average[None], around.clamp(-1, 1)])
         return spread_blocks(population, self.dim)
 
-    def _train_generators(self) -> None:
-        """Train on all evaluations; generators go on from the last step."""
-        if not self.settings.generated_candidates:
-            return
-        device = self.fitness.device
-        seed = torch.randint(2**62, (), device=device)
-        draws = torch.rand(
-            self.epochs, len(self.fitness), dtype=self.dtype, device=device
-        )  # (E, C)
-        settings = [self.lr, self.winner_ratio, self.cycle_weight, self.opt_weight]
-        self.generators, self.moments, self.losses = train(
-            self.generators,
-            self.moments,
-            (self.steps - 1) * self.epochs,
-            self.points,
-            self.count,
-            draws,
-            torch.stack(settings),
-            seed,
-            self.sizes,
-        )
-
-    def _generate_candidates(self) -> torch.Tensor:
-        """Points of the history on their way along what the generator shows, an (M, n) tensor."""
-        count = self.settings.generated_candidates
-        options = {"dtype": self.dtype, "device": self.points.device}
-        rows = (torch.rand(count, **options) * self.count).long()
-        start = self.points[rows]  # (M, n)
-        length = self.settings.max_step * torch.rand(count, 1, **options)
-        return start + length * (generate(self.generators[0], self.sizes, start) - start)
-
-    def _select_batch(self, generated: torch.Tensor) -> torch.Tensor:
+    def _select_batch(self) -> torch.Tensor:
         """The points that the surrogate ranks highest, a (P, n) tensor."""
         seed = torch.randint(2**62, (), device=self.points.device)
         return select_batch(
             self.points,
             self._fitness_with_outcomes(),
             self.count,
-            generated,
             self.bounds,
             self.outcome_weights,
             self.outcome_by_sign,

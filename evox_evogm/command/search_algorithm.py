@@ -37,14 +37,30 @@ def check_search(settings: RunSettings) -> None:
 
     :raises ValueError: naming the first one, and the nearest that it has.
     """
-    known = []
     if settings.algorithm in MULTI_OBJECTIVE:
         check_names(settings.search, arguments_of(settings.algorithm), "search")
         return
-    for name, parameter in signature(ALGORITHMS[settings.algorithm]).parameters.items():
+    known = search_arguments(settings.algorithm)
+    for name in settings.search:
+        others = [other for other in ALGORITHMS if name in search_arguments(other)]
+        if name not in known and others:
+            raise ValueError(
+                f"search: found {name!r}, an argument of {' and '.join(others)}; "
+                f"{settings.algorithm} has {', '.join(known)}"
+            )
+    check_names(settings.search, known, "search")
+
+
+def search_arguments(algorithm: str) -> list[str]:
+    """The arguments of an algorithm that a settings file may give.
+
+    :param algorithm: a name of `ALGORITHMS`.
+    """
+    known = []
+    for name, parameter in signature(ALGORITHMS[algorithm]).parameters.items():
         if parameter.kind is Parameter.KEYWORD_ONLY and name not in NOT_SETTINGS:
             known.append(name)
-    check_names(settings.search, known, "search")
+    return known
 
 
 def population_size(settings: RunSettings, n: int) -> int:

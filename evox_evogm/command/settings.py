@@ -88,9 +88,9 @@ class RunSettings(StrictSettings):
     search: SearchArguments = setting(
         {},
         "a dict",
-        "Arguments of the algorithm: epochs, lr, winner_ratio, cycle_weight, opt_weight, "
-        "hidden_dims and dual; of EvoGM also n_rounds and n_iters; of SurrogateEvoGM also "
-        "box_growth. Of GradientSearch lr, perturbation and shrinkage.",
+        "Arguments of the algorithm. Of SurrogateEvoGM box_growth; of EvoGM n_rounds, n_iters, "
+        "epochs, lr, winner_ratio, cycle_weight, opt_weight, hidden_dims and dual; of "
+        "GradientSearch lr, perturbation and shrinkage.",
     )
     budget: EvaluationsOrTime = setting(
         160,

@@ -31,7 +31,7 @@ def select(points, fitness, seed, pop_size, settings=DEFAULT):
     count = torch.tensor(len(points))
     number = settings_number(settings)
     return select_batch(
-        points, fitness, count, points, BOX, *NO_OUTCOMES, torch.tensor(seed), pop_size, 3, number
+        points, fitness, count, BOX, *NO_OUTCOMES, torch.tensor(seed), pop_size, 3, number
     )
 
 
@@ -94,7 +94,6 @@ def test_runs_together_get_the_batches_that_they_get_alone(data):
         stack(points),
         stack(outcomes[:, :1]),
         torch.tensor([15, 15]),
-        stack(points),
         stack(BOX),
         *map(stack, NO_OUTCOMES),
         seeds,
@@ -160,7 +159,7 @@ def test_the_first_of_a_batch_is_better_by_its_own_measure_with_more_rounds(data
 def test_another_default_device_does_not_matter(data):
     points, outcomes = data
     fitness, seed, number = outcomes[:, :1], torch.tensor(5), settings_number(DEFAULT)
-    arguments = (points, fitness, torch.tensor(15), points, BOX, *NO_OUTCOMES, seed, 6, 3, number)
+    arguments = (points, fitness, torch.tensor(15), BOX, *NO_OUTCOMES, seed, 6, 3, number)
     batch = select_batch(*arguments)
     point = recommend(points, fitness, NO_OUTCOMES, BOX, DEFAULT)
     with torch.device("meta"):
@@ -186,7 +185,6 @@ def test_the_first_points_over_blocks_are_those_over_one_coordinate_a_block(data
             points,
             fitness,
             torch.tensor(15),
-            points,
             bounds,
             *NO_OUTCOMES,
             torch.tensor(5),

@@ -16,7 +16,7 @@ from evox.problems.hpo_wrapper import HPOFitnessMonitor, HPOProblemWrapper
 from evox.problems.numerical import Ackley, Sphere
 from evox.workflows import EvalMonitor, StdWorkflow
 
-from evox_evogm import EvoGM, Outcomes, SurrogateEvoGM, SurrogateSettings
+from evox_evogm import EvoGM, Outcomes, SurrogateEvoGM
 
 SMALL = {"epochs": 3, "hidden_dims": (8,)}
 TWO_OUTCOMES = Outcomes(torch.tensor([0.5, 0.5]), torch.tensor([True, False]))
@@ -28,7 +28,7 @@ SEARCHES = {
     "no clamp": (EvoGM, {"n_iters": 1, "clamp": False}),
     "SurrogateEvoGM": (SurrogateEvoGM, {}),
     "outcomes": (SurrogateEvoGM, {"outcomes": TWO_OUTCOMES}),
-    "no generators": (SurrogateEvoGM, {"settings": SurrogateSettings(generated_candidates=0)}),
+    "blocks": (SurrogateEvoGM, {"blocks": 1}),
 }
 # n and P: odd and even, under and over n + 1, each with one search.
 SHAPES = [(3, 5), (1, 2), (64, 7), (2, 8), (10, 21), (4, 3), (5, 6), (6, 4)]
@@ -64,7 +64,8 @@ class AckleyInParts(Ackley):
 def make_workflow(search="EvoGM", n=3, pop_size=5, dtype=torch.float32, **changes):
     algorithm, settings = SEARCHES[search]
     bounds = torch.full((n,), 4.0, dtype=dtype)
-    algorithm = algorithm(pop_size, -bounds, bounds, **{**SMALL, **settings, **changes})
+    small = SMALL if algorithm is EvoGM else {}
+    algorithm = algorithm(pop_size, -bounds, bounds, **{**small, **settings, **changes})
     if "outcomes" in settings:
         return StdWorkflow(algorithm, AckleyInParts())
     return StdWorkflow(algorithm, Ackley(), EvalMonitor(full_fit_history=False))
@@ -225,14 +226,14 @@ def test_tuning_of_a_surrogate_driven_search_runs(search):
     bounds = torch.full((2,), 4.0)
     problem = AckleyInParts() if search == "outcomes" else Ackley()
     monitor = HPOFitnessMonitor(multi_obj_metric=lambda fitness: fitness[:, 0].min())
-    algorithm = SurrogateEvoGM(4, -bounds, bounds, **{**SMALL, **SEARCHES[search][1]})
+    algorithm = SurrogateEvoGM(4, -bounds, bounds, **SEARCHES[search][1])
     wrapper = HPOProblemWrapper(
         iterations=4,
         num_instances=2,
         workflow=StdWorkflow(algorithm, problem, monitor),
         copy_init_state=True,
     )
-    fitness = wrapper.evaluate({"algorithm.lr": frozen([1e-4, 1e-2])})
+    fitness = wrapper.evaluate({"algorithm.box_growth": frozen([0.0, 0.5])})
     assert fitness.shape == (2,) and torch.isfinite(fitness).all()
 
 

@@ -17,7 +17,6 @@ FEW = SurrogateSettings(
     candidate_rounds=2,
     gaussian_candidates=30,
     crossover_candidates=20,
-    generated_candidates=10,
     perturbations=3,
     local_search_steps=1,
 )
@@ -48,7 +47,7 @@ def run(device):
     ones = torch.ones(N, device=device)
     by_sign = torch.arange(S, device=device) < S - 1
     weights = torch.where(by_sign, 1 / (S - 1), 1.0)
-    options = {"epochs": 1, "hidden_dims": (4,), "settings": FEW, "device": device}
+    options = {"settings": FEW, "device": device}
     search = SurrogateEvoGM(3, -ones, ones, outcomes=Outcomes(weights, by_sign), **options)
     workflow = StdWorkflow(search, Margins(), device=device)
     workflow.init_step()

@@ -39,13 +39,12 @@ def histories(runs, rows=18, n=4, outcomes=7):
     generator = torch.Generator().manual_seed(1)
     points = 2 * torch.rand(runs, rows, n, generator=generator) - 1
     fitness = torch.randn(runs, rows, 1 + outcomes, generator=generator)
-    generated = 2 * torch.rand(runs, 30, n, generator=generator) - 1
     bounds = torch.tensor([-1.0, 1.0])[:, None].expand(runs, 2, n)
     weights = torch.full((runs, outcomes), 1 / outcomes)
     by_sign = (torch.arange(outcomes) < outcomes - 1).expand(runs, outcomes)
     groups = torch.zeros(runs, outcomes, dtype=torch.int64)
     count = rows - torch.arange(runs) % 3
-    return points, fitness, count, generated, bounds, weights, by_sign, groups, torch.arange(runs)
+    return points, fitness, count, bounds, weights, by_sign, groups, torch.arange(runs)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from evox_evogm import EvoGM, Outcomes, SurrogateEvoGM, SurrogateSettings
 from evox_evogm.algorithms.surrogate import Surrogate
 
 NO_OUTCOMES = torch.zeros(0), torch.zeros(0, dtype=torch.bool)
-SMALL = {"epochs": 2, "hidden_dims": (8,)}
 
 
 class Thresholds(Problem):
@@ -45,7 +44,7 @@ class Pruning(Thresholds):
 
 def search(problem, steps, cls=SurrogateEvoGM, pop_size=8, dim=6, **settings):
     """The algorithm after `init_step` and some steps."""
-    algorithm = cls(pop_size, -torch.ones(dim), torch.ones(dim), **{**SMALL, **settings})
+    algorithm = cls(pop_size, -torch.ones(dim), torch.ones(dim), **settings)
     workflow = StdWorkflow(algorithm, problem, opt_direction="max")
     workflow.init_step()
     for _ in range(steps):
@@ -67,7 +66,7 @@ def mean_best_score(problem, **settings):
     total = 0.0
     for seed in range(3):
         torch.manual_seed(seed)
-        total -= float(search(problem, 6, epochs=5, **settings).fitness[0])
+        total -= float(search(problem, 6, **settings).fitness[0])
     return total / 3
 
 
@@ -122,7 +121,7 @@ class Smooth(Problem):
 def test_the_original_of_a_workflows_algorithm_recommends_the_same():
     problem = Thresholds()
     torch.manual_seed(0)
-    algorithm = SurrogateEvoGM(8, -torch.ones(6), torch.ones(6), outcomes=problem.outcomes, **SMALL)
+    algorithm = SurrogateEvoGM(8, -torch.ones(6), torch.ones(6), outcomes=problem.outcomes)
     workflow = StdWorkflow(algorithm, problem, opt_direction="max")
     workflow.init_step()
     workflow.step()
@@ -143,7 +142,7 @@ def test_without_a_workflow_an_evaluated_point_is_recommended():
     problem = Thresholds()
     torch.manual_seed(0)
     searched = search(problem, 1, outcomes=problem.outcomes)
-    alone = SurrogateEvoGM(8, -torch.ones(6), torch.ones(6), outcomes=problem.outcomes, **SMALL)
+    alone = SurrogateEvoGM(8, -torch.ones(6), torch.ones(6), outcomes=problem.outcomes)
     alone.load_state_dict(searched.state_dict())
     assert (alone.points == alone.recommend()).all(1).any()
 
@@ -231,7 +230,7 @@ def test_initial_points_are_evaluated_first_some_in_every_step():
     given = torch.tensor([[0.5, -1.0], [2.0, 3.0], [0.0, 0.0], [1.0, 1.0], [-2.0, 0.25]])
     bounds = torch.tensor([2.0, 4.0])
     torch.manual_seed(0)
-    algorithm = SurrogateEvoGM(3, -bounds, bounds, initial_points=given, **SMALL)
+    algorithm = SurrogateEvoGM(3, -bounds, bounds, initial_points=given)
     monitor = EvalMonitor(full_sol_history=True)
     workflow = StdWorkflow(algorithm, Sphere(), monitor)
     workflow.init_step()
@@ -252,12 +251,6 @@ def test_initial_points_are_evaluated_first_some_in_every_step():
 def test_initial_points_that_do_not_fit_are_refused(points, message):
     with pytest.raises(ValueError, match=message):
         SurrogateEvoGM(3, -torch.ones(2), torch.ones(2), initial_points=points)
-
-
-def test_without_generated_candidates_no_generators_are_trained():
-    torch.manual_seed(0)
-    algorithm = search(Sphere(), 2, settings=SurrogateSettings(generated_candidates=0))
-    assert not algorithm.losses.any() and not algorithm.moments.any()
 
 
 def test_an_algorithm_that_was_pickled_finds_its_settings_again():
@@ -299,7 +292,7 @@ def test_a_box_grows_to_three_times_its_size():
     torch.manual_seed(0)
     problem = Sphere()  # minimised: far from the box of 9 to 11
     lb, ub = torch.full((2,), 9.0), torch.full((2,), 11.0)
-    algorithm = SurrogateEvoGM(3, lb, ub, box_growth=2.0, **SMALL)
+    algorithm = SurrogateEvoGM(3, lb, ub, box_growth=2.0)
     workflow = StdWorkflow(algorithm, problem)
     workflow.init_step()
     for _ in range(12):
@@ -324,9 +317,7 @@ def evaluated_in_order(steps, **settings):
         return evaluate(pop)
 
     problem.evaluate = keep
-    algorithm = search(
-        problem, steps, pop_size=4, outcomes=problem.outcomes, blocks=3, epochs=1, **settings
-    )
+    algorithm = search(problem, steps, pop_size=4, outcomes=problem.outcomes, blocks=3, **settings)
     return torch.cat(points), algorithm
 
 

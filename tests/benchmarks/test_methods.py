@@ -16,28 +16,6 @@ def test_every_sweep_makes_the_evaluations_of_its_settings():
             assert rounds * steps * pop_size == budget, name
 
 
-def generators_before_and_after(method):
-    """The generators of a search after its first step, and two steps later."""
-    algorithm = METHODS[method].make(2, 5)
-    workflow = StdWorkflow(algorithm, Sphere())
-    workflow.init_step()
-    before = algorithm.generators.clone()
-    for _ in range(2):
-        workflow.step()
-    return before, algorithm.generators
-
-
-def test_without_generators_nothing_is_trained():
-    before, after = generators_before_and_after("no generators")
-    assert torch.equal(before, after)
-    before, after = generators_before_and_after("SurrogateEvoGM")
-    assert not torch.equal(before, after)
-
-
-def test_without_generators_no_candidate_is_generated():
-    assert len(METHODS["no generators"].make(2, 5)._generate_candidates()) == 0
-
-
 def test_a_search_from_known_points_evaluates_them_first():
     evaluated = []
 

@@ -119,7 +119,7 @@ def test_the_search_for_all_eight_tasks_says_its_protocol_and_is_not_made_again(
     for row in result["scores"]:
         assert -1 <= row["dev"]["mmlu_abstain"] <= row["dev"]["mmlu"] <= 1
     report = (out / "report.md").read_text()
-    assert "| mmlu\\_abstain | abstain_qa | published | 2 | 2 |" in report
+    assert "| mmlu_abstain | abstain_qa | published | 2 | 2 |" in report
     assert (
         "Protocol `published`: prompts, lengths, parser and scores of the paper's own code"
         in report

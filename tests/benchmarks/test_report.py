@@ -22,7 +22,7 @@ SHOWN = (
     "SurrogateEvoGM scores",
     "EvoGM",
     "CMA-ES",
-    "no generators",
+    "racing",
     "no added noise",
     "one round",
     "lr 1e-3",
@@ -145,11 +145,11 @@ def test_a_change_is_shown_beside_what_it_changes_on_the_seeds_that_both_have(
     tmp_path, write_runs, capsys, paired
 ):
     write_runs(tmp_path, "SurrogateEvoGM", [0.4, 0.5, 0.7], dev=[0.5, 0.6, 0.8])
-    write_runs(tmp_path, "no generators", [None, 0.2, 0.6], dev=[None, 0.3, 0.7])
+    write_runs(tmp_path, "racing", [None, 0.2, 0.6], dev=[None, 0.3, 0.7])
     runs = read_runs(tmp_path)
-    print_changes(runs, ["no generators"], "SurrogateEvoGM", "part", paired=paired)
+    print_changes(runs, ["racing"], "SurrogateEvoGM", "part", paired=paired)
     header, _, row = capsys.readouterr().out.strip().splitlines()
-    assert row.startswith("| no generators | 2 | 1 | 0.500 | 0.700 | 0.400 | 0.600 |")
+    assert row.startswith("| racing | 2 | 1 | 0.500 | 0.700 | 0.400 | 0.600 |")
     ours, theirs = [0.6, 0.8], [0.3, 0.7]
     if paired:
         p_value = stats.ttest_rel(ours, theirs).pvalue

@@ -33,7 +33,7 @@ class Margins(Problem):
 def surrogate(outcomes=True):
     bounds = torch.ones(N)
     meaning = Outcomes(WEIGHTS, torch.zeros(2, dtype=torch.bool)) if outcomes else None
-    return SurrogateEvoGM(3, -bounds, bounds, outcomes=meaning, epochs=2, hidden_dims=(4,))
+    return SurrogateEvoGM(3, -bounds, bounds, outcomes=meaning)
 
 
 def run(monitor, problem=None, algorithm=None, steps=4, direction="max"):

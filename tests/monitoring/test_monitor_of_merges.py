@@ -39,7 +39,7 @@ def workflow_of(make_adapter, tokenizer):
         )
         outcomes = problem.outcomes if objectives == "outcomes" else None
         torch.manual_seed(0)
-        algorithm = SurrogateEvoGM(2, *problem.box, outcomes=outcomes, epochs=2, hidden_dims=(4,))
+        algorithm = SurrogateEvoGM(2, *problem.box, outcomes=outcomes)
         return StdWorkflow(algorithm, problem, monitor_of(problem), opt_direction="max")
 
     return make

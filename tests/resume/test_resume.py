@@ -44,9 +44,9 @@ def evogm(pop_size=5, upper=BOUND, epochs=5):
 
 
 def surrogate_evogm(**settings):
-    few = {"gaussian_candidates": 20, "crossover_candidates": 10, "generated_candidates": 10}
+    few = {"gaussian_candidates": 20, "crossover_candidates": 10}
     settings = replace(SurrogateSettings(), **few, **settings)
-    return SurrogateEvoGM(5, -BOUND, BOUND, epochs=5, hidden_dims=(8,), settings=settings)
+    return SurrogateEvoGM(5, -BOUND, BOUND, settings=settings)
 
 
 def pso(pop_size=5):
