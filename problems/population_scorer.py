@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from evox_evogm.problems.adapters.groups import Groups, group_modules
-from evox_evogm.problems.adapters.merging import WeightMerger, merged_in_place
 from evox_evogm.problems.adapters.read_adapter import Expert
 from evox_evogm.problems.adapters.stacked_modules import StackedModule, stack_experts
+from evox_evogm.problems.adapters.weight_merger import WeightMerger, merged_in_place
 from evox_evogm.problems.batch_choice import choose_batches
 from evox_evogm.problems.checkpoints.differences import differences_of
 from evox_evogm.problems.checkpoints.full_checkpoint import changed_modules

@@ -1,5 +1,6 @@
 """The examples of the READMEs run as they stand, and what they name exists."""
 
+import json
 import re
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def test_the_algorithms_examples_run_one_after_another(capsys, monkeypatch, tmp_
     # 29 at the first point; of 81 points around it, like the initial ones, the best has 23.
     assert best_of_81(shown) < 10
     assert (tmp_path / "history.jsonl").is_file()
+    runs = json.loads(re.search(r"best of each run: (\[.*\])", shown)[1])
+    assert len(set(runs)) == 3 and max(runs) < 60  # a point drawn in the box has 160 on average
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from evox.workflows import StdWorkflow
 from evox_evogm.command.confirm import cost_of_confirmation
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.messages import print_notes, print_text
+from evox_evogm.command.notes import evaluations_before_groups
 from evox_evogm.command.number_format import with_error
 from evox_evogm.command.objective_errors import objective_error
 from evox_evogm.command.report_data import wants_contributions
@@ -49,24 +50,28 @@ class Tried:
     step_seconds: float
 
 
-def check(settings: RunSettings, folder: Path, *, prompts: bool = False) -> list[str]:
+def check(
+    settings: RunSettings, folder: Path, *, prompts: bool = False, imports: float = 0.0
+) -> list[str]:
     """Load all that a run needs, try merges, and say what was found and what the run will take.
 
     Nothing is left on the disk.
 
     :param folder: the folder that paths in the settings are relative to.
     :param prompts: show the first prompt of every task, and the answer that it expects.
+    :param imports: the seconds that imports took before this, which a run takes too.
     :return: the names of experts that change nothing, as if they had not been trained.
     :raises ValueError: if a setting, a file or an adapter cannot be used, in one sentence.
     """
     start = time.monotonic()
     with TemporaryDirectory() as scratch, MergeRun(settings, folder, Path(scratch)) as merge_run:
-        unchanged = describe_parts(merge_run, time.monotonic() - start)
+        reading = time.monotonic() - start
+        unchanged = describe_parts(merge_run, reading)
         tried = try_merges(merge_run)
         describe_average(tried.average, regressed=merge_run.problem.regressed)
         if prompts:
             show_prompts(merge_run)
-        for line in predict(merge_run, tried):
+        for line in predict(merge_run, tried, imports + reading):
             print(line)
         return unchanged
 
@@ -94,7 +99,7 @@ def describe_parts(merge_run: MergeRun, seconds: float) -> list[str]:
         print(f"expert: {sanitize(expert.name)}, rank {max(ranks)}, {modules}{words}")
     if problem.groups.count > 1:
         words = f"groups: {problem.groups.count}, so {problem.n_coefficients} coefficients"
-        first = getattr(merge_run.algorithm, "coarse_points", 0)
+        first = evaluations_before_groups(merge_run.algorithm)
         print(f"{words}, after {first} evaluations with one per expert" if first else words)
     for dev, test in zip(merge_run.tasks.dev, merge_run.tasks.test, strict=True):
         examples = f"{len(dev.examples)} dev and {len(test.examples)} test examples"
@@ -214,8 +219,11 @@ def show_prompts(merge_run: MergeRun) -> None:
         print_text(gold_text(task, example))
 
 
-def predict(merge_run: MergeRun, tried: Tried) -> list[str]:
-    """What the run will take, in sentences."""
+def predict(merge_run: MergeRun, tried: Tried, beginning: float) -> list[str]:
+    """What the run will take, in sentences.
+
+    :param beginning: the seconds until everything was imported and read.
+    """
     settings = merge_run.settings
     limit = merge_run.limit.budget
     per_step = merge_run.algorithm.pop_size * tried.seconds + tried.step_seconds
@@ -231,13 +239,14 @@ def predict(merge_run: MergeRun, tried: Tried) -> list[str]:
     each = f"about {tried.seconds:.2g} s each"
     steps = f"{tried.step_seconds:.2g} s a step for the search itself"
     extra = extra_evaluations(merge_run)
-    together = search + table + sum(extra.values()) * own
+    together = beginning + search + table + sum(extra.values()) * own
     # The search may end before its budget.
     may_stop = settings.stop is not None and isinstance(merge_run.algorithm, RECOMMENDING)
     most = "at most " if may_stop else ""
     searching = f"{most}{minutes(search)} for {_evaluations(limit, points)}"
     lines = [
         f"\npredicted: {searching} ({each}, {steps}),",
+        f"    {minutes(beginning)} for imports and reading, as this check took,",
         *[f"    {minutes(count * own)} for {what}," for what, count in extra.items()],
         f"    {minutes(table)} for the final table, {most}{minutes(together)} together",
         f"memory: {peak_memory()}, as this check took",

@@ -3,6 +3,7 @@
 Everything is checked again, and more of it, when base, experts and tasks are read.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from evox_evogm.command.relative_paths import place_of, with_home
 from evox_evogm.command.settings import RunSettings
-from evox_evogm.command.task_settings import TaskSettings
+from evox_evogm.command.strict_settings import near_name
+from evox_evogm.command.task_settings import TaskSettings, check_metric_fits
 from evox_evogm.near_path import near_path
 
 ADAPTER = "adapter_config.json and adapter_model.safetensors"
@@ -116,6 +118,7 @@ def check_task(entry: TaskSettings, folder: Path) -> None:
         found = f"found none at {place}{near_path(place)}"
         where = f"task {entry.name or entry.source!r}"
         raise ValueError(f"{where}: head: expected a file, a folder or a hub id, {found}")
+    check_fits_examples(entry, folder)
     if entry.reader == "reasoning_gym":
         check_data_set(entry.source, f"reasoning-gym task {entry.source!r}")
 
@@ -131,6 +134,55 @@ def check_data_set(name: str, where: str) -> None:
         near = get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{where}: expected a data set of reasoning-gym, found {name!r}{hint}")
+
+
+def check_harness_task(name: str, where: str) -> None:
+    """Refuse a name that the LM Evaluation Harness, where it is installed, does not know.
+
+    :param where: begins the error message.
+    :raises ValueError: with the nearest name.
+    """
+    known = tasks_of_harness()
+    if known and name not in known:
+        expected = f"expected a task of the harness, found {name!r}"
+        raise ValueError(f"{where}: {expected}{near_name(name, known)}")
+
+
+def tasks_of_harness() -> Sequence[str]:
+    """The names of its tasks, groups and tags; none where it is not installed. Takes seconds."""
+    if find_spec("lm_eval") is None:
+        return ()
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager().all_tasks
+
+
+def check_fits_examples(entry: TaskSettings, folder: Path) -> None:
+    """Refuse a metric that needs choices where the first example has none, or the other way round.
+
+    :raises ValueError: in one sentence.
+    """
+    if entry.metric is None or entry.reader not in ("json_lines", "swarm_eval"):
+        return
+    found = first_has_choices(place_of(entry.source, folder), lines=entry.reader == "json_lines")
+    if found is not None:
+        check_metric_fits(entry, with_choices=found)
+
+
+def first_has_choices(file: Path, *, lines: bool) -> bool | None:
+    """Whether the first dev example has choices; None where that cannot be read.
+
+    :param lines: whether the file has an example a line, or the lists dev and test.
+    """
+    try:
+        with open(file, encoding="utf-8") as text:
+            if lines:
+                first = json.loads(next(line for line in text if line.strip()))
+            else:
+                first = json.load(text)["dev"][0]
+    except (OSError, ValueError, LookupError, TypeError, StopIteration, RecursionError):
+        return None  # what is wrong with it is said when the task is read
+    return bool(first.get("choices")) if isinstance(first, dict) else None
 
 
 def data_sets_of_reasoning_gym() -> Sequence[str]:

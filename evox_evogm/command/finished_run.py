@@ -15,7 +15,12 @@ from evox_evogm.command.no_information import (
     explain_no_information,
     flat_tasks,
 )
-from evox_evogm.command.notes import notes_of_box, notes_of_failed_rows, notes_of_groups
+from evox_evogm.command.notes import (
+    notes_of_box,
+    notes_of_failed_rows,
+    notes_of_groups,
+    notes_of_level_rows,
+)
 from evox_evogm.command.objective_report import describe_front, describe_objective
 from evox_evogm.command.report_data import (
     add_to_report,
@@ -105,10 +110,14 @@ def judge(run: "MergeRun", rows: Sequence[ScoreRow]) -> dict:
     trial = run.try_training()
     tried = [] if trial is None else remarks_on_trial(trial)
     opened = notes_of_box(run.problem, run.box)
-    groups = notes_of_groups(run.algorithm, len(run.records))
+    groups = notes_of_groups(run.algorithm, [record["coefficients"] for record in run.records])
     notes = [*run.notes, *tried, *opened, *groups, *notes_of_failed_rows(rows)]
     if len(flat) < len(run.tasks.dev):
-        return {"notes": notes + describe_flat_tasks(flat), "no_information": None}
+        noted = {found.task.name for found in flat}
+        others = [task for task in run.tasks.dev if task.name not in noted]
+        notes += describe_flat_tasks(flat) + notes_of_level_rows(merges, others)
+        return {"notes": notes, "no_information": None}
+    notes += notes_of_level_rows(merges, run.tasks.dev)
     found = explain_no_information(flat, run.problem.language_model)
     return {"notes": notes, "no_information": asdict(found)}
 

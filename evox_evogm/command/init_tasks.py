@@ -7,7 +7,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evox_evogm.command.early_checks import check_data_set, data_sets_of_reasoning_gym
+from evox_evogm.command.early_checks import (
+    check_data_set,
+    check_harness_task,
+    data_sets_of_reasoning_gym,
+)
 from evox_evogm.command.init_images import FORMS, names_images, parse_images
 from evox_evogm.command.relative_paths import path_from
 from evox_evogm.near_path import near_path
@@ -29,8 +33,10 @@ def check_task_word(word: str) -> None:
     """
     if names_images(word):
         parse_images(word)
-    else:
-        given_task(word, Path.cwd())
+        return
+    task = given_task(word, Path.cwd())
+    if "lm_eval" in task:
+        check_harness_task(task["lm_eval"], "task")
 
 
 def given_task(word: str, folder: Path) -> dict:

@@ -120,7 +120,7 @@ class MergeRun:
             check_trial(self.tasks.dev)
         make_algorithm(settings, pop_size, box, self.tasks.dev, len(experts))
         self.problem = self._load_problem(folder, base, experts, own_tasks)
-        self.commits = commits_of(settings, folder, experts, self.problem)
+        self.commits = commits_of(settings, folder, experts, self.problem, self.tasks.dev)
         check_licences(licences_of(self.problem), strict=settings.strict_licences)
         self.tasks = with_sizes(self.tasks, self.problem)
         pop_size = population_size(settings, self.problem.n_coefficients)

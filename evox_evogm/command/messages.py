@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,6 @@ if TYPE_CHECKING:
 
     from evox_evogm.command.merge_run import MergeRun
 
-PROBLEMS = "evox_evogm.problems"
-# What these log as a warning is among the notes of a problem.
-NOTED = {
-    f"{PROBLEMS}.adapters.check_fit",
-    f"{PROBLEMS}.adapters.odd_experts",
-    f"{PROBLEMS}.images.image_probe",
-    f"{PROBLEMS}.inference.probe",
-}
 LONGEST_TEXT = 2000  # characters of a prompt or an output on a terminal; the report has all
 
 
@@ -88,7 +81,18 @@ def say_notes_once() -> None:
 
 
 def _is_no_note(record: logging.LogRecord) -> bool:
-    return record.name not in NOTED
+    return record.name not in _loggers_of_notes()
+
+
+@cache
+def _loggers_of_notes() -> frozenset[str]:
+    """The loggers whose warnings are among the notes of a problem."""
+    from evox_evogm.problems.adapters import check_fit, odd_experts
+    from evox_evogm.problems.images import image_probe
+    from evox_evogm.problems.inference import probe
+
+    modules = (check_fit, odd_experts, image_probe, probe)
+    return frozenset(module.log.name for module in modules)
 
 
 def print_notes(notes: Sequence[str]) -> None:

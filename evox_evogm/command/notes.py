@@ -1,20 +1,27 @@
 """Notes of a run, a line each: what was found out about its parts, for log, files and report."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
+from evox_evogm.algorithms.blocks import are_coarse
+from evox_evogm.command.number_format import short
 from evox_evogm.command.scores import ScoreRow, label
 from evox_evogm.command.search_algorithm import Search
 from evox_evogm.command.sources import note_of_sources
+from evox_evogm.command.task_settings import SPLITS
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.monitoring.escaping import sanitize
+from evox_evogm.problems.factor_copies import note_of_copies
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.tasks.task import Task
 
 
 def notes_of_inputs(problem: LoRAMergeProblem, tasks: RunTasks) -> list[str]:
     """What is known before the first evaluation: of the tasks, and of the base and the experts."""
     lines = [*note_of_sources(problem), *tasks.notes, *problem.notes, *problem.capabilities.notes]
+    lines += note_of_copies(problem.scorer)
     return [sanitize(line) for line in lines]
 
 
@@ -28,16 +35,47 @@ def notes_of_failed_rows(rows: Sequence[ScoreRow]) -> list[str]:
     return notes
 
 
-def notes_of_groups(algorithm: Search, evaluations: int) -> list[str]:
+def notes_of_level_rows(rows: Sequence[ScoreRow], tasks: Sequence[Task]) -> list[str]:
+    """A note for every task in which all rows of the final table show the same score.
+
+    :param rows: of the final table. Those without scores do not count.
+    :param tasks: those that are looked at, in either split.
+    """
+    notes = []
+    for task in tasks:
+        level = []
+        for split in SPLITS:
+            shown = [short(score) for score in scores_of_task(rows, split, task.name)]
+            if len(shown) > 1 and len(set(shown)) == 1:
+                level.append(f"{shown[0]} on {split}")
+        if level:
+            alike = f"base, experts and merge all score {' and '.join(level)} in the table"
+            notes.append(f"task {sanitize(task.name)!r}: {alike}, which tells none from another")
+    return notes
+
+
+def scores_of_task(rows: Sequence[ScoreRow], split: str, task: str) -> list[float]:
+    """The known scores of all rows in a task."""
+    scores = [(row.dev if split == "dev" else row.test)[task] for row in rows]
+    return [score for score in scores if math.isfinite(score)]
+
+
+def evaluations_before_groups(algorithm: Search) -> int:
+    """How many evaluations a search makes with one coefficient per expert: whole populations."""
+    first = getattr(algorithm, "coarse_points", 0)
+    return math.ceil(first / algorithm.pop_size) * algorithm.pop_size
+
+
+def notes_of_groups(algorithm: Search, points: Sequence[Sequence[float]]) -> list[str]:
     """A note if the search ended before an expert had a coefficient in each group.
 
-    :param evaluations: that the search has made.
+    :param points: `n g` coefficients of each merge that was evaluated.
     """
-    first = getattr(algorithm, "coarse_points", 0)
-    if evaluations > first or not first:
+    first = evaluations_before_groups(algorithm)
+    if not first or not points or not are_coarse(torch.tensor(points), algorithm.blocks):
         return []
     return [
-        f"all {evaluations} merges had one coefficient per expert: groups get their own after "
+        f"all {len(points)} merges had one coefficient per expert: groups get their own after "
         f"{first} evaluations"
     ]
 

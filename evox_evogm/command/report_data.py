@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from evox_evogm.command.best_expert import best_places
 from evox_evogm.command.choose_examples import choose_examples, count_patterns
 from evox_evogm.command.run_folder import read_table
 from evox_evogm.command.scores import ByExample, ScoreRow, label
@@ -315,17 +316,14 @@ def best_expert(rows: Sequence[ScoreRow]) -> int:
 
     :raises ValueError: if no expert has one.
     """
-    best, best_score, number = None, -math.inf, -1
+    scores = []
     for row in rows:
-        if row.kind != "expert":
-            continue
-        number += 1
-        score = sum(row.dev.values()) / len(row.dev)
-        if score > best_score and not row.failure:  # NaN is not
-            best, best_score = number, score
-    if best is None:
+        if row.kind == "expert":
+            scores.append(math.nan if row.failure else sum(row.dev.values()) / len(row.dev))
+    best = best_places(scores)
+    if not best:
         raise ValueError("scores: expected those of an expert, found none")
-    return best
+    return best[0]
 
 
 def describe_example(task: Task, example: Example) -> dict:

@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from evox_evogm.command.best_expert import best_places, listed
 from evox_evogm.command.constraint_settings import MULTI_OBJECTIVE
 from evox_evogm.command.number_format import short, with_error
 from evox_evogm.command.scores import label
@@ -104,22 +105,22 @@ def remarks_on_merge(rows: Sequence[dict], confirm: dict | None = None) -> list[
     remarks = [f"{merge['name']} is {chosen}."]
     better = []
     for split in SPLITS:
-        score, expert = _best_expert(rows, split)
+        score, experts = _best_experts(rows, split)
         if round(score, 3) > round(_mean(merge[split]), 3):
-            better.append(f"on {split} ({expert}, {short(score)})")
+            level = " each" if len(experts) > 1 else ""
+            better.append(f"on {split} ({listed(experts)}, {short(score)}{level})")
     if better:
         remarks.append(f"It is below the best single expert {' and '.join(better)}.")
     return remarks
 
 
-def _best_expert(rows: Sequence[dict], split: str) -> tuple[float, str]:
-    """The best mean score of an expert, and which it is; -inf where none has scores."""
-    best = (-math.inf, "")
-    for row in rows:
-        mean = _mean(row[split])
-        if row["kind"] == "expert" and mean > best[0]:  # NaN is not
-            best = (mean, label("expert", row["name"]))
-    return best
+def _best_experts(rows: Sequence[dict], split: str) -> tuple[float, list[str]]:
+    """The best mean score of an expert, and which have it; -inf where none has scores."""
+    experts = [row for row in rows if row["kind"] == "expert"]
+    means = [_mean(row[split]) for row in experts]
+    best = best_places(means)
+    names = [label("expert", experts[place]["name"]) for place in best]
+    return means[best[0]] if best else -math.inf, names
 
 
 def score_table(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from evox_evogm.command.best_expert import best_experts_on_dev, level_with
 from evox_evogm.command.number_format import short, with_error
 from evox_evogm.command.scores import ByExample, ScoreRow, known_examples, label
 from evox_evogm.command.uncertainty import (
@@ -90,7 +91,8 @@ def describe_significance(
         - `mean`: in which models are compared, weighted or plain;
         - `gains`: the lead of the merge over the expert that is best on dev, the average, and other
           rows, in both splits, with p corrected for the number of rows, and the tasks that are
-          left out because they have one score;
+          left out because they have one score; of the expert also `level_with`, the experts that
+          are as good on dev;
         - `best_two`: the lead of the best merge of the history over the next one, and how many dev
           examples would tell them apart; None if there are none that differ;
         - `reliability`: see `uncertainty.reliability`, and over how many `merges`;
@@ -147,12 +149,13 @@ def gains_of_merge(rows: Sequence[ScoreRow], weights: Mapping[str, float]) -> li
     if merge.kind != "merge":
         return []
     rivals = [row for row in rows if row.kind in RIVALS]
-    expert = best_expert_on_dev(rows, weights)
-    if expert is not None:
-        rivals.insert(0, expert)
+    level = best_experts_on_dev(rows, weights)
+    rivals = level[:1] + rivals
     gains = []
     for rival in rivals:
         gain: dict = {"over": label(rival.kind, rival.name), "kind": rival.kind}
+        if rival.kind == "expert":
+            gain["level_with"] = [label("expert", row.name) for row in level[1:]]
         for split in ("dev", "test"):
             ours, theirs = merge.examples.get(split, {}), rival.examples.get(split, {})
             left_out = single_scores(ours)
@@ -164,20 +167,6 @@ def gains_of_merge(rows: Sequence[ScoreRow], weights: Mapping[str, float]) -> li
         for gain, p in zip(gains, corrected, strict=True):
             gain[split]["corrected_p"] = known(p)
     return gains
-
-
-def best_expert_on_dev(rows: Sequence[ScoreRow], weights: Mapping[str, float]) -> ScoreRow | None:
-    """The expert with the best mean dev score, which is known before any test score.
-
-    :param weights: as of `gains_of_merge`.
-    """
-    objective = Objective(weights=weights)
-    best, best_score = None, -math.inf
-    for row in rows:
-        score = objective.value(row.dev)
-        if row.kind == "expert" and score > best_score:  # NaN is not
-            best, best_score = row, score
-    return best
 
 
 def compare_best_two(history: HistoryScores, weights: Mapping[str, float]) -> dict | None:
@@ -234,7 +223,8 @@ def not_beyond_chance(result: dict) -> list[str]:
         p = test.p if p is None else p
         is_better = test.difference > 0 and p < LEVEL  # neither where they are not known
         if gain["kind"] == "expert" and not is_better:
-            rivals.append(f"{sanitize(gain['over'])}, the best expert on dev,")
+            level = level_with(gain.get("level_with", []))
+            rivals.append(f"{sanitize(gain['over'])}, the best expert on dev{sanitize(level)},")
         elif gain["kind"] == "average" and not is_better:
             rivals.append("the average of the experts")
     if not rivals:
@@ -273,7 +263,7 @@ def _remark_on_gain(gain: dict, basis: str, comparisons: int) -> list[str]:
         return []
     rival = gain["over"]
     if gain["kind"] == "expert":
-        rival = f"{rival}, the expert that is best on dev"
+        rival = f"{rival}, the expert that is best on dev{level_with(gain.get('level_with', []))}"
     elif gain["kind"] == "average":
         rival = "the average"
     on = f"On test, {basis}, it is" if basis else "On test it is"

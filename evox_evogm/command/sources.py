@@ -1,7 +1,7 @@
-"""Where base and experts of a run come from: the commits of the hub by which it can be repeated."""
+"""Where base, experts and heads of a run come from: the commits by which it can be repeated."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evox_evogm.command.relative_paths import place_of, with_home
@@ -15,8 +15,10 @@ from evox_evogm.problems.adapters.hub_source import (
     shown_source,
     source_of_folder,
 )
+from evox_evogm.problems.images.image_task import ImageTask
 from evox_evogm.problems.inference.find_base import source_of_model
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.tasks.task import Task
 
 HUB = "hub"  # in `inputs.json`: commits by repository and revision
 
@@ -50,38 +52,58 @@ def saved_commits(out: Path) -> dict[str, str]:
 
 
 def commits_of(
-    settings: RunSettings, folder: Path, experts: Mapping[str, Path], problem: LoRAMergeProblem
+    settings: RunSettings,
+    folder: Path,
+    experts: Mapping[str, Path],
+    problem: LoRAMergeProblem,
+    tasks: Sequence[Task],
 ) -> dict[str, str]:
     """The commit of every repository and revision that the settings name.
 
     :param folder: the folder that paths in the settings are relative to.
     :param experts: the adapter folder of every expert.
+    :param tasks: of one split, in the order of the settings.
     """
     given = settings.experts
     named = list(given.values()) if isinstance(given, dict) else given
     words = [named] * len(experts) if isinstance(named, str) else [str(word) for word in named]
-    commits = {}
+    found_sources: list[tuple[str, HubSource | None]] = []  # of every name in the settings
     for word, path in zip(words, experts.values(), strict=True):
-        source, found = parse_hub_source(word, folder), source_of_folder(path)
+        found_sources.append((word, source_of_folder(path)))
+    for entry, task in zip(settings.tasks, tasks, strict=True):
+        if entry.head is not None:
+            found_sources.append((entry.head, source_of_head(task)))
+    found_sources.append((settings.base, source_of_base(problem)))
+    commits = {}
+    for word, found in found_sources:
+        source = parse_hub_source(word, folder)
         if source is not None and found is not None and found.revision is not None:
             commits[source.at_revision] = found.revision
-    source, found = parse_hub_source(settings.base, folder), source_of_base(problem)
-    if source is not None and found is not None and found.revision is not None:
-        commits[source.at_revision] = found.revision
     return commits
 
 
 def sources_of(problem: LoRAMergeProblem) -> dict[str, str]:
-    """Repository, commit and folder of what came from the hub, by `base` and names of experts."""
-    sources = {}
-    base = source_of_base(problem)
-    if base is not None:
-        sources["base"] = str(base)
+    """Repository, commit and folder of what came from the hub.
+
+    :return: under `base`, `expert NAME`, and `head of TASK`.
+    """
+    return {name: str(source) for name, source in _hub_sources(problem).items()}
+
+
+def _hub_sources(problem: LoRAMergeProblem) -> dict[str, HubSource]:
+    found = {"base": source_of_base(problem)}
     for expert in problem.experts:
-        source = source_of_folder(expert.folder)
-        if source is not None:
-            sources[f"expert {expert.name}"] = str(source)
-    return sources
+        found[f"expert {expert.name}"] = source_of_folder(expert.folder)
+    for task in problem.tasks:
+        found[f"head of {task.name}"] = source_of_head(task)
+    return {name: source for name, source in found.items() if source is not None}
+
+
+def source_of_head(task: Task) -> HubSource | None:
+    """The repository and the commit of a task's head, or None if it has none from there."""
+    if not isinstance(task, ImageTask) or task.head.source is None:
+        return None
+    return source_of_folder(task.head.source)
 
 
 def source_of_base(problem: LoRAMergeProblem) -> HubSource | None:
@@ -92,11 +114,6 @@ def source_of_base(problem: LoRAMergeProblem) -> HubSource | None:
 def note_of_sources(problem: LoRAMergeProblem) -> list[str]:
     """A note that says what was taken from the hub, or none."""
     shown = []
-    base = source_of_base(problem)
-    if base is not None:
-        shown.append(f"base {shown_source(base)}")
-    for expert in problem.experts:
-        source = source_of_folder(expert.folder)
-        if source is not None:
-            shown.append(f"expert {expert.name} {shown_source(source)}")
+    for name, source in _hub_sources(problem).items():
+        shown.append(f"{name} {shown_source(source)}")
     return [f"from the hub: {', '.join(shown)}"] if shown else []

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from evox_evogm.command.strict_settings import (
     StrictSettings,
     check_names,
+    near_name,
     refuse_former_name,
     setting,
 )
@@ -30,6 +31,18 @@ SPLITS = ("dev", "test")
 NAMES = ("name", "domain", "weight")
 SCORING = ("metric", "max_new_tokens", "match", "continuation", "chat")  # of a `Task` too
 SCORING_OF = {"fitness": (), "images": (), "lm_eval": ("metric", "chat")}  # where it is less
+
+# What stands in `problems/tasks/task.py` too: importing that takes seconds.
+METRICS_OF_CHOICES = ("choice_likelihood", "multiple_choice_generation", "abstain_qa")
+METRICS_OF_ANSWERS = ("exact_match", "gold_log_probability", "spearman")
+WITHOUT_CHOICES = ("spearman",)
+ALLOWED = {
+    "metric": (*METRICS_OF_CHOICES, *METRICS_OF_ANSWERS),
+    "match": ("equal", "contains", "last_10_words"),
+    "continuation": ("key", "text"),
+    "protocol": ("ours", "published"),
+}
+OF_PUBLISHED = ("multiple_choice_generation", "abstain_qa", "exact_match")
 
 
 class TaskSettings(StrictSettings):
@@ -237,12 +250,48 @@ def parse_task(entry) -> TaskSettings:
     check_names(entry, [reader, *SPLITS, *NAMES, *READERS[reader], *scoring], where)
     _check_examples_named(entry, reader, where)
     try:
-        return TaskSettings.model_validate(entry)
+        settings = TaskSettings.model_validate(entry)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
         expected = f"expected {name} to be {TaskSettings.expected(name)}"
         raise ValueError(f"{where}: {expected}, found {first['input']!r}") from error
+    _check_scoring(settings, where)
+    return settings
+
+
+def _check_scoring(settings: TaskSettings, where: str) -> None:
+    """Refuse a name that scoring does not know, or a metric that the examples cannot have."""
+    if settings.reader == "lm_eval":
+        return  # whose tasks have metrics of their own
+    for name, allowed in ALLOWED.items():
+        value = getattr(settings, name)
+        if value is not None and value not in allowed:
+            expected = f"expected one of {', '.join(allowed)}"
+            found = f"found {value!r}{near_name(value, allowed)}"
+            raise ValueError(f"{where}: {name}: {expected}, {found}")
+    if settings.reader == "reasoning_gym":
+        check_metric_fits(settings, with_choices=False)
+    if settings.protocol == "published" and settings.metric not in (None, *OF_PUBLISHED):
+        expected = f"expected one of {', '.join(OF_PUBLISHED)} with protocol published"
+        raise ValueError(f"{where}: metric: {expected}, found {settings.metric!r}")
+
+
+def check_metric_fits(settings: TaskSettings, *, with_choices: bool) -> None:
+    """Refuse a metric that needs choices where there are none, or the other way round.
+
+    :param with_choices: whether the examples have choices.
+    :raises ValueError: naming the metrics that fit.
+    """
+    metric = settings.metric
+    unfit = WITHOUT_CHOICES if with_choices else METRICS_OF_CHOICES
+    if metric not in unfit:
+        return
+    fitting = [known for known in ALLOWED["metric"] if known not in unfit]
+    where = f"task {settings.name or settings.source!r}"
+    examples = "examples with choices" if with_choices else "examples without choices"
+    expected = f"expected one of {', '.join(fitting)} for {examples}"
+    raise ValueError(f"{where}: metric: {expected}, found {metric!r}")
 
 
 def _reader_of(entry) -> str:

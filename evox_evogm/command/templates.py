@@ -77,12 +77,12 @@ def heat_map(by_expert: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     return rows
 
 
-def bar(value: float, coefficients: Iterable[float]) -> str:
-    """A coefficient as a bar of plus or minus signs.
+def bar(value: float, coefficients: Iterable[float]) -> Markup:
+    """A coefficient as a bar of plus or minus signs, for a code span.
 
     :param coefficients: all of them; the largest gets the longest bar.
     """
     largest = max(abs(coefficient) for coefficient in coefficients)
     if not largest:
-        return ""
-    return ("+" if value > 0 else "-") * round(BAR_LENGTH * abs(value) / largest)
+        return Markup()
+    return Markup("+" if value > 0 else "-") * round(BAR_LENGTH * abs(value) / largest)

@@ -9,6 +9,7 @@ from evox.workflows import StdWorkflow
 
 from evox_evogm.algorithms.gradient_search import GradientSearch
 from evox_evogm.algorithms.surrogate import Outcomes
+from evox_evogm.command.best_expert import best_places, level_with
 from evox_evogm.command.scores import ByExample
 from evox_evogm.monitoring.escaping import sanitize
 from evox_evogm.problems.inference.base_model import ready_to_score
@@ -58,8 +59,9 @@ def score_merges(
     one_hots = problem.groups.expand(torch.eye(problem.n_experts))  # (n, n g)
     on_kept = given.score_together(one_hots, parts.kept)
     means = torch.stack([scores.mean(1) for scores in on_kept.values()]).mean(0)  # (n,)
-    best = int(means.argmax())
-    names = [f"best expert ({sanitize(problem.experts[best].name)})", "average"]
+    best, *level = best_places(means.tolist())
+    experts = [sanitize(problem.experts[place].name) for place in (best, *level)]
+    names = [f"best expert ({experts[0]}{level_with(experts[1:])})", "average"]
     pop = torch.stack([one_hots[best], one_hots.mean(0)])
     found = dict(zip(names, by_row(given, pop, parts.held_back), strict=True))
     if problem.regressed:

@@ -1,7 +1,27 @@
 """How names from adapters, tasks and settings are shown, so that no name is a command or markup."""
 
-# What may begin a cell, an entity, emphasis, or a link (by `:` and `@` also one without brackets).
-MARKUP = frozenset("|`*_[]<>#&:@!~\\")
+import re
+
+# What Markdown reads as more than itself, as GitHub and the hub show it. All else stays as it is,
+# so that a page is easy to read as text.
+MARKUP = re.compile(
+    r"""
+    [|`]                                    # cells and code
+    | \\(?=[!-/:-@\[-`{-~]|$)               # an escape
+    | ^[*~] | [*~](?=\S|$) | (?<=\S)[*~]    # emphasis and strike-through
+    | (?<!\w)_+ | _+(?!\w)                  # emphasis, which is not inside of a word
+    | ^\[ | \](?=[(\[:])                    # links, their targets, and boxes to tick
+    | <(?=[A-Za-z/!?]|$)                    # tags and comments
+    | &(?=\#?\w+;|$)                        # entities
+    | (?:(?<=http)|(?<=https)|(?<=ftp)):(?=//) | (?<=www)\.  # addresses without brackets
+    | (?:(?<=mailto)|(?<=xmpp)):
+    | (?<=[\w.+-])@(?=[\w-]+\.\w) | (?<!\w)@(?=\w)           # those of mail, and mentions
+    | :(?=[\w+-]+:)                         # emojis
+    | ^(?:\#{1,6}|[+-]|\d{1,9}[.)])(?=\s|$) | ^> | ^[=-]+$  # headings, lists, quotes, rules
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")  # of ASCII, which Markdown lets escape
 
 
 def sanitize(text: str) -> str:
@@ -20,7 +40,8 @@ def printable_lines(text: str) -> list[str]:
 
 def escape_markdown(text: str) -> str:
     """A text that Markdown shows as it is: no cell, no link, no markup of its own."""
-    escaped = ""
-    for char in sanitize(text):
-        escaped += f"\\{char}" if char in MARKUP else char
-    return escaped.replace("www.", "www\\.")
+    return MARKUP.sub(_escape_punctuation, sanitize(text))
+
+
+def _escape_punctuation(found: re.Match) -> str:
+    return PUNCTUATION.sub(r"\\\g<0>", found[0])

@@ -4,7 +4,7 @@ Heads are not merged. Every task keeps its own, as it was trained beside the exp
 texts as CLIP's are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,10 +25,12 @@ class Head:
 
     :param weight: a `(K, D)` tensor, a row for each class.
     :param bias: a `(K,)` tensor.
+    :param source: the file or folder that it was read from; None if it was given.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
+    source: Path | None = None
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits `(N, K)` of features `(N, D)`, in float32 at least."""
@@ -82,7 +84,8 @@ def _read_file(path: Path) -> Head:
         ) from error
     for prefix in PREFIXES:
         if f"{prefix}weight" in tensors:
-            return _head(tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias"), str(found))
+            weight, bias = tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias")
+            return replace(_head(weight, bias, str(found)), source=path)
     raise ValueError(
         f"head: expected a tensor 'weight' or '{CLASSIFIER}.weight' in {found}, found none; "
         f'train the adapter with modules_to_save=["{CLASSIFIER}"], or save the layer as a file'

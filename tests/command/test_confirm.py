@@ -170,11 +170,10 @@ def test_without_further_examples_it_is_refused(tmp_path):
 def run(project):
     """A project whose tasks have further dev examples: two lines and two questions."""
     settings = {"algorithm": "SurrogateEvoGM", "pop_size": 2, "budget": 7}
-    search = {"epochs": 2, "hidden_dims": [4]}
     sums = {"json_lines": "dev.jsonl", "test_file": "test.jsonl", "name": "sums", "dev": 2}
     quiz = {"swarm_eval": "quiz.json", "metric": "choice_likelihood", "dev": 4, "test": 6}
     sums["metric"] = "gold_log_probability"
-    change_settings(project, **settings, search=search, tasks=[sums, quiz])
+    change_settings(project, **settings, search={}, tasks=[sums, quiz])
     return project
 
 

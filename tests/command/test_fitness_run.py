@@ -56,7 +56,7 @@ def test_a_run_scores_by_functions_and_other_tasks(mine):
     tasks = yaml.safe_load((project / "run.yaml").read_text())["tasks"]
     quiz = {"swarm_eval": "quiz.json", "metric": "choice_likelihood"}
     change_settings(project, tasks=[*tasks, quiz], algorithm="SurrogateEvoGM", mode="auto")
-    change_settings(project, search={"epochs": 2, "hidden_dims": [4]})
+    change_settings(project, search={})
     assert merge(project) == 0
     records = history(project / "out")
     for record in records:

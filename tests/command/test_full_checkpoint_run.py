@@ -14,7 +14,7 @@ SETTINGS = {
     "mode": "auto",
     "experts": {"whole": "models/whole", "part": "models/part", "lora": "experts/first"},
     "algorithm": "SurrogateEvoGM",
-    "search": {"epochs": 2, "hidden_dims": [4]},
+    "search": {},
     "pop_size": 3,
     "budget": 7,
 }

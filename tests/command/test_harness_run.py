@@ -65,7 +65,7 @@ def test_a_run_goes_on_and_its_adapter_is_scored_by_the_harness(
     assert merged["errors"]["test"]["whole texts"] == "nan"
     report = (harness_project / "whole" / "report.md").read_text()
     assert "## By the LM Evaluation Harness itself" in report
-    assert f"lm\\_eval {version}" in report
+    assert f"lm_eval {version}" in report
     capsys.readouterr()
 
     text = (harness_project / "my_tasks" / "choices.yaml").read_text()

@@ -53,7 +53,7 @@ def test_one_line_names_the_published_experts_and_their_base(project, published,
     assert any(note.startswith(f"from the hub: base {at[:-28]}/base") for note in result["notes"])
     assert result["licences"]["licence"] == "apache-2.0"  # of the card of the repository
     card = (project / "out" / "adapter" / "README.md").read_text()
-    assert f"expert first: {PUBLISHED}\\@{COMMIT}/experts/first" in card
+    assert f"expert first: {PUBLISHED}@{COMMIT}/experts/first" in card
     # The branch moves on, and the run does not.
     path = repository / "experts" / "first" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 80}))
@@ -116,7 +116,7 @@ def test_init_and_check_take_hub_ids(project, published, monkeypatch, capsys):
     settings = yaml.safe_load((project / "run.yaml").read_text())
     assert settings["experts"] == {"first": f"{PUBLISHED}@main/experts/first"}
     capsys.readouterr()
-    words = ["search={epochs: 2, hidden_dims: [4]}", "mode=unmerged", "tasks.0.dev=2"]
+    words = ["mode=unmerged", "tasks.0.dev=2"]
     assert cli.main(["check", "all.yaml", "--device", "cpu", *words]) == 0
     printed = capsys.readouterr().out
     assert f"note: from the hub: base {PUBLISHED}@{COMMIT[:12]}/base, expert first " in printed

@@ -1,6 +1,7 @@
 """Runs on images: adapters and whole models with a head per task, merged, scored and exported."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from builders_images import (
     write_image_base,
     write_images,
 )
+from fake_hub import COMMIT, LATER, add_to_cache
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evox_evogm.command import cli
+from evox_evogm.command.sources import saved_commits
 
 pytestmark = pytest.mark.language_model
 
@@ -39,7 +42,6 @@ def images(tmp_path, make_adapter):
         tasks.append({**entry, "head": f"{task}.safetensors"})
     settings = {"base": "base", "experts": "experts", "budget": 9, "pop_size": 3, "tasks": tasks}
     settings |= {"dtype": "float32", "device": "cpu", "contributions": False}
-    settings["search"] = {"epochs": 2, "hidden_dims": [4]}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     return tmp_path
 
@@ -132,6 +134,30 @@ def test_check_score_confirm_and_a_second_start(images, capsys):
     assert "task birds (test)" in capsys.readouterr().err
     assert cli.main(["score", str(images / "run.yaml"), "base", "birds"]) == 0
     assert "birds" in capsys.readouterr().out
+
+
+@pytest.mark.lengthy
+def test_the_commit_of_a_head_that_no_expert_comes_with_is_written_down(images, hub_cache):
+    heads = images / "heads"
+    (heads / "birds").mkdir(parents=True)
+    shutil.copy(images / "experts" / "birds" / "adapter_config.json", heads / "birds")
+    tensors = load_file(images / "birds.safetensors")
+    saved = {f"base_model.model.classifier.{name}": tensor for name, tensor in tensors.items()}
+    save_file(saved, heads / "birds" / "adapter_model.safetensors")
+    add_to_cache(hub_cache, "org/heads", heads)
+    assert run(images, "budget=3", "tasks.0.head=org/heads/birds") in (0, 3)
+    result = read(images)
+    assert result["sources"] == {"head of birds": f"org/heads@{COMMIT}/birds"}
+    note = f"from the hub: head of birds org/heads@{COMMIT[:12]}/birds"
+    assert note in result["notes"]
+    assert saved_commits(images / "out") == {"org/heads": COMMIT}
+    # The branch moves on, and the run does not.
+    tensors["bias"] += 1
+    saved = {f"base_model.model.classifier.{name}": tensor for name, tensor in tensors.items()}
+    save_file(saved, heads / "birds" / "adapter_model.safetensors")
+    add_to_cache(hub_cache, "org/heads", heads, LATER)
+    assert run(images, "budget=6", "tasks.0.head=org/heads/birds") in (0, 3)
+    assert read(images)["sources"] == result["sources"]
 
 
 @pytest.mark.slow

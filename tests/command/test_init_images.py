@@ -76,7 +76,7 @@ def test_merge_runs_what_init_writes(images, capsys):
         for task in CLASSES
     ]
     assert "regmean" not in settings  # no prompts, which it would read
-    words = ["budget=4", "search={epochs: 1, hidden_dims: [4]}", "contributions=false"]
+    words = ["budget=4", "contributions=false"]
     words += ["dtype=float32", "device=cpu"]
     assert cli.main(["merge", "run.yaml", *words, "--out", "out"]) in (0, 3)
     result = json.loads(Path("out", "result.json").read_text())

@@ -16,7 +16,7 @@ from evox_evogm.resume.resumable_search import saved_seconds
 
 SURROGATE = {
     "algorithm": "SurrogateEvoGM",
-    "search": {"epochs": 2, "hidden_dims": [4]},
+    "search": {},
     "pop_size": 3,
 }
 GRADIENTS = {"algorithm": "GradientSearch", "search": ..., "pop_size": 1, "groups": "layer"}

@@ -249,7 +249,7 @@ def test_debug_shows_the_traceback(project):
         cli.main(["merge", str(project / "none.yaml"), "--out", str(project / "out"), "--debug"])
 
 
-SURROGATE = {"algorithm": "SurrogateEvoGM", "search": {"epochs": 2, "hidden_dims": [4]}}
+SURROGATE = {"algorithm": "SurrogateEvoGM", "search": {}}
 
 
 def test_a_search_with_a_surrogate_goes_on_as_one_in_one_piece(project, monkeypatch):
@@ -303,7 +303,7 @@ def test_a_pruned_merge_spends_the_fraction_that_was_evaluated(project, capsys):
     tasks = [
         {"json_lines": "many.jsonl", "test_file": "test.jsonl", "metric": "gold_log_probability"}
     ]
-    change_settings(project, **SURROGATE, pop_size=6, budget=25, tasks=tasks, racing=True, seed=1)
+    change_settings(project, **SURROGATE, pop_size=6, budget=25, tasks=tasks, racing=True, seed=6)
     assert merge(project) == 0
     rows = history(project / "out")
     result = json.loads((project / "out" / "result.json").read_text())
@@ -394,7 +394,7 @@ def test_experts_may_have_a_coefficient_in_each_group_of_modules(project):
     point = [row[group] for row in table.values() for group in groups]
     assert point in [record["coefficients"] for record in history(project / "out")]
     report = (project / "out" / "report.md").read_text()
-    assert all(f"| {group.replace('_', chr(92) + '_')} |" in report for group in groups)
+    assert all(f"| {group} |" in report for group in groups)
     assert result["adapter"]["largest_relative_difference"] < 1e-5
 
 
@@ -406,7 +406,7 @@ def test_a_search_over_groups_begins_with_one_coefficient_per_expert(project):
     rows = [record["coefficients"] for record in history(project / "out")]
     groups = len(rows[0]) // 2
     assert groups > 1 and rows[0] == [0.5] * 2 * groups  # the average of two experts
-    note = "merges had one coefficient per expert: groups get their own after 8 evaluations"
+    note = "merges had one coefficient per expert: groups get their own after 9 evaluations"
     assert any(note in found for found in result["notes"])
     for row in [*rows, *result["coefficients_by_group"].values()]:
         values = list(row.values()) if isinstance(row, dict) else row

@@ -1,12 +1,15 @@
 """A run in which all models score alike says so, and no other run does."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from builders import change_settings, merge
 
+from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.no_information import common_score, flat_tasks
+from evox_evogm.command.notes import notes_of_level_rows
 from evox_evogm.command.scores import ScoreRow
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.problems.population_scorer import PopulationScorer
@@ -14,7 +17,7 @@ from evox_evogm.problems.tasks.task import Example, Task
 
 ALL_ZERO = {
     "algorithm": "SurrogateEvoGM",
-    "search": {"epochs": 2, "hidden_dims": [4]},
+    "search": {},
     "pop_size": 2,
     "budget": 4,
 }
@@ -143,6 +146,44 @@ def record(score, **more):
 def test_a_task_says_nothing_only_where_no_score_differs_anywhere(dev, test, evaluated, is_flat):
     records = [record(score) for score in evaluated]
     assert bool(flat_tasks(rows_of(dev, test), records, TASKS)) == is_flat
+
+
+@pytest.mark.parametrize(
+    ("dev", "test", "told"),
+    [
+        ([0.5, 0.5, 0.5], [0.25, 0.25, 0.25], ".500 on dev and .250 on test"),
+        ([0.5, 0.5, 0.5], [0.25, 0.25, 0.5], ".500 on dev"),
+        ([0.5, 0.75, 0.5], [1.0, 1.0, 1.0], "1.000 on test"),
+        ([0.5, 0.5001, float("nan")], [0.25, 0.5, float("nan")], ".500 on dev"),  # as shown
+        ([0.5, float("nan")], [0.5, float("nan")], None),  # one row is not level with another
+        ([0.5, 0.502], [0.25, 0.5], None),
+    ],
+)
+def test_a_task_in_which_the_table_shows_one_score_is_noted(dev, test, told):
+    alike = f"task 'sums': base, experts and merge all score {told} in the table"
+    expected = [f"{alike}, which tells none from another"] if told else []
+    assert notes_of_level_rows(rows_of(dev, test), [TASK]) == expected
+
+
+@pytest.mark.lengthy
+def test_a_task_whose_rows_are_level_is_noted_though_merges_of_the_search_differ(
+    project, monkeypatch
+):
+    score_rows = MergeRun.score_rows
+
+    def level(self, best):
+        rows = []
+        for row in score_rows(self, best):
+            changed = {split: {**getattr(row, split), "quiz": 0.25} for split in ("dev", "test")}
+            rows.append(replace(row, **changed))
+        return rows
+
+    change_settings(project, budget=4)
+    monkeypatch.setattr(MergeRun, "score_rows", level)
+    assert merge(project) == 0
+    notes = json.loads((project / "out" / "result.json").read_text())["notes"]
+    told = ".250 on dev and .250 on test in the table, which tells none from another"
+    assert f"task 'quiz': base, experts and merge all score {told}" in notes
 
 
 def test_failed_and_pruned_merges_say_nothing():

@@ -1,11 +1,16 @@
 """What a run tells about its parts: in the log, in inputs.json, result.json and the report."""
 
 import json
+import logging
 
 import pytest
+import torch
 from builders import change_settings, merge
 from harness_tasks import write_rows, write_task
 
+from evox_evogm.algorithms.surrogate_evogm import SurrogateEvoGM
+from evox_evogm.command.messages import _loggers_of_notes
+from evox_evogm.command.notes import evaluations_before_groups, notes_of_groups
 from evox_evogm.command.task_settings import parse_task
 from evox_evogm.command.tasks import note_too_few, read_tasks
 from evox_evogm.problems import LoRAMergeProblem
@@ -28,7 +33,7 @@ def test_fewer_examples_than_the_settings_want_are_told(small, capsys):
     for name in ("inputs.json", "result.json"):
         assert json.loads((small / "out" / name).read_text())["notes"][0] == TOO_FEW
     report = (small / "out" / "report.md").read_text()
-    assert "## Notes\n\n- task 'quiz'\\: expected 50 test examples, found 6, used all\n" in report
+    assert "## Notes\n\n- task 'quiz': expected 50 test examples, found 6, used all\n" in report
 
 
 @pytest.mark.parametrize(("wanted", "count"), [(None, 0), (1, 0), (2, 0), (3, 1)])
@@ -36,6 +41,27 @@ def test_as_many_examples_as_wanted_need_no_note(wanted, count):
     examples = (Example("0", "1 + 1", "2"), Example("1", "2 + 2", "4"))
     task = Task("sums", "1", "exact_match", examples)
     assert len(note_too_few(task, "dev", wanted)) == count
+
+
+@pytest.mark.parametrize(("pop_size", "first"), [(3, 9), (4, 8), (8, 8), (5, 10)])
+def test_a_search_whose_last_population_goes_past_the_first_part_is_told(pop_size, first):
+    """Two experts in two groups: the first 8 points, and all of their last population."""
+    box = torch.ones(4)
+    algorithm = SurrogateEvoGM(pop_size, -box, box, blocks=2)
+    assert evaluations_before_groups(algorithm) == first
+    points = [[0.5, 0.5, 0.1 * number, 0.1 * number] for number in range(first)]
+    said = [
+        f"all {first} merges had one coefficient per expert: groups get their own after {first} "
+        "evaluations"
+    ]
+    assert notes_of_groups(algorithm, points) == said
+    assert notes_of_groups(algorithm, [*points, [0.5, 0.4, 0.1, 0.1]]) == []
+    assert notes_of_groups(SurrogateEvoGM(pop_size, -box, box), points) == []  # without groups
+
+
+def test_warnings_that_are_notes_come_from_loggers_of_the_package():
+    for name in _loggers_of_notes():
+        assert name in logging.root.manager.loggerDict and name.startswith("evox_evogm.problems.")
 
 
 @pytest.mark.lengthy  # lm-eval takes seconds to import

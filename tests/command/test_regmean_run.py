@@ -8,7 +8,7 @@ from builders import change_settings, history, merge
 from evox_evogm.problems.adapters import regmean_file
 from evox_evogm.resume.resumable_search import ResumableSearch
 
-SHORT = {"algorithm": "SurrogateEvoGM", "search": {"epochs": 2}}
+SHORT = {"algorithm": "SurrogateEvoGM", "search": {}}
 
 
 def rows_of(out):

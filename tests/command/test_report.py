@@ -95,7 +95,7 @@ def test_the_report_to_the_letter():
         "",
         "Scores are `dev / test`, higher is better. The search saw only the dev examples.",
         "",
-        "| model | add | long\\_task\\_name | mean |",
+        "| model | add | long_task_name | mean |",
         "| --- | --- | --- | --- |",
         "| base | .250 / .500 | 1.000 / .000 | .625 / .250 |",
         "| EvoGM | .750 / .125 | .500 / -.250 | .625 / -.062 |",
@@ -187,6 +187,16 @@ def test_a_reader_learns_which_merge_it_is_and_whether_an_expert_is_better(dev, 
         assert line in report
 
 
+def test_experts_that_are_level_as_the_best_are_named_together():
+    rows = [row(name, "expert", 0.5, 0.1) for name in "abc"]
+    rows.append(row("SurrogateEvoGM", "merge", 0.4, 0.6))
+    best = "It is below the best single expert on dev"
+    assert remarks_on_merge(rows)[1] == f"{best} (a, b and c, .500 each)."
+    assert remarks_on_merge(rows[1:])[1] == f"{best} (b and c, .500 each)."
+    rows.insert(0, row("d", "expert", 0.5001, 0.1))  # which the table shows as .500 too
+    assert remarks_on_merge(rows)[1] == f"{best} (d and 3 others, .500 each)."
+
+
 def test_one_thread_and_one_evaluation_have_no_plural():
     text = report_markdown(result({"a": 1.0}, threads=1, evaluations=1, full_evaluations=1.0))
     assert "EvoGM, 1 evaluation, seed 3, float32 on cpu (1 thread)," in text
@@ -197,7 +207,7 @@ def test_one_thread_and_one_evaluation_have_no_plural():
 NAME = "a\x1b[31m|`x`\u202e\n&lt; https://evil.org www.evil.org !me {{ 7 * 7 }} [red]"
 SHOWN = "a [31m|`x` &lt; https://evil.org www.evil.org !me {{ 7 * 7 }} [red]"
 ESCAPED = (
-    r"a \[31m\|\`x\` \&lt; https\://evil.org www\.evil.org \!me {{ 7 \* 7 }} \[red\]"  # as Markdown
+    r"a [31m\|\`x\` \&lt; https\://evil.org www\.evil.org !me {{ 7 * 7 }} [red]"  # as Markdown
 )
 
 
@@ -229,7 +239,7 @@ def test_no_name_is_a_link_an_entity_or_a_cell_of_the_report_and_of_the_card():
 
 def test_markup_in_a_name_does_not_reach_the_report():
     text = report_markdown(result({"a|b": 0.5, "<script>": -1.0}))
-    assert "| a\\|b | +0.5000 |" in text and "| \\<script\\> | -1.0000 |" in text
+    assert "| a\\|b | +0.5000 |" in text and "| \\<script> | -1.0000 |" in text
 
 
 @pytest.mark.parametrize(

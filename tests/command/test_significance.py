@@ -221,6 +221,28 @@ def test_a_merge_that_is_ahead_of_nothing_is_said_to_be():
     assert not_beyond_chance({"statistics": None}) == []
 
 
+def test_the_experts_that_are_level_with_the_best_are_said_in_result_and_sentences():
+    rows = [
+        row("one", "expert", RIGHT, WRONG),
+        row("two", "expert", RIGHT, RIGHT),
+        row("three", "expert", WRONG, RIGHT),
+        row("EvoGM", "merge", RIGHT, RIGHT),
+    ]
+    result = result_of(rows, HistoryScores({}, ()))
+    (gain,) = result["statistics"]["gains"]
+    assert gain["over"] == "one" and gain["level_with"] == ["two"]
+    (remark,) = remarks_on_chance(result)
+    assert "above one, the expert that is best on dev, level with two; the examples" in remark
+    (sentence,) = not_beyond_chance(result)
+    assert "than one, the best expert on dev, level with two, by these test examples" in sentence
+    more = [row(name, "expert", RIGHT, WRONG) for name in ("four", "five", "six")]
+    result = result_of([*more, *rows], HistoryScores({}, ()))
+    assert (
+        "above four, the expert that is best on dev, level with 4 others"
+        in (remarks_on_chance(result)[0])
+    )
+
+
 def test_an_older_result_has_no_remarks_and_a_table_without_errors():
     rows = [{"name": "base", "kind": "base", "dev": {"x": 0.5}, "test": {"x": 0.25}}]
     assert remarks_on_chance({"scores": rows}) == further_remarks({"scores": rows}) == []

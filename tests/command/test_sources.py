@@ -9,7 +9,8 @@ import yaml
 from fake_hub import COMMIT, LATER, add_to_cache
 
 from evox_evogm.command.exports import export_mergekit_recipe
-from evox_evogm.command.licences import _from_hub, licences_of
+from evox_evogm.command.licences import licences_of
+from evox_evogm.command.licences.reading import _from_hub
 from evox_evogm.command.named_adapters import base_of_words, named_adapters
 from evox_evogm.command.sources import (
     base_of_settings,
@@ -53,8 +54,8 @@ def test_the_commit_of_a_base_is_recorded_loaded_again_and_exported(
     add_base(COMMIT, 2.0, "mit")
     expert = make_adapter("one")
     problem = LoRAMergeProblem("org/model", [expert], [TASK], dtype=torch.float32)
-    settings = SimpleNamespace(base="org/model", experts=str(expert))
-    commits = commits_of(settings, tmp_path, {"one": expert}, problem)
+    settings = SimpleNamespace(base="org/model", experts=str(expert), tasks=[])
+    commits = commits_of(settings, tmp_path, {"one": expert}, problem, [])
     assert commits == {"org/model": COMMIT}
     assert sources_of(problem) == {"base": f"org/model@{COMMIT}"}
     assert note_of_sources(problem) == [f"from the hub: base org/model@{COMMIT[:12]}"]
@@ -62,7 +63,7 @@ def test_the_commit_of_a_base_is_recorded_loaded_again_and_exported(
     pinned = base_of_settings(settings, tmp_path, commits)
     again = LoRAMergeProblem(pinned, [expert], [TASK], dtype=torch.float32)
     assert float(again.language_model.model.model.norm.weight[0]) == 2.0
-    assert commits_of(settings, tmp_path, {"one": expert}, again) == commits
+    assert commits_of(settings, tmp_path, {"one": expert}, again, []) == commits
     assert licences_of(again).parts[0].licence == "mit"
     again.export(torch.ones(1), tmp_path / "merge")
     assert norm_of(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "merge")) == 2.0

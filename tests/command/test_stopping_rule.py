@@ -11,7 +11,7 @@ from evox_evogm.algorithms import stopping
 from evox_evogm.algorithms.surrogate_evogm import SurrogateEvoGM
 from evox_evogm.command import stopping_rule
 
-SMALL = {"algorithm": "SurrogateEvoGM", "search": {"epochs": 2, "hidden_dims": [4]}, "pop_size": 3}
+SMALL = {"algorithm": "SurrogateEvoGM", "search": {}, "pop_size": 3}
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`evogm check run.yaml`: see whether a run can begin, and what it will take."""
 
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,7 @@ def check(
     """
 
     def action() -> int:
+        start = time.monotonic()
         from evox_evogm.command.early_checks import check_early
         from evox_evogm.command.settings_file import read_settings
 
@@ -49,9 +51,10 @@ def check(
         from evox_evogm.command.run_merge import silence_transformers
 
         silence_transformers()
+        imports = time.monotonic() - start
         say_notes_once()
         print("reading the base model, experts and tasks ...", flush=True)
-        unchanged = check(found, folder, prompts=prompts)
+        unchanged = check(found, folder, prompts=prompts, imports=imports)
         verdict = "all is well"
         if unchanged:
             verdict = f"a run can begin, but see the notes on {', '.join(map(sanitize, unchanged))}"

@@ -7,6 +7,7 @@ import typer
 
 from evox_evogm.command.commands.attempt import attempt
 from evox_evogm.command.commands.options import Debug
+from evox_evogm.monitoring.escaping import sanitize
 
 if TYPE_CHECKING:
     from evox_evogm.command.compare_models import Model
@@ -38,6 +39,7 @@ def compare(
 
         for word in (first, second):
             check_scored(word)
+        print(sanitize(f"comparing {first} with {second} on {split} ..."), flush=True)
         from evox_evogm.command.compare_models import (  # torch, which takes seconds
             compare,
             print_comparison,
@@ -85,6 +87,7 @@ def score_adapters(
     from evox_evogm.command.run_merge import silence_transformers
     from evox_evogm.command.score_models import score_words
     from evox_evogm.command.settings_file import read_settings
+    from evox_evogm.monitoring.display.heartbeat import Heartbeat
 
     silence_transformers()
     runs = []
@@ -99,8 +102,10 @@ def score_adapters(
     else:
         expected = "expected --settings, whose tasks score the adapters"
         raise ValueError(f"compare: {expected}, found none")
-    print(f"scoring {' and '.join(adapters)} ...", flush=True)
-    rows, tasks = score_words(found, folder, adapters)
+    base = f"reading the base model {found.base} and the tasks"
+    print(sanitize(f"{base}, and scoring {' and '.join(adapters)} ..."), flush=True)
+    with Heartbeat("scoring"):
+        rows, tasks = score_words(found, folder, adapters)
     ids = examples_table(rows, tasks)["examples"]
     models = {}
     for word, row in zip(adapters, rows, strict=True):

@@ -7,6 +7,7 @@ import typer
 
 from evox_evogm.command.commands.attempt import attempt
 from evox_evogm.command.commands.options import Debug
+from evox_evogm.monitoring.escaping import sanitize
 
 
 def report(
@@ -21,6 +22,7 @@ def report(
         from evox_evogm.command.run_files import check_finished
 
         check_finished(run)
+        print(sanitize(f"reading the run in {run} ..."), flush=True)
         from evox_evogm.command.make_reports import make_reports  # torch, which takes seconds
 
         make_reports(run)

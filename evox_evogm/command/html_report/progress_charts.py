@@ -6,6 +6,7 @@ from statistics import median, quantiles
 import torch
 from markupsafe import Markup
 
+from evox_evogm.command.best_expert import listed
 from evox_evogm.command.html_report.formats import short
 from evox_evogm.command.html_report.run_data import RunData
 from evox_evogm.command.html_report.svg import (
@@ -99,7 +100,10 @@ def reference_scores(run: RunData) -> list[tuple[str, str, float]]:
         return []
     for row, style in ((run.best_expert, "expert"), (run.row_of("average"), "average")):
         if row is not None and not math.isnan(row.mean("dev").value):
-            name = f"best expert, {row.name}" if style == "expert" else row.name
+            name = row.name
+            if style == "expert":
+                level = [found.name for found in run.best_experts]
+                name = f"best expert{'s' if len(level) > 1 else ''}, {listed(level)}"
             found.append((name, style, row.mean("dev").value))
     return found
 

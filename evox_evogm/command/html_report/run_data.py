@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from evox_evogm.command.best_expert import best_places, level_with
 from evox_evogm.command.report_data import REPORT_DATA
 from evox_evogm.command.result import read_result
 from evox_evogm.command.run_folder import CONFIG, damaged, read_table
@@ -132,17 +133,22 @@ class RunData:
         """The row of the merge, the last one."""
         return [row for row in self.rows if row.kind == "merge"][-1]
 
+    @cached_property
+    def best_experts(self) -> list[Row]:
+        """The expert with the best mean dev score, and then those that are level with it."""
+        experts = [row for row in self.rows if row.kind == "expert"]
+        places = best_places([row.mean("dev").value for row in experts])
+        return [experts[place] for place in places]
+
     @property
     def best_expert(self) -> Row | None:
         """The expert with the best mean dev score, known before any test score."""
-        best = None
-        for row in self.rows:
-            score = row.mean("dev").value
-            if row.kind != "expert" or math.isnan(score):
-                continue
-            if best is None or score > best.mean("dev").value:
-                best = row
-        return best
+        return self.best_experts[0] if self.best_experts else None
+
+    @property
+    def level_with_best(self) -> str:
+        """What is said after the name of that expert, if others are level with it."""
+        return level_with([row.name for row in self.best_experts[1:]])
 
     def row_of(self, kind: str) -> Row | None:
         """The first row of a kind."""

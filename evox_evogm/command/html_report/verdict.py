@@ -53,7 +53,8 @@ def _rivals(run: RunData) -> list[tuple[Row, str]]:
     if base is not None:
         found.append((base, "the base"))
     if best is not None:
-        found.append((best, f"the expert that is best on dev ({best.name})"))
+        name = f"{best.name}{run.level_with_best}"
+        found.append((best, f"the expert that is best on dev ({name})"))
     for kind, words in (("average", "the average of the experts"), ("RegMean", "RegMean")):
         row = run.row_of(kind)
         if row is not None:

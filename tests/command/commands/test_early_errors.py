@@ -40,6 +40,7 @@ COMMANDS = {
         2,
         "expert 'nosuch' (nosuch): expected a folder with adapter_config.json",
     ),
+    "merge run.yaml tasks.0.metric=exact_mach": (2, "did you mean 'exact_match'?"),
     "init adapters": (2, "out: expected a new file, found run.yaml"),
     "init adapters -o new.yaml --task nosuch.json": (2, "task: found no file nosuch.json"),
 }

@@ -12,10 +12,11 @@ import torch
 import yaml
 from builders import change_settings, history, merge
 
-from evox_evogm.command import check_run, cli
+from evox_evogm.command import check_run, cli, early_checks
 from evox_evogm.command.commands.check import merge_command
 from evox_evogm.command.look_at_adapters import look_at, names_of
 from evox_evogm.command.settings import parse_settings
+from evox_evogm.monitoring.budget import Budget
 from evox_evogm.problems.adapters.odd_experts import ExpertSpectrum
 from evox_evogm.problems.checkpoints.checkpoint_spectra import spectrum_of
 
@@ -57,7 +58,7 @@ def test_the_settings_are_read_by_check_and_by_merge(adapters, capsys):
     settings = yaml.safe_load(text)
     assert settings["experts"] == {"first": "experts/first", "second": "experts/second"}
     assert settings["base"] == "base" and settings["budget"] == 60
-    words = ["search={epochs: 2, hidden_dims: [4]}", "budget=7"]
+    words = ["search={box_growth: 0.25}", "budget=7"]
     assert cli.main(["check", "run.yaml", "--device", "cpu", "--prompts", *words]) == 0
     printed = capsys.readouterr().out
     for part in (
@@ -68,8 +69,9 @@ def test_the_settings_are_read_by_check_and_by_merge(adapters, capsys):
         "What is 2 plus 2?",
         "for 7 evaluations",
         "memory: ",
+        " s for imports and reading, as this check took,",
         "for the merge without each expert,",
-        "all is well; next: evogm merge run.yaml 'search={epochs: 2, hidden_dims: [4]}' budget=7 "
+        "all is well; next: evogm merge run.yaml 'search={box_growth: 0.25}' budget=7 "
         "--device cpu\n",
     ):
         assert part in printed, part
@@ -178,6 +180,24 @@ def test_tasks_may_be_given(adapters, capsys):
     assert "found 'sylogism'; did you mean 'syllogism'?" in capsys.readouterr().err
 
 
+def test_a_task_of_the_harness_has_to_be_one(adapters, capsys, monkeypatch):
+    names = ["arc_easy", "gsm8k"]
+    monkeypatch.setattr(early_checks, "tasks_of_harness", lambda: names)
+    assert init("--task", "lm_eval:arc_esy") == 2
+    said = "evogm: task: expected a task of the harness, found 'arc_esy'; did you mean 'arc_easy'?"
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"{said}\n")
+    assert init("--task", "lm_eval:gsm8k") == 0
+    names.clear()  # as where lm-eval is not installed
+    assert init("--task", "lm_eval:arc_esy", "--replace") == 0
+
+
+@pytest.mark.slow  # the harness lists its tasks in five seconds
+def test_the_harness_names_its_tasks():
+    names = early_checks.tasks_of_harness()
+    assert {"arc_easy", "gsm8k", "mmlu"} <= set(names)
+
+
 def test_a_data_set_with_the_name_of_an_adapter_is_its_task(adapters):
     shutil.move("experts/first", "experts/gcd")
     shutil.move("experts/second", "experts/syllogism")
@@ -238,6 +258,22 @@ def test_the_prediction_has_all_that_a_run_evaluates(monkeypatch, changes, extra
     settings = parse_settings({**table, **changes}, "settings")
     merge_run = SimpleNamespace(problem=SimpleNamespace(n_experts=2), settings=settings)
     assert check_run.extra_evaluations(merge_run) == extra
+
+
+def test_the_prediction_has_imports_and_reading():
+    words = {"base": "b", "experts": ["a"], "tasks": [{"json_lines": "d", "test_file": "t"}]}
+    task = SimpleNamespace(examples=[SimpleNamespace(prompt="x")])
+    merge_run = SimpleNamespace(
+        problem=SimpleNamespace(n_experts=2, regressed=False),
+        settings=parse_settings({**words, "contributions": False, "stop": None}, ""),
+        algorithm=SimpleNamespace(pop_size=3),
+        limit=SimpleNamespace(budget=Budget(30), words=lambda: []),
+        tasks=SimpleNamespace(dev=[task], test=[task]),
+    )
+    lines = check_run.predict(merge_run, check_run.Tried(None, 1.0, 0.0), beginning=40.0)
+    assert lines[1] == "    about 40 s for imports and reading, as this check took,"
+    # 30 of the search, of base, two experts, average and merge 5 on test and 4 on dev.
+    assert lines[2] == "    about 9 s for the final table, about 79 s together"
 
 
 @pytest.mark.parametrize(

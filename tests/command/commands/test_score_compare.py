@@ -72,10 +72,12 @@ def test_runs_rows_and_adapters_are_compared(small, capsys):
     out = str(small / "out")
     capsys.readouterr()
     assert cli.main(["compare", out, f"{out}:EvoGM"]) == 0
-    assert "both have the same mean score" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"comparing {out} with {out}:EvoGM on test ...\n")
+    assert "both have the same mean score" in printed
     assert cli.main(["compare", f"{out}:first", str(small / "experts" / "first")]) == 0
     printed = capsys.readouterr().out
-    assert "scoring" in printed
+    assert f"reading the base model base and the tasks, and scoring {small}" in printed
     (line,) = [line.split() for line in printed.splitlines() if line.startswith("mean ")]
     assert abs(float(line[8])) < 1e-3  # of the run and now: one expert, up to rounding
 

@@ -124,6 +124,19 @@ def test_the_page_says_what_was_merged_how_and_what_it_cost(run):
         assert words in text
 
 
+def test_the_page_says_which_experts_are_level_as_the_best(tmp_path):
+    folder = write_run(tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text())
+    for found in result["scores"]:
+        if found["name"] == "c":
+            found["dev"] = {"add": 0.25, "sub": 0.75}  # the mean of b
+    (folder / "result.json").write_text(json.dumps(result))
+    text = Page(report_html(folder)).text
+    assert "the expert that is best on dev (b, level with c) .375" in text
+    assert "The best expert, b, is the one with the highest mean on dev, level with c." in text
+    assert "best experts, b and c .500" in text  # beside the line of the search's picture
+
+
 def test_nothing_comes_from_elsewhere_and_no_script_runs(run):
     page = Page(report_html(run))
     policies = []
