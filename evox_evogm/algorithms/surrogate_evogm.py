@@ -1,9 +1,9 @@
-"""EvoGM with a surrogate: for evaluations that are dear, an EvoX `Algorithm`.
+"""Search by a surrogate: for evaluations that are dear, an EvoX `Algorithm`.
 
 Where EvoGM (T. Jiang et al., ICML 2026, arXiv 2605.29295) trains generators on all evaluations,
 this search fits a Gaussian process to them, which chooses what is evaluated: surrogate-assisted
-evolution with preselection. Beside the process the paper's generators added nothing at any size
-that was tried, so they are not here (benchmarks/results/surrogate_parts.md).
+evolution with preselection. Beside the process no form of the generators could be told from none,
+so they are not here (benchmarks/results/surrogate_parts.md).
 """
 
 import math
@@ -31,7 +31,7 @@ POP_SIZE = 3  # the surrogate learns from every population (benchmarks/results/s
 
 
 class SurrogateEvoGM(Algorithm):
-    """Surrogate-assisted EvoGM in a box, for problems where every evaluation is expensive.
+    """EvoGM with a Gaussian process in place of its generators, for evaluations that are expensive.
 
     `init_step` and every `step` evaluate `pop_size` points. The initial population is the average
     of the axes (1/n each) and points around it. A step fits the process to the history, draws

@@ -9,8 +9,8 @@ import yaml
 def apply_overrides(values: dict, words: Sequence[str], load=yaml.safe_load) -> None:
     """Put `key=value` words into a table of settings.
 
-    Keys of inner tables follow a dot, as in `search.epochs=20`, and entries of a list have numbers
-    from 0, as in `tasks.0.dev=8`. Values are YAML; nothing, as in `regmean=`, is null.
+    Keys of inner tables follow a dot, as in `search.box_growth=0`, and entries of a list have
+    numbers from 0, as in `tasks.0.dev=8`. Values are YAML; nothing, as in `regmean=`, is null.
 
     :param values: the table, which is changed.
     :param words: the words.

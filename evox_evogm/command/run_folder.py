@@ -209,7 +209,7 @@ def first_difference(name: str, now, then) -> tuple[str, object, object]:
     :param name: of the setting.
     :param now: its value; tables in it are looked into, where they have the same keys.
     :param then: that of the run.
-    :return: the key as `search.epochs` and `tasks.0.dev`, and the two values.
+    :return: the key as `search.box_growth` and `tasks.0.dev`, and the two values.
     """
     inner: list[tuple[object, object, object]] = []
     if isinstance(now, dict) and isinstance(then, dict) and now.keys() == then.keys():

@@ -41,7 +41,7 @@ def test_a_task_has_the_protocol_of_its_entry_and_ours_without_one(folder):
     [
         (
             {"swarm_eval": "medqa.json", "protocol": "publsihed"},
-            "task 'medqa.json': protocol: expected one of ours, published, found 'publsihed'; did you",
+            "task 'medqa.json': protocol: expected one of ours, published, found 'publsihed'",
         ),
         (
             {"swarm_eval": "medqa.json", "protocol": 1},

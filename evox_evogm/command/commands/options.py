@@ -23,7 +23,7 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Settings in place of the file's, such as search.epochs=20 or tasks.0.dev=8.",
+        help="Settings in place of the file's, such as search.box_growth=0 or tasks.0.dev=8.",
         show_default=False,
     ),
 ]
