@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 from builders import build_model, mixed_adapters
+from evox.workflows import EvalMonitor, StdWorkflow
 from other_bases import logits_of, peft_logits
 from safetensors.torch import load_file
 
+from evox_evogm import EvoGM
+from evox_evogm.baselines import CMAES, ModelSwarms, PSOMerging, RandomSearch
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.adapters.groups import group_modules
 from evox_evogm.problems.failures import AllFailed
@@ -165,6 +168,22 @@ def test_a_coefficient_without_channels_makes_no_other_merge(problem):
     pop[1, unused] = 1.0
     assert problem.evaluate(pop).unique().numel() == 1
     assert len(problem.cache.unseen(pop)) == 0
+
+
+@pytest.mark.parametrize("search", [EvoGM, RandomSearch, ModelSwarms, PSOMerging, CMAES])
+def test_every_search_runs_unchanged_over_groups(problem, search):
+    torch.manual_seed(0)
+    lb, ub = problem.box
+    make = (lambda: CMAES((lb + ub) / 2, 0.2, 4)) if search is CMAES else lambda: search(4, lb, ub)
+    monitor = EvalMonitor()
+    workflow = StdWorkflow(make(), problem, monitor, opt_direction="max")
+    workflow.init_step()
+    workflow.step()
+    best = monitor.get_best_solution()
+    assert best.shape == (problem.n_coefficients,) and problem.n_coefficients > problem.n_experts
+    assert float(problem.evaluate(best[None])[0]) == pytest.approx(
+        float(monitor.get_best_fitness()), abs=1e-5
+    )
 
 
 def test_a_point_of_another_width_is_refused(problem):
