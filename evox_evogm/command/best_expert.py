@@ -1,5 +1,6 @@
 """The expert that is best on dev, and those that are level with it."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from evox_evogm.command.scores import ScoreRow
@@ -14,7 +15,7 @@ def best_places(scores: Sequence[float]) -> list[int]:
     :param scores: NaN where one is not known.
     :return: none if no score is known.
     """
-    known = [score for score in scores if score == score]
+    known = [score for score in scores if not math.isnan(score)]
     if not known:
         return []
     best = max(known)

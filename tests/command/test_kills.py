@@ -314,7 +314,11 @@ def test_a_merge_that_fails_twice_scores_worst_and_the_run_has_a_result(
     for row in rows.values():
         assert row["failure"] is None and isinstance(row["test"]["sums"], float)
     note = "second: could not be scored: RuntimeError: broken"
-    assert result["notes"][0] == note and f"note: {note}\n" in capsys.readouterr().out
+    level = (
+        "task 'quiz': base, experts and merge all score .500 on dev and .500 on test in the table, "
+        "which tells none from another"
+    )
+    assert result["notes"] == [note, level] and f"note: {note}\n" in capsys.readouterr().out
 
 
 def test_a_run_whose_models_all_fail_in_the_final_table_has_no_result_and_goes_on_later(
