@@ -23,6 +23,7 @@ import argparse
 import faulthandler
 import platform
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -120,7 +121,7 @@ def check_device(record: Record, device: torch.device, *, tiny: bool) -> None:
     run("rates", 0.05, measure_rates)
     run("scores", 0.12, partial(check_scores, record, device))
     compiled = not tiny
-    run("step", 0.08, partial(measure_steps, record, device))
+    run("step", 0.1, partial(measure_steps, record, device, vmapped_runs=2 if tiny else 16))
     # Before the speeds, which take all the time that is left.
     run("contract", 0.25, partial(check_contract, record, device, compiled=compiled))
     candidates = 3 if tiny else 20
@@ -150,8 +151,9 @@ def main(words: list[str] | None = None) -> int:
     if arguments.device.type == "cpu" and not arguments.tiny:
         parser.error("--device: expected a GPU, found cpu; real shapes take hours there: --tiny")
     record = Record(arguments.out, arguments.minutes)
-    # A signal cannot end a call that never returns to Python; this can.
-    faulthandler.dump_traceback_later(60 * arguments.minutes + GRACE, exit=True)
+    # A signal cannot end a call that never returns to Python; this can. It needs a real file.
+    seconds = 60 * arguments.minutes + GRACE
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
     try:
         check_device(record, with_index(arguments.device), tiny=arguments.tiny)
     finally:

@@ -219,17 +219,28 @@ def _run(name: str, device: torch.device, settings: dict, *, compiled: bool = Fa
     return workflow.algorithm.record_step()
 
 
+class RunsSideBySide:
+    """Several runs of a workflow in one vmap, after their first step."""
+
+    def __init__(self, workflow: StdWorkflow, count: int):
+        parameters, buffers = torch.func.stack_module_state([workflow] * count)
+        first = vmap(use_state(workflow.init_step), randomness="different")
+        self.state = first({**parameters, **buffers})
+        self._step = vmap(use_state(workflow.step), randomness="different")
+
+    def step(self) -> None:
+        """Step all runs."""
+        self.state = self._step(self.state)
+
+
 def _run_vmap(name: str, device: torch.device, settings: dict) -> dict:
     """Three steps of three runs side by side; the points, generators or iterate of each."""
     torch.manual_seed(3)
-    workflow = make_workflow(name, device, **settings)
-    parameters, buffers = torch.func.stack_module_state([workflow] * 3)
-    state = vmap(use_state(workflow.init_step), randomness="different")({**parameters, **buffers})
-    step = vmap(use_state(workflow.step), randomness="different")
+    runs = RunsSideBySide(make_workflow(name, device, **settings), 3)
     for _ in range(2):
-        state = step(state)
+        runs.step()
     kept = {}
-    for key, value in state.items():
+    for key, value in runs.state.items():
         if key.endswith((".generators", ".iterate")):
             kept[key] = value
         elif key.endswith(".points"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.checks import WITH_OUTCOMES, make_workflow
+from benchmarks.gpu.checks import WITH_OUTCOMES, RunsSideBySide, make_workflow
 from benchmarks.gpu.random_bases import (
     EXPERTS,
     Regime,
@@ -288,19 +288,36 @@ def peak_above(before: int, device: torch.device) -> float | None:
     return (torch.cuda.max_memory_allocated(device) - before) / GIB
 
 
-def measure_steps(record: Record, device: torch.device, n: int = EXPERTS) -> None:
-    """Time a step of the searches without its evaluations, on the device and on the CPU."""
+def measure_steps(
+    record: Record, device: torch.device, *, n: int = EXPERTS, vmapped_runs: int = 16
+) -> None:
+    """Time a step of the searches without its evaluations, on the device and on the CPU.
+
+    :param n: coordinates.
+    :param vmapped_runs: runs side by side on the device, of the searches that compute much.
+    """
     for where in dict.fromkeys((device, torch.device("cpu"))):
         for name in ("SurrogateEvoGM", WITH_OUTCOMES, "EvoGM", "GradientSearch"):
             torch.manual_seed(4)
             workflow = make_workflow(name, where, n)
             workflow.init_step()
-            seconds = []
-            for _ in range(4):
-                synchronize(where)
-                start = time.perf_counter()
-                workflow.step()
-                synchronize(where)
-                seconds.append(time.perf_counter() - start)
-            median = statistics.median(seconds[1:])
-            record.add("step", algorithm=name, device=where.type, n=n, ms=1e3 * median)
+            ms = median_ms(workflow.step, where, repeats=3)
+            record.add("step", algorithm=name, device=where.type, n=n, runs=1, ms=ms)
+    for name in (WITH_OUTCOMES, "EvoGM"):
+        torch.manual_seed(4)
+        runs = RunsSideBySide(make_workflow(name, device, n), vmapped_runs)
+        ms = median_ms(runs.step, device, repeats=1)
+        record.add("step", algorithm=name, device=device.type, n=n, runs=vmapped_runs, ms=ms)
+
+
+def median_ms(step: Callable[[], None], device: torch.device, *, repeats: int) -> float:
+    """Milliseconds of a step after a first one, which is not timed."""
+    step()
+    seconds = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds)

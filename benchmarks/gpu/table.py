@@ -69,7 +69,9 @@ def checks_of(rows: Sequence[dict]) -> str:
                 lines.append(f"  - {', '.join(values)}")
     for row in rows:
         if row["part"] == "step":
-            lines.append(f"- a step of {row['algorithm']} on {row['device']}: {row['ms']:.0f} ms")
+            runs = "" if row["runs"] == 1 else f" for {row['runs']} runs in one vmap"
+            words = f"- a step of {row['algorithm']} on {row['device']}{runs}"
+            lines.append(f"{words}: {row['ms']:.0f} ms")
         elif row["part"] == "speed" and row["regime"] == MISSING:
             took = f"{row['ms']:.1f} ms" if "ms" in row else f"{row['seconds']:.1f} s"
             lines.append(f"- {row['base']}, {row['procedure']}: {took}")

@@ -235,7 +235,8 @@ def select_batch(
 ) -> torch.Tensor:
     """Populations that are worth an evaluation, for K runs side by side; computed in float64.
 
-    As an operator it is called for one run, without K.
+    As an operator it is called for one run, without K. Several runs are computed on the CPU, in
+    threads: on an accelerator one would wait for the other.
 
     :param points: a `(K, N, n)` tensor in units of the box, the history.
     :param fitness: a `(K, N, 1 + S)` tensor, minimised; the first column is the fitness, the others
@@ -259,5 +260,7 @@ def select_batch(
         )
 
     tensors = (points, fitness, count, bounds, weights, by_sign, groups, seed)
-    runs = list(zip(*tensors, strict=True))
-    return torch.stack(side_by_side(select, runs))
+    if len(points) == 1:
+        return select(*[tensor[0] for tensor in tensors])[None]
+    runs = list(zip(*[tensor.cpu() for tensor in tensors], strict=True))
+    return torch.stack(side_by_side(select, runs)).to(points.device)

@@ -15,18 +15,17 @@ def side_by_side(
 ) -> list[torch.Tensor]:
     """Call a function for every run, in as many threads as torch may use, at most `MAX_THREADS`.
 
-    The results are those of one run after another with one of torch's threads. One run alone, and
-    runs on an accelerator, are computed in the thread of the caller: another thread would not use
-    the caller's stream.
+    The results are those of one run after another with one of torch's threads. One run alone is
+    computed in the thread of the caller.
 
     :param function: of the tensors of one run, without autograd.
-    :param runs: the tensors of every run.
+    :param runs: the tensors of every run, on the CPU: on an accelerator another thread would not
+        use the caller's stream.
     :return: the results, in the order of the runs.
     :raises Exception: what the function raises, for the first run in this order for which it does.
     """
-    on_cpu = all(tensor.device.type == "cpu" for run in runs for tensor in run)
     all_threads = torch.get_num_threads()
-    workers = min(len(runs), all_threads, MAX_THREADS) if on_cpu else 1
+    workers = min(len(runs), all_threads, MAX_THREADS)
     if workers <= 1:
         return [function(*run) for run in runs]
     inference = torch.is_inference_mode_enabled()

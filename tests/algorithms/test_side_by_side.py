@@ -8,7 +8,8 @@ import torch
 from pretend_device import pretend_accelerator
 
 from evox_evogm import SurrogateSettings
-from evox_evogm.algorithms.acquisition import select_batch, settings_number
+from evox_evogm.algorithms import acquisition
+from evox_evogm.algorithms.acquisition import select_batch, select_for_one_run, settings_number
 from evox_evogm.algorithms.side_by_side import MAX_THREADS, side_by_side
 
 FEW = SurrogateSettings(gaussian_candidates=60, crossover_candidates=40, candidate_rounds=2)
@@ -100,7 +101,7 @@ def test_there_are_at_most_so_many_threads():
     assert len(seen) == MAX_THREADS
 
 
-@pytest.mark.parametrize("case", ["one run", "one thread", "accelerator"])
+@pytest.mark.parametrize("case", ["one run", "one thread"])
 def test_otherwise_runs_stay_in_the_thread_of_the_caller(case):
     def thread(number):
         return torch.tensor(threading.get_ident())
@@ -108,13 +109,27 @@ def test_otherwise_runs_stay_in_the_thread_of_the_caller(case):
     runs = RUNS[:1] if case == "one run" else RUNS
     if case == "one thread":
         torch.set_num_threads(1)
-    if case == "accelerator":
-        with pretend_accelerator() as device:
-            runs = [(number.to(device),) for (number,) in RUNS]
-            found = side_by_side(thread, runs)
-    else:
-        found = side_by_side(thread, runs)
+    found = side_by_side(thread, runs)
     assert [int(ident) for ident in found] == [threading.get_ident()] * len(runs)
+
+
+def test_vmapped_runs_on_an_accelerator_choose_in_threads_of_the_cpu(monkeypatch):
+    threads = set()
+
+    def noted(*run, **settings):
+        threads.add(threading.get_ident())
+        return select_for_one_run(*run, **settings)
+
+    monkeypatch.setattr(acquisition, "select_for_one_run", noted)
+    tensors = histories(5)
+    settings = 3, tensors[0].shape[2], settings_number(FEW)
+    choose = torch.vmap(lambda *tensors: select_batch(*tensors, *settings))
+    expected = choose(*tensors)
+    with pretend_accelerator() as device:
+        found = choose(*[tensor.to(device) for tensor in tensors])
+        assert found.device.type == device.type
+        assert torch.equal(found.cpu(), expected)
+    assert len(threads) > 1 and threading.get_ident() not in threads
 
 
 def test_the_error_is_that_of_the_first_run_that_fails_and_threads_are_as_before():

@@ -62,7 +62,8 @@ def test_checks_that_are_wrong_are_named():
     rows = [
         {"part": "scores", "base": "B", "difference": 2.0, "ok": False},
         {"part": "scores", "base": "B", "difference": 0.0, "ok": True},
-        {"part": "step", "algorithm": "EvoGM", "device": "cpu", "n": 10, "ms": 12.3},
+        {"part": "step", "algorithm": "EvoGM", "device": "cpu", "n": 10, "runs": 1, "ms": 12.3},
+        {"part": "step", "algorithm": "EvoGM", "device": "cuda", "n": 10, "runs": 16, "ms": 80.0},
         speed("growing cache", 20.0, tokens_per_second=50.0),
         speed("static cache", 2.0, tokens_per_second=500.0),
         {"part": "speed", "base": "B", "regime": "r", "procedure": "16 GiB", "ok": False},
@@ -72,6 +73,7 @@ def test_checks_that_are_wrong_are_named():
         "  - base B, difference 2.0, ok False",
         "- contract: 0 of 0 right",
         "- a step of EvoGM on cpu: 12 ms",
+        "- a step of EvoGM on cuda for 16 runs in one vmap: 80 ms",
         "- small, long: 500 tokens/s with a static cache, 50 with a growing one",
         "- B on 16 GiB, r: ran out of memory",
     ]
@@ -323,7 +325,8 @@ def test_all_parts_run_with_tiny_shapes(tmp_path, capsys):
     found = json.loads((tmp_path / JSON).read_text())
     assert found["notes"] == []
     checks = [row for row in found["rows"] if row["part"] in ("scores", "contract")]
-    assert len(checks) == 12 and all(row["ok"] for row in checks)
+    # Two bases by four comparisons of scores; three searches, eager and under vmap.
+    assert len(checks) == 2 * 4 + 3 * 2 and all(row["ok"] for row in checks)
     table = (tmp_path / gpu_check.TABLE).read_text()
     assert table in capsys.readouterr().out
     rows = [line for line in table.splitlines() if line.startswith(("| Qwen", "| Llama"))]
