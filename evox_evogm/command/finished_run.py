@@ -74,6 +74,7 @@ def finish_run(run: "MergeRun", best: torch.Tensor, rows: Sequence[ScoreRow]) ->
         result["notes"].append(result["stopped"])
     result["dtype"] = run.dtype
     result["quantization"] = quantized_as(problem.language_model.model)
+    result["base"] = settings.base
     result["base_sha256"] = run.digests["base"]
     result["sources"] = sources_of(problem)
     if result["checkpoints"]:

@@ -2,6 +2,7 @@
 
 from evox_evogm.command.confirm import confirm_cells, remarks_on_confirm
 from evox_evogm.command.domains import domain_cells
+from evox_evogm.command.experts import regressed_on
 from evox_evogm.command.glossary import glossary
 from evox_evogm.command.objective_remarks import (
     front_cells,
@@ -15,6 +16,8 @@ from evox_evogm.command.significance import (
     remarks_on_chance,
 )
 from evox_evogm.command.templates import render
+from evox_evogm.monitoring.counted import counted
+from evox_evogm.monitoring.escaping import sanitize
 
 
 def report_markdown(result: dict) -> str:
@@ -27,6 +30,7 @@ def report_markdown(result: dict) -> str:
     domains = result.get("domains", {})
     return render(
         "report.md.j2",
+        what_was_merged=what_was_merged(result),
         table=_score_cells(result),
         has_errors=has_errors(result["scores"]),
         remarks=remarks,
@@ -39,6 +43,24 @@ def report_markdown(result: dict) -> str:
         chance=remarks_on_chance(result) + further_remarks(result) + not_beyond_chance(result),
         glossary=glossary(result, pictures=False),
         **{**result, "domains": domains},
+    )
+
+
+def what_was_merged(result: dict) -> str:
+    """One sentence: algorithm, experts, base, evaluations and tasks.
+
+    :param result: what `result.json` holds.
+    """
+    base = sanitize(result.get("base", "the base model"))
+    dev = sum(task["dev"] for task in result["tasks"].values())
+    kind = "expert" if result.get("checkpoints") else "LoRA expert"
+    experts = counted(len(result["coefficients"]), kind)
+    if result["regmean"]:
+        experts += f", regressed on {regressed_on(result['regmean'])},"
+    return (
+        f"{result['algorithm']} searched merges of {experts} of {base} in "
+        f"{counted(result['evaluations'], 'evaluation')}, on {counted(dev, 'dev example')} of "
+        f"{counted(len(result['tasks']), 'task')}."
     )
 
 

@@ -61,6 +61,7 @@ def test_a_log_gets_the_whole_table_and_a_narrow_terminal_the_means():
 def result(coefficients, **changes):
     return {
         "algorithm": "EvoGM",
+        "base": "my-base",
         "scores": ROWS,
         "coefficients": coefficients,
         "coefficients_by_group": {},
@@ -92,6 +93,9 @@ def result(coefficients, **changes):
 def test_the_report_to_the_letter():
     assert report_markdown(result({"a": 0.5, "b": -1.0})).splitlines() == [
         "# Merge report",
+        "",
+        "EvoGM searched merges of 2 LoRA experts of my-base in 16 evaluations, on 4 dev examples "
+        "of 1 task.",
         "",
         "Scores are `dev / test`, higher is better. The search saw only the dev examples.",
         "",

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from harness_tasks import write_task
 from safetensors.torch import load_file, save_file
 
 from evox_evogm.command import cli
+from evox_evogm.command.merge_run import MergeRun
 
 GUIDE = ROOT / "evox_evogm" / "command" / "TROUBLESHOOTING.md"
 ADAPTER = "experts/first/adapter_model.safetensors"
@@ -242,6 +244,21 @@ def noise(project):
     return merge(project, "--budget", "4")
 
 
+@says("base, experts and merge all score ... in the table, which tells none from another")
+def level_rows(project, monkeypatch):
+    score_rows = MergeRun.score_rows
+
+    def level(self, best):
+        rows = []
+        for row in score_rows(self, best):
+            rows.append(replace(row, dev={**row.dev, "sums": 0.25}, test={**row.test, "sums": 0.5}))
+        return rows
+
+    monkeypatch.setattr(MergeRun, "score_rows", level)
+    set_task(project, metric="gold_log_probability")
+    return merge(project, "--budget", "4")
+
+
 @says("expected a task that is scored on this machine, found one that asks over the network (...)")
 def judge(project):
     function = "FUNCTION judge.score"
@@ -260,7 +277,7 @@ def few_questions(project):
     return merge(project, "--budget", "4")
 
 
-FINISHED = (too_long, little_memory, noise, few_questions, not_trained)
+FINISHED = (too_long, little_memory, noise, level_rows, few_questions, not_trained)
 STATUSES = {**dict.fromkeys(FINISHED, 0), nothing_to_learn: 3}
 
 

@@ -29,12 +29,9 @@ from evox_evogm.command.html_report.tables import (
     worth_of,
 )
 from evox_evogm.command.html_report.templates import environment
-from evox_evogm.command.html_report.verdict import (
-    is_it_chance,
-    what_came_out,
-    what_was_merged,
-)
+from evox_evogm.command.html_report.verdict import is_it_chance, what_came_out
 from evox_evogm.command.objective_remarks import front_cells, remarks_on_objective
+from evox_evogm.command.report import what_was_merged
 from evox_evogm.command.score_table import remarks_on_merge
 from evox_evogm.command.significance import further_remarks, remarks_on_chance
 from evox_evogm.monitoring.escaping import sanitize
@@ -88,6 +85,7 @@ def render_page(run: RunData, figures: Mapping[str, Figure], figures_note: str =
     :param figures: by name.
     :param figures_note: a sentence about the files of the figures.
     """
+    named = {"base": run.settings["base"]} if "base" in run.settings else {}
     values: dict[str, Any] = {
         "run": run,
         "result": run.result,
@@ -96,7 +94,7 @@ def render_page(run: RunData, figures: Mapping[str, Figure], figures_note: str =
         "chart_css": page_css(),
         "figures": figures,
         "figures_note": figures_note,
-        "merged": what_was_merged(run),
+        "merged": what_was_merged({**named, **run.result}),
         "came_out": what_came_out(run),
         "chance": is_it_chance(run),
         "remarks": _remarks(run),

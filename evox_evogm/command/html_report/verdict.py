@@ -1,31 +1,13 @@
-"""The first paragraph: what was merged, what came out, and whether that is beyond chance."""
+"""The first paragraph: what came out, and whether that is beyond chance."""
 
 import math
 from statistics import NormalDist
 
-from evox_evogm.command.experts import regressed_on
 from evox_evogm.command.html_report.formats import short, with_error
 from evox_evogm.command.html_report.run_data import Row, RunData
 from evox_evogm.command.significance import not_beyond_chance, p_value, remarks_on_chance
 from evox_evogm.command.uncertainty import LEVEL, Difference
 from evox_evogm.monitoring.counted import counted
-from evox_evogm.monitoring.escaping import sanitize
-
-
-def what_was_merged(run: RunData) -> str:
-    """One sentence: experts, base, algorithm, evaluations and tasks."""
-    result = run.result
-    base = sanitize(str(run.settings.get("base", "the base model")))
-    dev = sum(task["dev"] for task in result["tasks"].values())
-    regressed = ""
-    if result["regmean"]:
-        regressed = f", regressed on {regressed_on(result['regmean'])},"
-    kind = "expert" if result.get("checkpoints") else "LoRA expert"
-    return (
-        f"{result['algorithm']} searched merges of {counted(len(run.experts), kind)}"
-        f"{regressed} of {base} in {counted(result['evaluations'], 'evaluation')}, on "
-        f"{counted(dev, 'dev example')} of {counted(len(run.tasks), 'task')}."
-    )
 
 
 def what_came_out(run: RunData) -> str:
