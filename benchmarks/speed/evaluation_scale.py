@@ -2,7 +2,8 @@
 
 Random Llama models of eight layers with random adapters on all linear layers. One quantity varies
 at a time around P = 20, n = 8 experts of rank 8, 512 prompt tokens per candidate and width 512.
-Both modes, interleaved repeats, medians.
+Both modes, interleaved repeats, medians. And the mode that `auto` chooses: by how much is it slower
+than the better one?
 
     python -m benchmarks.speed.evaluation_scale cost      # table; costs.csv and costs.svg in runs
     python -m benchmarks.speed.evaluation_scale memory    # peak memory of P = 1 and P = 64, each in
@@ -46,6 +47,8 @@ class Case:
     """Prompt tokens per candidate."""
     width: int = 512
     """Of the model."""
+    dtype: str = "bfloat16"
+    """Of its weights."""
 
 
 VARIED = {
@@ -70,7 +73,7 @@ def build_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
 
 
-def build_model(width: int):
+def build_model(width: int, dtype: str):
     """A Llama with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -83,7 +86,7 @@ def build_model(width: int):
         num_attention_heads=width // 64,
         num_key_value_heads=width // 128,
     )
-    return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    return LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
 
 
 def write_adapters(model: torch.nn.Module, n: int, r: int, folder: Path) -> list[Path]:
@@ -122,7 +125,7 @@ def make_problem(case: Case, mode: str, **settings) -> LoRAMergeProblem:
     for index, row in enumerate(letters.tolist()):
         examples.append(Example(str(index), "".join(map(chr, row)), "yes"))
     task = Task("random", "1", "gold_log_probability", tuple(examples))
-    model = build_model(case.width)
+    model = build_model(case.width, case.dtype)
     with tempfile.TemporaryDirectory() as folder:
         experts = write_adapters(model, case.n, case.r, Path(folder))
         return LoRAMergeProblem(
@@ -149,16 +152,32 @@ def milliseconds(case: Case, repeats: int) -> dict[str, float]:
     return {mode: statistics.median(times[mode]) for mode in MODES}
 
 
-def cost(folder: Path, repeats: int) -> None:
+def chosen_mode(case: Case) -> str:
+    """The mode that the cost model chooses, from rates that it measures itself."""
+    problem = make_problem(case, "auto")
+    problem.choose_modes(case.P)
+    (mode,) = problem.modes.values()
+    return mode
+
+
+def cost(folder: Path, repeats: int, dtype: str) -> None:
     """Print a line per case, and write the table and the plot."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    print("| varied | value | unmerged, ms per candidate | merged |\n| --- | ---: | ---: | ---: |")
+    print("| varied | value | unmerged, ms per candidate | merged | chosen | against the better |")
+    print("| --- | ---: | ---: | ---: | --- | ---: |")
     for name, values in VARIED.items():
         for value in values:
-            ms = milliseconds(replace(Case(), **{name: value}), repeats)
-            rows.append({"varied": name, "value": value, **ms})
-            print(f"| {name} | {value} | {ms['unmerged']:.2f} | {ms['merged']:.2f} |", flush=True)
+            case = replace(Case(dtype=dtype), **{name: value})
+            ms = milliseconds(case, repeats)
+            chosen = chosen_mode(case)
+            ratio = ms[chosen] / min(ms.values())
+            rows.append({"varied": name, "value": value, **ms, "chosen": chosen})
+            print(
+                f"| {name} | {value} | {ms['unmerged']:.2f} | {ms['merged']:.2f} | {chosen} "
+                f"| {ratio:.2f} |",
+                flush=True,
+            )
     table = pd.DataFrame(rows)
     titles = {mode: f"{mode} ms per candidate" for mode in MODES}
     table.rename(columns=titles).to_csv(folder / "costs.csv", index=False, float_format="%.2f")
@@ -209,12 +228,13 @@ def main() -> None:
     parser.add_argument("command", choices=["cost", "memory", "peak"])
     parser.add_argument("--folder", type=Path, default=Path("runs/evaluation_scale"))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--mode", choices=MODES, default="unmerged")
     parser.add_argument("--candidates", type=int, default=1)
     parser.add_argument("--max-memory", type=int, default=2048, help="MiB")
     arguments = parser.parse_args()
     if arguments.command == "cost":
-        cost(arguments.folder, arguments.repeats)
+        cost(arguments.folder, arguments.repeats, arguments.dtype)
     elif arguments.command == "memory":
         memory()
     else:
