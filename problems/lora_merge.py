@@ -76,8 +76,8 @@ class LoRAMergeProblem(Problem):
     - the mean over tasks (`objectives="mean"`), or what `objective` makes of them,
     - a column per task (`"tasks"`), for EvoX's multi-objective algorithms,
     - the mean over tasks and a margin per example (`"outcomes"`), for `SurrogateEvoGM(...,
-      outcomes=problem.outcomes)`. The margins say by how much each example is right, and cost
-      nothing more, or
+      outcomes=Outcomes(*problem.outcomes))`. The margins say by how much each example is right, and
+      cost nothing more, or
     - the same and the gradient (`"gradients"`), which counts as 3 evaluations. Merges are evaluated
       in unmerged mode then.
 
@@ -231,45 +231,58 @@ class LoRAMergeProblem(Problem):
             chat_template=chat_template,
             chat_date=self.chat_date,
         )
-        self.regmean = regmean if isinstance(regmean, str) else regmean is not None
         self.groups = group_modules(modules_of(self.experts), groups)
+        self.regmean = regmean if isinstance(regmean, str) else regmean is not None
         with ready_to_score(model):
             if regmean is not None:
                 self.experts = regress_once(
                     regmean_file, self.language_model, self.experts, regmean, tasks
                 )
-            self.scorer = PopulationScorer(
-                self.language_model,
-                self.experts,
-                groups=self.groups,
-                modes=modes,
-                max_memory=limit,
-                measure_batches=measures_batches(batch_tokens, model, images),
-            )
+            measured = measures_batches(batch_tokens, model, images)
+            self._stack_experts(modes, limit, measure_batches=measured)
             if max_memory != limit:  # the experts have their part now
                 self.max_memory = limit_for_model(max_memory, model)
                 self.language_model.max_memory = self.max_memory
-            self.cache = EvaluationCache(
-                self.stacked, model.dtype, self.objective, self.scorer.exact_coefficients
-            )
-        self.tasks = list(tasks) if racing is None else [in_random_order(task) for task in tasks]
-        self.other_tasks = list(other_tasks)
         self.objectives = objectives
         self.racing = racing
         self.budget_used = 0.0
-        tokens = sum(tokenize_task(task, self.language_model) for task in tasks)
+        self._candidates_at_once = candidates_at_once
+        self.on_evaluations = on_evaluations
+        self._take_tasks(tasks, other_tasks)
+
+    def _stack_experts(
+        self, modes: Mapping[str, str], max_memory: int, *, measure_batches: bool
+    ) -> None:
+        """Make what scores merges of the experts, and what remembers their scores."""
+        self.scorer = PopulationScorer(
+            self.language_model,
+            self.experts,
+            groups=self.groups,
+            modes=modes,
+            max_memory=max_memory,
+            measure_batches=measure_batches,
+        )
+        dtype = self.language_model.model.dtype
+        self.cache = EvaluationCache(
+            self.stacked, dtype, self.objective, self.scorer.exact_coefficients
+        )
+
+    def _take_tasks(self, tasks: Sequence[Task], other_tasks: Sequence[Task]) -> None:
+        """Tokenize all tasks, probe the base with them, and measure what functions return."""
+        self.tasks = list(tasks)
+        if self.racing is not None:
+            self.tasks = [in_random_order(task) for task in tasks]
+        self.other_tasks = list(other_tasks)
+        self._prompt_tokens = sum(tokenize_task(task, self.language_model) for task in tasks)
         for task in other_tasks:
             tokenize_task(task, self.language_model)
-        with ready_to_score(model):
+        with ready_to_score(self.language_model.model):
             self.scorer.probe([*self.tasks, *other_tasks])
             with on_cpu_by_default():
                 self.tasks = measure_functions(self.tasks, self.scorer)
                 self.other_tasks = measure_functions(self.other_tasks, self.scorer)
         # The floor depends on what functions return.
         self.objective = self.cache.objective = self.objective.for_tasks(self.tasks)
-        self._candidates_at_once = candidates_at_once
-        self._prompt_tokens = tokens
-        self.on_evaluations = on_evaluations
 
     @property
     def regressed(self) -> bool:
@@ -388,7 +401,7 @@ class LoRAMergeProblem(Problem):
         :raises AllFailed: if all merges of a population of several failed, or the very first merge.
         """
         check_no_transform(pop)
-        check_width(pop, self.n_experts, self.groups.count)
+        self._check_width(pop)
         self.choose_modes(len(pop))
         self.resolve_constraints()
         score = self._scoring(pop)
@@ -408,6 +421,9 @@ class LoRAMergeProblem(Problem):
         if len(evaluations) > 1 or self.cache.best(besides=pop[:0]) is None:
             check_not_all_failed(evaluations, fitness)
         return fitness
+
+    def _check_width(self, pop: torch.Tensor) -> None:
+        check_width(pop, self.n_experts, self.groups.count)
 
     def _scoring(self, pop: torch.Tensor) -> Callable[[torch.Tensor], list[Evaluation]]:
         """The function that scores merges of a population together."""
@@ -429,12 +445,14 @@ class LoRAMergeProblem(Problem):
             keep_margins=self.objectives == "outcomes",
         )
 
-    def recall(self, pop: torch.Tensor) -> torch.Tensor:
+    def cached_fitness(self, pop: torch.Tensor) -> torch.Tensor:
         """What `evaluate` returned for points that did not fail. Nothing is evaluated.
 
         :param pop: a `(P, n g)` tensor of evaluated coefficients.
         :raises KeyError: if one was not evaluated.
+        :raises ValueError: if `pop` has another number of columns.
         """
+        self._check_width(pop)
         with ready_to_score(self.language_model.model):
             return self._fitness(self.cache.find(pop), pop)
 
@@ -460,6 +478,8 @@ class LoRAMergeProblem(Problem):
         :param coefficients: an `(n g,)` tensor; all 0 is the base.
         :param tasks: by default those of the problem.
         :return: per task name an `(S,)` tensor on the CPU, higher is better.
+        :raises ValueError: if there are not n g coefficients, or if two tasks have one name.
+        :raises FitnessFailed: if a task is a function, and fails.
         """
         found = self.score_together(coefficients[None], tasks)
         return {name: scores[0] for name, scores in found.items()}
@@ -477,10 +497,12 @@ class LoRAMergeProblem(Problem):
         :param margins: a dictionary to add to, per task name a `(P, S)` tensor; see
             `margins.METRICS_BY_SIGN`.
         :return: per task name a `(P, S)` tensor on the CPU, higher is better.
-        :raises ValueError: if two tasks have one name, as a dev and a test task may.
+        :raises ValueError: if `pop` has another number of columns, or if two tasks have one name,
+            as a dev and a test task may.
         :raises FitnessFailed: if a task is a function, and fails with one of the merges.
         """
         check_no_transform(pop)
+        self._check_width(pop)
         if tasks is not None:
             check_tasks(tasks)
         with ready_to_score(self.language_model.model):
@@ -524,8 +546,11 @@ class LoRAMergeProblem(Problem):
         :param dtype: of its tensors, which are exact in float32 and rounded in others.
         :return: the largest relative difference of a module's weights between the reloaded adapter
             and the merge.
+        :raises ValueError: if there are not n g coefficients, all are 0, an expert is a whole
+            model, or `dtype` cannot hold a number.
         """
         check_adapters_only(self.experts, "export")
+        self._check_width(coefficients[None])
         model = self.language_model.model
         if base is None:
             loaded_by = getattr(model.config, "_name_or_path", "") or ""

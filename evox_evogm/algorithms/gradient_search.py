@@ -127,7 +127,7 @@ class GradientSearch(Algorithm):
         For one run, not vmapped.
 
         :param evaluate: whether one evaluation more may be made. Otherwise the average is taken.
-        :return: an `(n,)` tensor.
+        :return: an `(n,)` tensor; before `init_step` the start.
         """
         average = self._next_iterate()[1]
         bound = type(self).evaluate is not Algorithm.evaluate  # the copy that a workflow steps

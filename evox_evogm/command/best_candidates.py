@@ -43,7 +43,7 @@ def best_candidates(
     if problem.objectives == "tasks":
         expected = -torch.tensor([record["score"] for record in whole])
     else:
-        expected = smoothed_fitness_of(algorithm, points, -problem.recall(points))
+        expected = smoothed_fitness_of(algorithm, points, -problem.cached_fitness(points))
     lacking = [problem.objective.violation(record["tasks"]) for record in whole]
     order = sorted(range(len(whole)), key=lambda row: (lacking[row], float(expected[row])))
     ranked = torch.cat([recommended.cpu()[None], points[order]])

@@ -62,7 +62,8 @@ from evox_evogm.command.tasks import read_tasks, with_sizes
 from evox_evogm.command.trial import check_trial, make_trial, saved_trial, score_trained
 from evox_evogm.command.trial_remarks import note_of_many_examples
 from evox_evogm.monitoring.progress import OnProgress, full_evaluations, searched
-from evox_evogm.problems.lora_merge import LoRAMergeProblem, box_of
+from evox_evogm.problems.box import box_of
+from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.racing import Racing
 from evox_evogm.problems.tasks.task import Task
 from evox_evogm.resume.resumable_search import saved_seconds

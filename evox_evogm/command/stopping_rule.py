@@ -38,7 +38,7 @@ def has_converged(
     if cost * len(scored) < 2 * WINDOW:
         return False
     points = torch.tensor(scored)
-    return should_stop(algorithm, points, -problem.recall(points), cost=cost, gain=gain)
+    return should_stop(algorithm, points, -problem.cached_fitness(points), cost=cost, gain=gain)
 
 
 def describe_stop(settings: RunSettings) -> str:

@@ -168,10 +168,15 @@ class MergeMonitor(EvalMonitor):
         return self.recorder.tasks
 
     def get_outcome_history(self) -> list[torch.Tensor]:
-        """The columns of fitness beside the first, a `(P, S)` tensor for each population.
+        """The columns of fitness beside the first.
 
-        They need `full_outcome_history=True`.
+        :return: a `(P, S)` tensor for each population.
+        :raises ValueError: if the monitor was made without `full_outcome_history=True`.
         """
+        if not self.full_outcome_history:
+            raise ValueError(
+                "get_outcome_history: expected MergeMonitor(full_outcome_history=True), found False"
+            )
         return self.recorder.outcomes
 
     def close(self) -> None:

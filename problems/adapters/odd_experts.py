@@ -35,6 +35,7 @@ LIMIT = 5.0  # robust z from which a size or a spectrum is odd
 LIMIT_OF_EXTREMES = 8.0  # of a single module, the largest of hundreds, and of small sizes
 FLOOR_OF_SIZE = 0.35  # at these limits norms are 6 and 16 times as large as usual
 FLOOR_OF_SPECTRUM = 0.4
+ADVICE = "it may be damaged or hostile, or have another scale"
 NORMAL = 1.4826  # the standard deviation of a normal distribution, in absolute deviations
 EDGE = 1e-6  # log-odds are those of numbers between this and 1 less this
 
@@ -52,6 +53,17 @@ class Spectrum(NamedTuple):
     share: float
     log_size: float
     log_odds: float | None
+
+
+class Reason(NamedTuple):
+    """One way in which an expert is far from the others.
+
+    :param words: which.
+    :param z: the robust z of that number.
+    """
+
+    words: str
+    z: float
 
 
 @dataclass(frozen=True)
@@ -167,35 +179,49 @@ def _warnings_among(spectra: Sequence[ExpertSpectrum], why_unchanged: str) -> li
 
 def _warnings_of(own: ExpertSpectrum, others: Sequence[ExpertSpectrum]) -> list[str]:
     usual = _usual_sizes(others)
-    size, sizes = _size(own, usual), [_size(other, usual) for other in others]
-    reasons = []
-    z = _robust_z(size, sizes, FLOOR_OF_SIZE)
-    if z > LIMIT or z < -LIMIT_OF_EXTREMES:
-        times = _times(math.exp(size - median(sizes)))
-        reasons.append(f"its changes are {times} those of the others: norm {_norms(own, others)}")
-    z_of_spectrum = _z_of_spectrum(own, others)
-    if abs(z_of_spectrum) > LIMIT:
-        shares = [100 * other.share for other in others]
-        reasons.append(
-            f"its spectrum is {_spread(z_of_spectrum)} the others': {100 * own.share:.3g} % of a "
-            f"module's change is in one direction, {min(shares):.3g} to {max(shares):.3g} % with "
-            "them"
-        )
-        z = z if abs(z) > abs(z_of_spectrum) else z_of_spectrum
-    single = _odd_module(own, others, usual)
-    if single is not None:
-        reasons.append(single[0])
-        z = max(z, single[1], key=abs)
+    found = (
+        _odd_size(own, others, usual),
+        _odd_spectrum(own, others),
+        _odd_module(own, others, usual),
+    )
+    reasons = [reason for reason in found if reason is not None]
     if not reasons:
         return []
-    advice = "it may be damaged or hostile, or have another scale"
-    return [f"expert {own.name!r}: {'; '.join(reasons)} (robust z {z:.1f}); {advice}"]
+    words = "; ".join(reason.words for reason in reasons)
+    z = max((reason.z for reason in reasons), key=abs)
+    return [f"expert {own.name!r}: {words} (robust z {z:.1f}); {ADVICE}"]
+
+
+def _odd_size(
+    own: ExpertSpectrum, others: Sequence[ExpertSpectrum], usual: dict[str, float]
+) -> Reason | None:
+    """Whether all its changes are much larger or smaller than those of the others."""
+    size, sizes = _size(own, usual), [_size(other, usual) for other in others]
+    z = _robust_z(size, sizes, FLOOR_OF_SIZE)
+    if -LIMIT_OF_EXTREMES <= z <= LIMIT:
+        return None
+    times = _times(math.exp(size - median(sizes)))
+    return Reason(f"its changes are {times} those of the others: norm {_norms(own, others)}", z)
+
+
+def _odd_spectrum(own: ExpertSpectrum, others: Sequence[ExpertSpectrum]) -> Reason | None:
+    """Whether its changes are in fewer or more directions than those of the others."""
+    z = _z_of_spectrum(own, others)
+    if abs(z) <= LIMIT:
+        return None
+    share = 100 * own.share
+    shares = [100 * other.share for other in others]
+    words = (
+        f"its spectrum is {_spread(z)} the others': {share:.3g} % of a module's change is in one "
+        f"direction, {min(shares):.3g} to {max(shares):.3g} % with them"
+    )
+    return Reason(words, z)
 
 
 def _odd_module(
     own: ExpertSpectrum, others: Sequence[ExpertSpectrum], usual: dict[str, float]
-) -> tuple[str, float] | None:
-    """The module that is furthest from what is usual, in words with its z, or None."""
+) -> Reason | None:
+    """The module that is furthest above what is usual, if it is far from it."""
     residuals: list[float] = []
     for other in others:
         residuals += _residuals(other, usual).values()
@@ -206,9 +232,9 @@ def _odd_module(
         return None
     module, times = own.modules[name], _times(math.exp(found[name]))
     words = f"{name} changes {times} as much as its other modules suggest: norm {module.norm:.3g}"
-    if math.isnan(module.share):  # a vector
-        return words, z
-    return f"{words}, {100 * module.share:.3g} % of it in one direction", z
+    if not math.isnan(module.share):  # as of a vector
+        words += f", {100 * module.share:.3g} % of it in one direction"
+    return Reason(words, z)
 
 
 def _usual_sizes(spectra: Sequence[ExpertSpectrum]) -> dict[str, float]:

@@ -121,9 +121,12 @@ def fitness_tasks(
     :param sizes: how many numbers the function returns for `"dev"` and for `"test"`. By default
         this is found out by calling it with the base.
     :param margins: with sizes: whether it returns margins too.
-    :raises ValueError: if the function cannot be imported, or does not take these arguments, in one
-        sentence.
+    :return: the dev and the test task.
+    :raises ValueError: if the function cannot be imported, does not take these arguments, or if
+        `sizes` is not a whole number of at least 1 for each split.
     """
+    if sizes is not None:
+        check_sizes(sizes)
     if isinstance(function, str):
         source = function
         function, digest = load_function(function, folder)
@@ -152,6 +155,16 @@ def fitness_tasks(
             task = task.with_size(sizes[split], by_sign=margins)
         tasks.append(task)
     return tasks[0], tasks[1]
+
+
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Refuse sizes that do not say how many numbers a function returns for each split."""
+    counts = [sizes.get(split) for split in SPLITS]
+    if set(sizes) == set(SPLITS) and all(type(count) is int and count >= 1 for count in counts):
+        return
+    raise ValueError(
+        f"sizes: expected whole numbers of at least 1 for dev and test, found {dict(sizes)}"
+    )
 
 
 def name_of(function: Callable) -> str:

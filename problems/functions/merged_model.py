@@ -58,6 +58,7 @@ class MergedModel:
         :param chat: put prompts through the chat template.
         :param stop: texts; a continuation ends before the first of them.
         :return: N texts, without the prompts.
+        :raises ValueError: if `prompts` is no list of texts.
         """
         candidates = [0] * len(check_texts("prompts", prompts))
         model = reading_texts(self._language_model)
@@ -72,6 +73,7 @@ class MergedModel:
         :param continuations: a text for each prompt. A blank goes between the two, not in a chat.
         :param chat: put prompts through the chat template.
         :return: an `(N,)` tensor on the CPU, the sum over the tokens of each, in nats.
+        :raises ValueError: if one of the two is no list of texts, or their lengths differ.
         """
         candidates = [0] * len(check_texts("prompts", prompts))
         model = reading_texts(self._language_model)
@@ -118,6 +120,7 @@ class MergedPopulation:
         """Greedy continuations of N prompts by all P merges, see `MergedModel.generate`.
 
         :return: P lists of N texts.
+        :raises ValueError: if `prompts` is no list of texts.
         """
         check_texts("prompts", prompts)
         model = reading_texts(self._language_model)
@@ -138,6 +141,7 @@ class MergedPopulation:
         """Log-probabilities of N continuations for all P merges, see `MergedModel`.
 
         :return: a `(P, N)` tensor on the CPU, in nats.
+        :raises ValueError: if one of the two is no list of texts, or their lengths differ.
         """
         check_texts("prompts", prompts)
         model = reading_texts(self._language_model)

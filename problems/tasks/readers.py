@@ -296,6 +296,7 @@ def reasoning_gym_rows(
     :param split: `"dev"`, `"test"` or `"train"`. No question is in two of them (`split_of`).
     :param options: settings of that data set.
     :raises ValueError: if the task or an option is unknown, or it has too few questions.
+    :raises ModuleNotFoundError: if reasoning-gym is not installed.
     """
     seen: set[str] = set()
     block = 0
@@ -359,6 +360,7 @@ def read_reasoning_gym(
     :param settings: of `Task`.
     :return: the dev and the test task.
     :raises ValueError: if the data set, an option or the seed cannot be used.
+    :raises ModuleNotFoundError: if reasoning-gym is not installed.
     """
     if not isinstance(options or {}, Mapping):
         raise ValueError(

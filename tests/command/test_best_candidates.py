@@ -23,7 +23,7 @@ def problem_of(objective=None, objectives="scores"):
     return SimpleNamespace(
         objective=objective or Objective(),
         objectives=objectives,
-        recall=lambda points: points[:, 0],  # the first coefficient is the score
+        cached_fitness=lambda points: points[:, 0],  # the first coefficient is the score
         cache=SimpleNamespace(first_of_each=first_of_each),
     )
 

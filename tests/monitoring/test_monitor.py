@@ -67,6 +67,11 @@ def test_the_first_column_is_the_fitness_in_the_direction_of_the_workflow():
     torch.testing.assert_close(outcomes, -(points[:, :2] - 0.2).square())
 
 
+def test_outcomes_that_are_not_kept_are_refused():
+    with pytest.raises(ValueError, match=r"expected MergeMonitor\(full_outcome_history=True\)"):
+        MergeMonitor().get_outcome_history()
+
+
 @pytest.mark.parametrize("source", ["eval", "pop"])
 def test_it_can_be_plotted(source):
     pytest.importorskip("plotly")

@@ -474,8 +474,19 @@ def test_what_is_missing_is_said(model, tokenizer, folders, change, message):
         LoRAMergeProblem(**arguments)
 
 
-def test_a_population_of_the_wrong_width_is_refused(problem):
-    with pytest.raises(
-        ValueError, match=r"expected \(P, 2\), one column per expert, found \(4, 3\)"
-    ):
-        problem.evaluate(torch.zeros(4, 3))
+@pytest.mark.parametrize("method", ["evaluate", "cached_fitness", "score_together"])
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_population_of_the_wrong_width_is_refused(problem, method, width):
+    expected = r"expected \(P, 2\), one column per expert"
+    with pytest.raises(ValueError, match=rf"{expected}, found \(4, {width}\)"):
+        getattr(problem, method)(torch.zeros(4, width))
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 2)])
+def test_coefficients_of_another_shape_are_neither_scored_nor_exported(problem, tmp_path, shape):
+    coefficients = torch.ones(shape)
+    with pytest.raises(ValueError, match="one column per expert"):
+        problem.score_tasks(coefficients)
+    with pytest.raises(ValueError, match="one column per expert"):
+        problem.export(coefficients, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()

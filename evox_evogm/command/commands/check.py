@@ -48,7 +48,7 @@ def check(
         found, folder = read_settings(settings, words or [], **options)
         check_early(found, folder)
         from evox_evogm.command.check_run import check  # torch, which takes seconds
-        from evox_evogm.command.run_merge import silence_transformers
+        from evox_evogm.command.printing import silence_transformers
 
         silence_transformers()
         imports = time.monotonic() - start

@@ -45,7 +45,7 @@ def compare(
             print_comparison,
             verdict,
         )
-        from evox_evogm.command.run_merge import plain_console
+        from evox_evogm.command.printing import plain_console
 
         models = read_both(first, second, settings)
         lines = compare(*models, split)
@@ -82,9 +82,9 @@ def score_adapters(
     """
     from evox_evogm.command.compare_models import Model
     from evox_evogm.command.opened_run import settings_of_run
+    from evox_evogm.command.printing import silence_transformers
     from evox_evogm.command.result import examples_table
     from evox_evogm.command.run_folder import has_begun
-    from evox_evogm.command.run_merge import silence_transformers
     from evox_evogm.command.score_models import score_words
     from evox_evogm.command.settings_file import read_settings
     from evox_evogm.monitoring.display.heartbeat import Heartbeat

@@ -81,7 +81,7 @@ def export(
         check_options(run, kind, options)
         from evox_evogm.command.export_run import Wanted, export, upload  # torch takes seconds
         from evox_evogm.command.exports.hub import check_repo_id
-        from evox_evogm.command.run_merge import silence_transformers
+        from evox_evogm.command.printing import silence_transformers
 
         silence_transformers()
         compressed = rank is not None or tolerance is not None

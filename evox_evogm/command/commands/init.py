@@ -57,7 +57,7 @@ def init(
             check_task_word(word)
         print(f"looking at {' '.join(map(sanitize, adapters))} ...", flush=True)
         from evox_evogm.command.init_settings import init  # torch, which takes seconds
-        from evox_evogm.command.run_merge import silence_transformers
+        from evox_evogm.command.printing import silence_transformers
 
         silence_transformers()
         init(adapters, out, base, tasks)

@@ -82,7 +82,7 @@ def search(
             ranks = ranks_of_torchrun()
         given, _ = with_kept(all_words(words, options), kept_overrides(out))
         check_early(*read_settings(settings, given))
-        from evox_evogm.command.run_merge import run  # torch, which takes seconds
+        from evox_evogm.command.merge_from_settings import run  # torch, which takes seconds
 
         return run(settings, words, out, options, quiet=quiet, json_lines=json_lines, ranks=ranks)
 

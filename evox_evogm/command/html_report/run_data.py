@@ -17,8 +17,8 @@ from evox_evogm.command.run_folder import CONFIG, damaged, read_table
 from evox_evogm.command.scores import label
 from evox_evogm.command.task_settings import SPLITS
 from evox_evogm.command.uncertainty import standard_error, standard_error_of_mean
+from evox_evogm.problems.box import box_of
 from evox_evogm.problems.evaluation import cost_of
-from evox_evogm.problems.lora_merge import box_of
 from evox_evogm.resume.journal import read_blocks
 from evox_evogm.resume.resumable_search import JOURNAL
 

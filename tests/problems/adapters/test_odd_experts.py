@@ -152,6 +152,17 @@ def test_z_is_the_distance_to_the_median_in_robust_deviations():
     assert odd_experts._robust_z(9, [1, 2, 3, 4, 10], 3) == pytest.approx(2)
 
 
+def test_the_z_of_a_warning_is_that_of_its_reason():
+    """By hand: of the size it is 2.5 / .35 = 7.1, below 8; of the spectrum 2.2 / .4 = 5.5."""
+    usual = odd_experts.Spectrum(norm=1.0, share=0.5, log_size=0.0, log_odds=0.0)
+    odd = usual._replace(log_size=-2.5, log_odds=2.2)
+    experts = []
+    for number, spectrum in enumerate([usual, usual, usual, odd]):
+        experts.append(odd_experts.ExpertSpectrum(str(number), {"layer.q_proj": spectrum}))
+    (warning,) = odd_experts._warnings_among(experts, "")
+    assert "its spectrum is flatter" in warning and "(robust z 5.5)" in warning
+
+
 def test_kinds_of_modules_that_no_other_expert_has_are_compared_with_all():
     sizes = {"q_proj": 1.0, "k_proj": 1.0, "up_proj": 40.0}
     experts = []

@@ -66,6 +66,12 @@ def by_plain_peft(tokenizer, folders, prompts):
     return torch.tensor(rows)
 
 
+@pytest.mark.parametrize("sizes", [{"dev": 3}, {"dev": 0, "test": 2}, {"dev": 2, "test": 2.0}])
+def test_sizes_that_say_nothing_are_refused(sizes):
+    with pytest.raises(ValueError, match="sizes: expected whole numbers of at least 1 for dev"):
+        fitness_tasks(len, sizes=sizes)
+
+
 @pytest.mark.parametrize("mode", ["unmerged", "merged"])
 @pytest.mark.lengthy
 def test_scores_are_those_of_plain_peft(build, tokenizer, folders, mode):

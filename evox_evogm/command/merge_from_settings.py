@@ -1,11 +1,8 @@
 """What `evogm merge` does: read settings, search, score, export, and print the result."""
 
-import os
 import statistics
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +23,7 @@ from evox_evogm.command.messages import (
     print_trial,
     say_notes_once,
 )
+from evox_evogm.command.printing import plain_console, printing, silence_transformers
 from evox_evogm.command.run_folder import RESULT, is_newer
 from evox_evogm.command.search_algorithm import cost_of_point
 from evox_evogm.command.settings_file import read_settings
@@ -98,38 +96,6 @@ def run(
                 name_coefficients(trackers, merge_run)
                 result = finish(merge_run, console, shown, trackers)
     return status_of_result(result)
-
-
-def plain_console() -> Console:
-    """A console that shows names as they are."""
-    return Console(markup=False, highlight=False, emoji=False)
-
-
-@contextmanager
-def printing(*, quiet: bool, to_stderr: bool) -> Iterator[None]:
-    """A context that decides where printed lines go.
-
-    :param quiet: nowhere.
-    :param to_stderr: to stderr, as stdout belongs to a program.
-    """
-    if quiet:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
-            yield
-    elif to_stderr:
-        with redirect_stdout(sys.stderr):
-            yield
-    else:
-        yield
-
-
-def silence_transformers() -> None:
-    """Keep transformers from writing between the lines of the command."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    # Between transformers and peft; a user can do nothing about it.
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def facts_of(merge_run: MergeRun) -> RunFacts:
