@@ -209,7 +209,8 @@ def _prompt_rate(model: LanguageModel) -> Rate:
 
     Where the sizes of batches were measured it is that of passes of such a size.
     """
-    most_rows = max(1, model.batch_tokens // WIDTH)
+    room = model.max_memory // (WIDTH * model.memory.token + model.memory.logits)
+    most_rows = max(1, min(model.batch_tokens // WIDTH, room))
     largest = [most_rows] if model.batch_sizes.is_measured else []
     points = []
     for rows in sorted({min(rows, most_rows) for rows in [*PROMPT_ROWS, *largest]}):
@@ -254,7 +255,7 @@ def _random_batch(model: LanguageModel, rows: int) -> tuple[list[int], torch.Ten
     mixes = model.capabilities.mix_candidates
     candidates = [row % 2 if mixes else 0 for row in range(rows)]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.tokenizer.vocab_size, (rows, WIDTH), generator=generator)
+    tokens = torch.randint(model.known_tokens, (rows, WIDTH), generator=generator)
     tokens = tokens.to(model.device)
     return candidates, tokens, torch.ones_like(tokens)
 

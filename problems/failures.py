@@ -1,6 +1,9 @@
-"""Errors of problems: no point of a population has a fitness, or a rank is gone."""
+"""Errors of problems: no point of a population has a fitness, or a rank or the device is gone."""
 
 import torch
+
+# The words of the CPU, of CUDA outside torch's allocator, and of its libraries such as cuBLAS.
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED")
 
 
 class AllFailed(RuntimeError):
@@ -37,6 +40,41 @@ class SharedFailure(RuntimeError):
 
 class RankLost(RuntimeError):
     """A rank of several has died, or cannot be reached. The search cannot go on."""
+
+
+class DeviceLost(RuntimeError):
+    """The device of this process answers no more, so that whatever is computed on it fails.
+
+    CUDA is like that after an error of a kernel, until the process ends.
+    """
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether a device that has just failed computes nothing any more. Without memory it does."""
+    if device.type == "cpu":
+        return False
+    try:
+        return float(torch.ones((), device=device)) != 1.0
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, MemoryError) or is_out_of_memory_by_torch(error)
+
+
+def is_out_of_memory_by_torch(error: Exception) -> bool:
+    """Whether an error says that torch found no memory for a tensor."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    if isinstance(error, SharedFailure):
+        return False
+    if not isinstance(error, RuntimeError):
+        return False
+    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def in_one_line(error: Exception) -> str:

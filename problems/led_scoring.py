@@ -117,11 +117,13 @@ def help_to_score(problem: "LoRAMergeProblem", ranks: RankGroup) -> None:
     """
     tasks = [*problem.tasks, *problem.other_tasks]
     scorer = problem.scorer
+    batch_sizes = None
     while (work := ranks.exchange(None)[0]) is not None:
         some = [with_examples(tasks[part.place], part.examples) for part in work.parts]
-        scorer.modes.update(work.plan.modes)
-        if work.batch_sizes is not None:
-            scorer.language_model.batch_sizes = work.batch_sizes
+        scorer.take_modes(work.plan.modes)
+        if work.batch_sizes is not None and work.batch_sizes != batch_sizes:
+            # Only new ones, as those of before may have been halved here when memory ran out.
+            scorer.language_model.batch_sizes = batch_sizes = work.batch_sizes
         take_portions(ranks, scorer, work.pop, some, work.plan, work.differentiate)
 
 

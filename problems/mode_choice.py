@@ -84,10 +84,11 @@ def obstacle_to_merging(scorer: "PopulationScorer") -> str | None:
     if scorer.rates is not None:
         return None
     try:
-        scorer.rates = measure_rates(
-            reading_texts(model), scorer.stacked, scorer.weight_merger, scorer.n_coefficients
-        )
-    except (RuntimeError, MemoryError, IndexError) as error:
+        with scorer.room_for_copy():
+            scorer.rates = measure_rates(
+                reading_texts(model), scorer.stacked, scorer.weight_merger, scorer.n_coefficients
+            )
+    except (RuntimeError, MemoryError) as error:
         scorer.weight_copy.drop()
         return f"the merged mode could not be measured: {in_one_line(error)}"
     return None
@@ -115,7 +116,8 @@ def predicted_modes(
         for place, group in enumerate(groups):
             expected = seconds[place]
             if is_close_call(expected, load_seconds):
-                seconds[place] = time_modes(scorer, group, candidates, expected, all_loads)
+                with scorer.room_for_copy():
+                    seconds[place] = time_modes(scorer, group, candidates, expected, all_loads)
     group_modes = faster_modes(seconds, load_seconds)
     modes: dict[str, str] = {}
     for group, mode, expected in zip(groups, group_modes, seconds, strict=True):

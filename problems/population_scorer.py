@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -227,11 +228,39 @@ class PopulationScorer:
             # The other ranks might measure, and choose, otherwise.
             chosen = self.sharing.agree(lambda: self.modes_for(tasks, candidates))
             self.modes = chosen
+        self._make_room_for_copy()
+
+    def take_modes(self, modes: Mapping[str, str]) -> None:
+        """Take over modes that another rank has chosen.
+
+        :param modes: by the name of the task. Those of other tasks stay as they are.
+        """
+        self.modes.update(modes)
+        self._make_room_for_copy()
+
+    def _make_room_for_copy(self) -> None:
+        """Have batches leave the memory that the merged mode takes for its copy of the weights."""
         if "merged" in self.modes.values():
-            self.language_model.max_memory = max(1, self.max_memory - self.weight_copy.bytes)
+            self.language_model.max_memory = self.memory_beside_copy
             self._warn_of_a_large_copy()
         else:
             self.weight_copy.drop()
+
+    @property
+    def memory_beside_copy(self) -> int:
+        """Bytes that batches may take in merged mode."""
+        return max(1, self.max_memory - self.weight_copy.bytes)
+
+    @contextmanager
+    def room_for_copy(self) -> Iterator[None]:
+        """Inside the block batches leave the memory of the copy of the weights."""
+        model = self.language_model
+        before = model.max_memory
+        model.max_memory = min(before, self.memory_beside_copy)
+        try:
+            yield
+        finally:
+            model.max_memory = before
 
     def _score_unmerged(
         self, pop: torch.Tensor, tasks: Sequence[Task], margins: dict[str, torch.Tensor]

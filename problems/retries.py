@@ -13,7 +13,14 @@ from typing import Generic, TypeVar
 import torch
 
 from evox_evogm.problems.evaluation import Evaluation
-from evox_evogm.problems.failures import RankLost, SharedFailure
+from evox_evogm.problems.failures import (
+    DeviceLost,
+    RankLost,
+    SharedFailure,
+    in_one_line,
+    is_lost,
+    is_out_of_memory,
+)
 from evox_evogm.problems.inference.scored_model import ScoredModel
 
 log = logging.getLogger(__name__)
@@ -50,6 +57,7 @@ def evaluate_with_retries(
     :param model: whose `batch_tokens` are halved.
     :return: P evaluations. One that failed twice has a `failure` and no scores.
     :raises ValueError: if `evaluate` raises one: the input cannot be used, whatever the merge.
+    :raises DeviceLost: if the device computes nothing any more: no merge is to blame.
     """
     if len(pop) == 0:
         return []
@@ -61,9 +69,9 @@ def evaluate_with_retries(
         )
         return evaluate_one_by_one(pop, evaluate, model)
     if together.evaluations is None:
-        evaluations = [evaluate_once_more(pop, evaluate, start)]
+        evaluations = [evaluate_once_more(pop, evaluate, model, start)]
     else:
-        evaluations = retry_failures(pop, together.evaluations, evaluate)
+        evaluations = retry_failures(pop, together.evaluations, evaluate, model)
     for evaluation in evaluations:
         if evaluation.failure:
             log.warning("a merge failed twice and counts as worst: %s", evaluation.failure)
@@ -74,11 +82,11 @@ def attempt_in_smaller_batches(
     pop: torch.Tensor, evaluate: Callable[[torch.Tensor], Found], model: ScoredModel
 ) -> Attempt[Found]:
     """Evaluate merges together, with batches of half the tokens whenever memory runs out."""
-    result = attempt(pop, evaluate)
+    result = attempt(pop, evaluate, model)
     while result.out_of_memory and model.batch_tokens > 1:
         model.batch_tokens //= 2
         log.warning("out of memory: going on with batches of %d tokens", model.batch_tokens)
-        result = attempt(pop, evaluate)
+        result = attempt(pop, evaluate, model)
     return result
 
 
@@ -93,13 +101,16 @@ def evaluate_one_by_one(
 
 
 def retry_failures(
-    pop: torch.Tensor, evaluations: Sequence[Evaluation], evaluate: Evaluate
+    pop: torch.Tensor,
+    evaluations: Sequence[Evaluation],
+    evaluate: Evaluate,
+    model: ScoredModel,
 ) -> list[Evaluation]:
     """The evaluations of merges; each that failed is made again, alone."""
     retried = []
     for row, evaluation in enumerate(evaluations):
         if evaluation.failure:
-            again = attempt(pop[row : row + 1], evaluate)
+            again = attempt(pop[row : row + 1], evaluate, model)
             if again.evaluations is None:
                 evaluation = replace(evaluation, failure=again.error)
             else:
@@ -108,43 +119,41 @@ def retry_failures(
     return retried
 
 
-def evaluate_once_more(pop: torch.Tensor, evaluate: Evaluate, start: float) -> Evaluation:
+def evaluate_once_more(
+    pop: torch.Tensor, evaluate: Evaluate, model: ScoredModel, start: float
+) -> Evaluation:
     """The evaluation of a single merge `(1, n)` after an error; a second error is its failure.
 
     :param start: when the first attempt began, by `time.perf_counter`.
     """
-    again = attempt(pop, evaluate)
+    again = attempt(pop, evaluate, model)
     if again.evaluations is not None:
         return again.evaluations[0]
     seconds = time.perf_counter() - start
     return Evaluation(tuple(pop[0].tolist()), {}, seconds, again.error)
 
 
-def attempt(pop: torch.Tensor, evaluate: Callable[[torch.Tensor], Found]) -> Attempt[Found]:
+def attempt(
+    pop: torch.Tensor, evaluate: Callable[[torch.Tensor], Found], model: ScoredModel
+) -> Attempt[Found]:
     """Evaluate merges together.
 
     An error is kept as text: the error itself would keep the tensors of what failed.
+
+    :raises DeviceLost: if the device of the model computes nothing any more.
     """
     try:
         return Attempt(evaluate(pop))
-    except (ValueError, RankLost):
+    except (ValueError, RankLost, DeviceLost):
         raise
     except SharedFailure as error:
         return Attempt(None, str(error))
     except Exception as error:
+        out_of_memory = is_out_of_memory(error)
+        if not out_of_memory and is_lost(model.device):
+            raise DeviceLost(
+                f"device: expected {model.device} to answer, found that everything fails on it "
+                f"since {in_one_line(error)}; run the same command again in a new process"
+            ) from None
         message = " ".join(str(error).split())
-        return Attempt(None, f"{type(error).__name__}: {message}", is_out_of_memory(error))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out."""
-    return isinstance(error, MemoryError) or is_out_of_memory_by_torch(error)
-
-
-def is_out_of_memory_by_torch(error: Exception) -> bool:
-    """Whether an error says that torch found no memory for a tensor."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    if isinstance(error, SharedFailure):
-        return False
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # on the CPU
+        return Attempt(None, f"{type(error).__name__}: {message}", out_of_memory)

@@ -22,6 +22,8 @@ if "RANK" in os.environ:
     # Points and scores travel; the models stay where they are.
     torch.distributed.init_process_group("gloo")
 device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+if device != "cpu":
+    torch.cuda.set_device(device)
 
 shipped = Path(evox_evogm.__file__).parent / "demo/experts"
 default = ["smollm2-135m-instruct", shipped / "gcd", shipped / "chain_sum"]

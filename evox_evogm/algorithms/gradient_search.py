@@ -146,7 +146,8 @@ class GradientSearch(Algorithm):
         :return: a difference in smoothed fitness.
         :raises ValueError: if there are not twice as many evaluations.
         """
-        smoothed = self.smoothed(fitness.to(self.outcome_weights))
+        fitness = fitness.to(self.outcome_weights)
+        smoothed = self.smoothed(fitness)
         return gain_by_windows(torch.where(fitness[:, 0].isfinite(), smoothed, torch.nan), last)
 
     def record_step(self) -> dict[str, torch.Tensor]:

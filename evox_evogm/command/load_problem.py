@@ -34,6 +34,9 @@ def load_problem(
     :raises ValueError: if a part cannot be used, in one sentence.
     """
     template = settings.chat_template_file
+    device = resolve_device(settings.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # on which kernels of Triton and other libraries are launched
     return LoRAMergeProblem(
         base,
         experts,
@@ -42,7 +45,7 @@ def load_problem(
         dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
         quantization=settings.quantization,
         device_map=settings.device_map,
-        device=resolve_device(settings.device),
+        device=device,
         batch_tokens=batch_tokens_of(settings),
         max_memory=max_memory_of(settings),
         mode=settings.mode,

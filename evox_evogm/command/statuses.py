@@ -37,7 +37,7 @@ def sentence_of(error: Exception) -> str:
     """What an error says, with its kind where its own words do not say what failed."""
     words = str(error) or type(error).__name__
     if isinstance(error, FAILURES):
-        from evox_evogm.problems.retries import is_out_of_memory
+        from evox_evogm.problems.failures import is_out_of_memory
 
         if is_out_of_memory(error):
             return f"memory ran out: {words}"

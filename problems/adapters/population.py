@@ -95,10 +95,11 @@ class Population:
     @torch.enable_grad()
     def _copy_coefficients(self, candidates: Sequence[int]) -> None:
         """Give each row of the next batch coefficients of its own."""
-        self.row_coefficients = self.coefficients[list(candidates)].detach().requires_grad_()
+        device = next(iter(self.weights.values())).device
+        of_rows = self.coefficients[list(candidates)].detach()
+        self.row_coefficients = of_rows.to(device).requires_grad_()
         self.weights = weights_of_modules(self.modules, self.row_coefficients)
         self._joined_weights.clear()
-        device = next(iter(self.weights.values())).device
         self.owners = torch.arange(len(candidates), device=device)
 
     def weights_of_rows(
@@ -120,6 +121,8 @@ class Population:
         key = (id(weights), rows, output)
         if key in self._row_weights:
             of_rows = self._row_weights[key][1]
+        elif self.own_rows and rows == len(weights) and (not output or self.output_rows is None):
+            of_rows = weights  # as the backward pass of an index is dear on a GPU
         else:
             of_rows = weights[self.owners_of_rows(rows, weights.device, output=output)]
             if not of_rows.requires_grad:

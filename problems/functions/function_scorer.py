@@ -111,7 +111,7 @@ def call(task: FitnessTask, merge: MergedModel | MergedPopulation) -> Any:
 
     :raises Exception: if torch ran out of memory, of which smaller batches take less.
     """
-    from evox_evogm.problems.retries import is_out_of_memory_by_torch
+    from evox_evogm.problems.failures import is_out_of_memory_by_torch
 
     try:
         with own_random_numbers(), torch.no_grad():

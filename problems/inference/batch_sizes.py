@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from evox_evogm.problems.failures import is_out_of_memory_by_torch
+
 # Measured for SmolLM2-135M in bfloat16 on two cores: 88 + 40. Small products run at a lower rate,
 # and operations have to be called.
 PASS_TOKENS = 128
@@ -171,7 +173,9 @@ def time_passes(
         try:
             work = make(size)
             seconds = min(_seconds_of(work, clock))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory_by_torch(error):
+                raise
             break
         passes.append(TimedPass(size, max(seconds, 1e-9)))
         if _has_stopped_growing(passes):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from evox_evogm.problems.failures import in_one_line
+from evox_evogm.problems.failures import in_one_line, is_out_of_memory_by_torch
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.comparisons import Comparisons
 from evox_evogm.problems.inference.logit_differences import largest_difference
@@ -287,9 +287,9 @@ class CausalProbe(Comparisons):
         """What speaks against relying on some capabilities, or None."""
         try:
             apart = check(able)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # each model raises its own
+            if is_out_of_memory_by_torch(error):
+                raise
             return in_one_line(error)
         if self.tolerance.allows(apart):
             return None

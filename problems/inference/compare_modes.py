@@ -9,7 +9,7 @@ import torch
 from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
 from evox_evogm.problems.adapters.weight_merger import WeightMerger, merged_in_place
-from evox_evogm.problems.failures import in_one_line
+from evox_evogm.problems.failures import in_one_line, is_out_of_memory_by_torch
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.logit_differences import (
     Tolerance,
@@ -65,9 +65,9 @@ class ModesComparison:
         with share_batches(self.model, self.modules, pop):
             try:
                 apart = each_alone()
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # each model raises its own
+                if is_out_of_memory_by_torch(error):
+                    raise
                 reason = f"make the base raise {in_one_line(error)}"
                 return without_hooks(able, reason, self.merger), []
             with rounded_differently(self.model.model):

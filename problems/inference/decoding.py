@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 
 from evox_evogm.problems.inference.forward import Forward
+from evox_evogm.problems.inference.likelihoods import different_rows
 from evox_evogm.problems.inference.prefix_cache import join_caches, rows_of_cache
 from evox_evogm.problems.inference.prepared_batches import PreparedBatch
 from evox_evogm.problems.inference.static_steps import StaticSteps, make_static_steps
@@ -193,6 +194,7 @@ def decode_greedily(
 
 def most_likely_tokens(logits: torch.Tensor) -> torch.Tensor:
     """The tokens `(N,)` with the largest of the logits `(N, V)`; -1 where that is NaN."""
-    chosen = logits.argmax(-1)
-    largest = logits.gather(-1, chosen[:, None])[:, 0]
-    return torch.where(largest.isnan(), NOT_A_NUMBER, chosen)
+    different = different_rows(logits)
+    chosen = different.argmax(-1)
+    largest = different.gather(-1, chosen[:, None])[:, 0]
+    return torch.where(largest.isnan(), NOT_A_NUMBER, chosen).expand(len(logits))

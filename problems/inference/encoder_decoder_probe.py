@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from evox_evogm.problems.failures import in_one_line
+from evox_evogm.problems.failures import in_one_line, is_out_of_memory_by_torch
 from evox_evogm.problems.inference.capabilities import Capabilities
 from evox_evogm.problems.inference.compare_modes import without_hooks
 from evox_evogm.problems.inference.comparisons import Comparisons
@@ -164,9 +164,9 @@ class EncoderDecoderProbe(Comparisons):
         try:
             moved = largest_difference(self._pass(answers), apart)
             moved = max(moved, self._apart_in_steps(answers, apart))
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # each model raises its own
+            if is_out_of_memory_by_torch(error):
+                raise
             return f"make the base raise {in_one_line(error)} for two candidates in one batch"
         if self.tolerance.allows(moved):
             return None

@@ -118,6 +118,14 @@ class LanguageModel(ScoredModel):
             tokens.add(more)
         return tokens
 
+    @property
+    def known_tokens(self) -> int:
+        """How many of the tokenizer's first tokens the base has a row for, at most all.
+
+        A larger one is an error, after which a GPU computes nothing any more.
+        """
+        return min(self.tokenizer.vocab_size, self.limits.vocabulary)
+
     def prompt_tokens(self, prompt: str, *, chat: bool = False, keep: bool = True) -> Tokens:
         """Tokens of a prompt, see `Prompts.tokens`."""
         return self.prompts.tokens(prompt, chat=chat, keep=keep)

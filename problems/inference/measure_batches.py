@@ -69,7 +69,7 @@ class RandomBatches:
         self.model = model
         self.candidates = candidates if model.capabilities.mix_candidates else 1
         generator = torch.Generator().manual_seed(0)
-        self.row = torch.randint(model.tokenizer.vocab_size, (WIDTH,), generator=generator)
+        self.row = torch.randint(model.known_tokens, (WIDTH,), generator=generator)
 
     def prompts_fit(self, rows: int) -> bool:
         """Whether a pass over so many prompts has memory, as estimated."""

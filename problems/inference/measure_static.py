@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evox_evogm.problems.failures import is_out_of_memory_by_torch
 from evox_evogm.problems.inference.device_clock import Clock
 from evox_evogm.problems.inference.static_steps import StaticSteps, make_static_steps
 
@@ -33,8 +34,10 @@ def measure_static(
         return None
     try:
         return time_static(model, batches, rows, clock)
-    except torch.OutOfMemoryError:
-        return None
+    except RuntimeError as error:
+        if is_out_of_memory_by_torch(error):
+            return None
+        raise
 
 
 def time_static(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evox_evogm.problems.failures import in_one_line
+from evox_evogm.problems.failures import in_one_line, is_out_of_memory_by_torch
 from evox_evogm.problems.inference.capabilities import changing_context
 
 if TYPE_CHECKING:
@@ -166,11 +166,11 @@ def make_static_steps(
         return None
     try:
         return StaticSteps(forward, candidates, cache, mask, steps)
-    except torch.OutOfMemoryError:  # of this batch; a smaller one may have room
-        forward.static_use.lacked_memory = True
-        return None
     except Exception as error:  # transformers of other versions raise their own
-        forward.static_use.stop(error)
+        if is_out_of_memory_by_torch(error):  # of this batch; a smaller one may have room
+            forward.static_use.lacked_memory = True
+        else:
+            forward.static_use.stop(error)
         return None
 
 

@@ -7,7 +7,7 @@ from evox.workflows import StdWorkflow
 from pretend_device import pretend_accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evox_evogm import Outcomes, SurrogateEvoGM, SurrogateSettings
+from evox_evogm import GradientSearch, Outcomes, SurrogateEvoGM, SurrogateSettings
 from evox_evogm.algorithms import gaussian_process, process_device, training
 from evox_evogm.algorithms.surrogate import Surrogate
 
@@ -125,3 +125,9 @@ def count_operators(device, runs):
 
 def test_the_generators_of_64_runs_train_together_on_a_device(pretend):
     assert count_operators(pretend, 64) == count_operators(pretend, 2)
+
+
+def test_gradient_search_takes_a_history_of_the_cpu_as_monitors_keep_it(pretend):
+    search = GradientSearch(torch.zeros(N, device=pretend), device=pretend)
+    fitness = torch.tensor([4.0, 3.0, 2.0, 0.0])[:, None]
+    assert search.recent_gain(torch.zeros(4, N), fitness, 2) == pytest.approx(2.5)  # 3.5 - 1

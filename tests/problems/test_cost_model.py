@@ -9,18 +9,21 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import build_model, record_passes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.cost_model import (
     Passes,
     Rate,
     Rates,
+    _random_batch,
     count_passes,
     measure_rates,
     predict,
 )
 from evox_evogm.problems.inference.forward import Forward
 from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.measure_batches import RandomBatches
 from evox_evogm.problems.tasks.metrics import score_tasks
 
 pytestmark = pytest.mark.language_model
@@ -130,6 +133,42 @@ def test_measuring_leaves_the_model_as_it_was_and_gives_rates_above_0(make_probl
     for rate_by_mode in (rates.prompts, rates.steps):
         assert set(rate_by_mode) == {"unmerged", "merged"}
         assert all(rate.seconds([64]) > 0 for rate in rate_by_mode.values())
+
+
+class RowsOfVocabulary(TorchDispatchMode):
+    """Notes over how many rows of a vocabulary an operation reduces at most."""
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.most = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        reduces = operator.__name__.partition(".")[0] in ("argmax", "logsumexp", "topk")
+        if reduces and args[0].shape[-1] == self.vocabulary:
+            self.most = max(self.most, args[0].numel() // self.vocabulary)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("task", [LIKELIHOOD, DECODED], ids=lambda task: task.name)
+def test_counting_never_computes_a_vocabulary_for_each_position(endless_tokenizer, task):
+    base = build_model()
+    base.generation_config.eos_token_id = None
+    many = replace(task, examples=tuple(Example(str(i), "ask", "zzz") for i in range(40)))
+    model = LanguageModel(base, endless_tokenizer)
+    with RowsOfVocabulary(base.config.vocab_size) as rows:
+        count_passes([many], model, 3)
+    assert rows.most == 1
+
+
+def test_random_tokens_have_a_row_in_the_embedding(make_problem):
+    problem = make_problem()
+    model = problem.language_model
+    assert model.known_tokens == min(model.tokenizer.vocab_size, model.limits.vocabulary)
+    model.limits = replace(model.limits, vocabulary=5)
+    assert int(RandomBatches(model, 1).row.max()) < 5
+    _, tokens, _ = _random_batch(model, 8)
+    assert int(tokens.max()) < 5
 
 
 class FailingForward(Forward):

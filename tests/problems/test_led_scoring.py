@@ -8,10 +8,19 @@ import torch.distributed as dist
 from builders import build_model, build_tokenizer
 from ranks import on_ranks
 
-from evox_evogm.problems import Example, LoRAMergeProblem, Task, fitness_tasks, portions
+from evox_evogm.problems import (
+    Example,
+    LoRAMergeProblem,
+    Task,
+    fitness_tasks,
+    led_scoring,
+    portions,
+)
 from evox_evogm.problems.images.image_task import image_task
-from evox_evogm.problems.led_scoring import LedScoring, Part, help_to_score
+from evox_evogm.problems.led_scoring import LedScoring, Part, Work, help_to_score
+from evox_evogm.problems.population_scorer import PopulationScorer
 from evox_evogm.problems.rank_group import RankGroup, StoreGroup
+from evox_evogm.problems.shared_scoring import Plan
 
 CHOICES = (("A", "yes"), ("B", "no"))
 SUMS = tuple(Example(f"sum {i}", f"{i} + {i * i} =", str(i + i * i)) for i in range(9))
@@ -89,6 +98,38 @@ def test_a_leader_finds_with_helpers_what_it_finds_alone(folders, tmp_path, mode
         )
     on_test = POP.sum(1, keepdim=True) + 1
     torch.testing.assert_close(torch.tensor(found[3]), torch.cat([on_test, 2 * on_test], 1))
+
+
+class Leader:
+    """The ranks of a helper, whose leader has some work to do.
+
+    :param works: what it wants, in turn.
+    """
+
+    def __init__(self, *works):
+        self.works = list(works)
+
+    def exchange(self, mine):
+        return [self.works.pop(0) if self.works else None]
+
+
+def test_a_helper_makes_room_for_merged_weights_and_keeps_halved_batches(monkeypatch):
+    merged = Plan({"gold": "merged"}, ())
+    scorer = PopulationScorer.__new__(PopulationScorer)  # without a base and experts
+    scorer.language_model = SimpleNamespace(max_memory=1000, batch_sizes=None)
+    scorer.max_memory, scorer.modes, scorer._warned_of_copy = 1000, {}, False
+    scorer.weight_copy = SimpleNamespace(bytes=300)
+    seen = []
+
+    def take_portions(ranks, scorer, *work):
+        seen.append((scorer.language_model.max_memory, scorer.language_model.batch_sizes))
+        scorer.language_model.batch_sizes = "halved"
+
+    monkeypatch.setattr(led_scoring, "take_portions", take_portions)
+    works = [Work(POP, (), merged, sizes, False) for sizes in ("measured", "measured", "larger")]
+    problem = SimpleNamespace(scorer=scorer, tasks=[], other_tasks=[])
+    help_to_score(problem, Leader(*works))
+    assert seen == [(700, "measured"), (700, "halved"), (700, "larger")]
 
 
 def image_tasks():

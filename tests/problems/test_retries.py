@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from evox_evogm.problems import failures, retries
 from evox_evogm.problems.evaluation import Evaluation
-from evox_evogm.problems.failures import SharedFailure
-from evox_evogm.problems.retries import evaluate_with_retries, is_out_of_memory
+from evox_evogm.problems.failures import DeviceLost, SharedFailure, is_out_of_memory
+from evox_evogm.problems.retries import evaluate_with_retries
 
 POP = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
 
@@ -42,7 +43,7 @@ class Evaluator:
 
 
 def language_model(batch_tokens=2048):
-    return SimpleNamespace(batch_tokens=batch_tokens)
+    return SimpleNamespace(batch_tokens=batch_tokens, device=torch.device("cpu"))
 
 
 def run(evaluator, pop=POP, model=None):
@@ -123,12 +124,45 @@ def test_input_that_cannot_be_used_is_no_failure_of_a_merge():
     assert evaluator.sizes == [3]
 
 
+@pytest.mark.parametrize("merges", [1, 3])
+def test_no_merge_is_blamed_for_a_device_that_computes_nothing_any_more(monkeypatch, merges):
+    model = SimpleNamespace(batch_tokens=2048, device=torch.device("cuda:1"))
+    monkeypatch.setattr(retries, "is_lost", lambda device: device == model.device)
+    evaluator = Evaluator(RuntimeError("CUDA error: device-side assert triggered\nmore"))
+    expected = r"device: expected cuda:1 to answer, .* since RuntimeError: CUDA error: device-side"
+    with pytest.raises(DeviceLost, match=expected):
+        run(evaluator, POP[:merges], model)
+    assert evaluator.sizes == [merges]  # and nothing was tried again
+
+
+@pytest.mark.parametrize(
+    ("outcome", "lost"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (torch.ones(()), False),
+    ],
+)
+def test_a_device_is_lost_if_it_cannot_make_a_number(monkeypatch, outcome, lost):
+    def make(shape, device):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(failures.torch, "ones", make)
+    assert failures.is_lost(torch.device("cuda")) == lost
+    assert not failures.is_lost(torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("broken"), False),
         (SharedFailure("RuntimeError: can't allocate memory"), False),
     ],

@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from evox_evogm.problems.failures import is_out_of_memory
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Prompts, Request, Tokens
-from evox_evogm.problems.retries import is_out_of_memory
 from evox_evogm.problems.tasks.harness.encoder import (
     generation_prompt,
     gold_request,
