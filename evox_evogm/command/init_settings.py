@@ -46,16 +46,7 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
     :raises ValueError: if there are no adapters, or they do not belong together.
     """
     adapters = look_at(words)
-    for adapter in adapters:
-        print(f"{sanitize(adapter.name)}: {adapter.words}")
-    beside = base_of_words(words) if base is None else None
-    found_base, why = base_of(adapters, base, beside)
-    print(f"base: {sanitize(found_base)} ({sanitize(why)})")
-    missing = note_of_missing_base(found_base, given=base is not None)
-    if missing is not None:
-        print(f"note: {sanitize(missing)}")
-    for line in compare_checkpoints(adapters, found_base):
-        print(line)
+    found_base, why = _choose_base(words, adapters, base)
     fault = licence_fault(adapters, found_base)
     if fault is not None:
         print(f"note: licences: {fault}")
@@ -73,6 +64,8 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
     if examples:
         files = " and ".join(str(path) for path in write_examples(folder))
     local = Path(found_base)  # relative to this process; in the file, to the file
+    all_adapters = all(adapter.checkpoint is None for adapter in adapters)
+    knows_its_tasks = _each_has_a_task(adapters, entries or suggested)
     values = {
         "base": path_from(local, folder) if local.is_dir() else found_base,
         "why_base": sanitize(why),
@@ -85,9 +78,7 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
         "suggested": bool(suggested),
         "unused_data": [] if images else _unused_data(adapters),
         "budget": BUDGET,
-        "regmean": _each_has_a_task(adapters, entries or suggested)
-        and all(adapter.checkpoint is None for adapter in adapters)
-        and not images,
+        "regmean": knows_its_tasks and all_adapters and not images,
         "file": sanitize(out.name),
     }
     atomic_write(out, _render(values).encode())
@@ -98,6 +89,28 @@ def init(words: Sequence[str], out: Path, base: str | None, tasks: Sequence[str]
     elif suggested:
         print("its tasks are those that the adapters are named after: put yours beside them")
     print(f"next: evogm check {out}")
+
+
+def _choose_base(
+    words: Sequence[str], adapters: Sequence[LookedAt], given: str | None
+) -> tuple[str, str]:
+    """Say what the adapters are, and which base is taken.
+
+    :param words: that name the adapters.
+    :param given: the base that the user named, if one was.
+    :return: the base, and why it is that one.
+    """
+    for adapter in adapters:
+        print(f"{sanitize(adapter.name)}: {adapter.words}")
+    beside = base_of_words(words) if given is None else None
+    base, why = base_of(adapters, given, beside)
+    print(f"base: {sanitize(base)} ({sanitize(why)})")
+    missing = note_of_missing_base(base, given=given is not None)
+    if missing is not None:
+        print(f"note: {sanitize(missing)}")
+    for line in compare_checkpoints(adapters, base):
+        print(line)
+    return base, why
 
 
 def note_of_missing_base(base: str, *, given: bool) -> str | None:

@@ -103,24 +103,22 @@ class EncoderDecoderProbe(Comparisons):
         model = self.model
         owners = [answer.candidate for answer in answers]
         read = model.read([answer.prompt for answer in answers], owners)
-        running = list(range(len(answers)))
+        rows = list(range(len(answers)))  # the answers that have not ended
         found: list[list[torch.Tensor]] = [[] for _ in answers]
         cache = None
         for step in range(max(len(answer.tokens) for answer in answers)):
-            ongoing = [place for place in running if step < len(answers[place].tokens)]
-            if len(ongoing) < len(running):
-                places = [running.index(place) for place in ongoing]
-                kept = torch.tensor(places, device=model.device)
-                read = read.rows(kept)
+            kept = [place for place, row in enumerate(rows) if step < len(answers[row].tokens)]
+            if len(kept) < len(rows):
                 assert cache is not None, "every answer has a first token"
-                cache.batch_select_indices(kept)
-                running = ongoing
-            tokens = [[answers[place].tokens[step]] for place in running]
-            given = torch.tensor(tokens, device=model.device)
-            of_rows = [owners[place] for place in running]
-            logits, cache = model.forward.step(of_rows, read, given, cache)
-            for place, row in zip(running, logits, strict=True):
-                found[place].append(row.float())
+                places = torch.tensor(kept, device=model.device)
+                read = read.rows(places)
+                cache.batch_select_indices(places)
+                rows = [rows[place] for place in kept]
+            tokens = torch.tensor([[answers[row].tokens[step]] for row in rows])
+            of_rows = [owners[row] for row in rows]
+            logits, cache = model.forward.step(of_rows, read, tokens.to(model.device), cache)
+            for row, values in zip(rows, logits, strict=True):
+                found[row].append(values.float())
         return largest_difference([torch.stack(rows) for rows in found], expected)
 
     def _require(self, what: str, apart: float) -> None:

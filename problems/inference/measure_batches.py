@@ -33,7 +33,7 @@ def measure_batch_sizes(
     if not model.capabilities.batch_rows or not prompt_rows:
         prompt_rows = [1]
     sizes = [rows * WIDTH for rows in prompt_rows]
-    prompts = time_passes(sizes, lambda size: batches.prompts(size // WIDTH), clock)
+    prompts = time_passes(sizes, batches.prompts, clock)
     tokens = prompts.best_size(sizes)
     pass_seconds, token_seconds = prompts.line
     pass_tokens = round(pass_seconds / token_seconds)
@@ -86,15 +86,16 @@ class RandomBatches:
         """The candidate of each row."""
         return [row % self.candidates for row in range(rows)]
 
-    def prompts(self, rows: int) -> Callable[[], None]:
-        """A pass over prompts, of whose last tokens logits are needed."""
+    def prompts(self, tokens: int) -> Callable[[], None]:
+        """A pass over prompts of so many tokens together, of whose last logits are needed."""
         model = self.model
+        rows = tokens // WIDTH
         # Rows are turned round, so that layers which candidates share have different ones to run.
         turned = torch.stack([self.row.roll(row) for row in range(min(rows, WIDTH))])
-        tokens = turned.repeat(-(-rows // len(turned)), 1)[:rows].to(model.device)
-        mask = torch.ones_like(tokens)
+        prompts = turned.repeat(-(-rows // len(turned)), 1)[:rows].to(model.device)
+        mask = torch.ones_like(prompts)
         owners = self.owners(rows)
-        return lambda: _run(model.forward(owners, tokens, mask, [1] * rows))
+        return lambda: _run(model.forward(owners, prompts, mask, [1] * rows))
 
     def filled_cache(self, rows: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """A cache of prompts of `WIDTH` tokens, their mask `(N, WIDTH)`, and tokens `(N, 1)`."""

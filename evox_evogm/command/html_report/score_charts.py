@@ -144,12 +144,8 @@ def dev_against_test(run: RunData) -> Figure | None:
     points = run.data.get("test_points", {}).get("points", [])  # of the history
     dev = [row.mean("dev").value for row in rows] + [point["dev"] for point in points]
     test = [row.mean("test").value for row in rows] + [point["test"] for point in points]
-    x_range, y_range = padded(dev, 0.12), padded(test, 0.12)
-    axes = Axes(x_range, y_range, xlabel="dev score", ylabel="test score")
-    lower, upper = max(x_range[0], y_range[0]), min(x_range[1], y_range[1])
-    if lower < upper:
-        diagonal = (axes.x(lower), axes.y(lower), axes.x(upper), axes.y(upper))
-        axes.add(line(*diagonal, "zero"))
+    axes = Axes(padded(dev, 0.12), padded(test, 0.12), xlabel="dev score", ylabel="test score")
+    axes.add_diagonal("zero")
     places = [(axes.x(point["dev"]), axes.y(point["test"])) for point in points]
     if places:
         axes.add(dots(places, "evaluated"))
@@ -195,10 +191,7 @@ def held_out_predictions(fit: Interpolation | None) -> Figure | None:
         xlabel="predicted from all other merges",
         ylabel="observed dev score",
     )
-    lower = max(axes.x_range[0], axes.y_range[0])
-    upper = min(axes.x_range[1], axes.y_range[1])
-    if lower < upper:
-        axes.add(line(axes.x(lower), axes.y(lower), axes.x(upper), axes.y(upper), "zero"))
+    axes.add_diagonal("zero")
     places = []
     for prediction, score in zip(predicted, observed, strict=True):
         places.append((axes.x(prediction), axes.y(score)))

@@ -189,6 +189,13 @@ class Axes:
         """Draw on top of what is there."""
         self.parts += parts
 
+    def add_diagonal(self, style: str) -> None:
+        """Draw the line on which both numbers are the same, where the frame has a part of it."""
+        lower = max(self.x_range[0], self.y_range[0])
+        upper = min(self.x_range[1], self.y_range[1])
+        if lower < upper:
+            self.add(line(self.x(lower), self.y(lower), self.x(upper), self.y(upper), style))
+
     def picture(self, name: str, title: str, description: str) -> Markup:
         """The whole picture, see `picture`."""
         return picture(name, title, description, self.height, self.parts)

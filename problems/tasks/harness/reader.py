@@ -1,6 +1,7 @@
 """Read a task of the LM Evaluation Harness by its name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from evox_evogm.problems.tasks.harness.check_scoring import check_scoring
 from evox_evogm.problems.tasks.harness.code_digest import code_digest
@@ -64,7 +65,6 @@ def read_lm_eval(
     :raises ModuleNotFoundError: if lm-eval is not installed.
     :raises ValueError: if the task or a setting cannot be used, in one sentence.
     """
-    where = f"lm_eval task {task!r}"
     found = load_tasks(task, include_path)
     settings = {
         "lm_eval": task,
@@ -77,46 +77,61 @@ def read_lm_eval(
         "version": lm_eval_version(),
         "code": code_digest(found.values()),
     }
+    parts: list[tuple[HarnessSource, HarnessSource]] = []
     left_out = 0
     try:
         for one in found.values():
             check_answerable(one, confirm_unsafe_code)
             set_fewshot(one, num_fewshot)
         sizes = [len(one.eval_docs) for one in found.values()]
-        parts: list[tuple[HarnessSource, HarnessSource]] = []
         shares = zip(spread(dev, sizes), spread(test, sizes), strict=True)
         with seeded_as_by_the_harness():
             for one, (dev_share, test_share) in zip(found.values(), shares, strict=True):
-                prompting = Prompting(
-                    one.config.num_fewshot or 0, fewshot_seed, chat, system_instruction
-                )
+                shots = one.config.num_fewshot or 0
+                prompting = Prompting(shots, fewshot_seed, chat, system_instruction)
                 documents = choose_documents(one, dev_share, test_share)
                 left_out += documents.left_out
                 parts.append(_make_sources(one, documents, prompting, metric, filter))
         for of_split in zip(*parts, strict=True):
             _check_together(of_split)
     except (ValueError, AssertionError) as error:  # the harness asserts that it has examples
-        raise ValueError(f"{where}: {error}") from error
-    examples = [_make_examples(sources) for sources in zip(*parts, strict=True)]
-    digest = content_version([*examples[0], *examples[1]])
+        raise ValueError(f"lm_eval task {task!r}: {error}") from error
     versions = sorted({f"version {one.VERSION}" for one in found.values()})
-    tag = f"lm-eval {lm_eval_version()}, {' and '.join(versions)}, {digest}"
-    generation = parts[0][0].generations[0]
-    dev_task, test_task = (
-        HarnessTask(
-            name or task,
-            tag,
-            parts[0][0].metric.label,
-            tuple(of_split),
-            max_new_tokens=16 if generation is None else generation.max_new_tokens,
-            chat=chat,
+    made = {
+        "name": name or task,
+        "chat": chat,
+        "settings": tuple(settings.items()),
+        "left_out": left_out,
+    }
+    return _as_tasks(parts, f"lm-eval {lm_eval_version()}, {' and '.join(versions)}", made)
+
+
+def _as_tasks(
+    parts: Sequence[tuple[HarnessSource, HarnessSource]], version: str, made: Mapping[str, Any]
+) -> tuple[HarnessTask, HarnessTask]:
+    """The dev and the test task of one or several harness tasks.
+
+    :param parts: the dev and the test documents of each.
+    :param version: of the harness and of its tasks.
+    :param made: further arguments of both tasks.
+    """
+    first, _ = parts[0]
+    generation = first.generations[0]
+    max_new_tokens = 16 if generation is None else generation.max_new_tokens
+    dev, test = [_make_examples(sources) for sources in zip(*parts, strict=True)]
+    tag = f"{version}, {content_version([*dev, *test])}"
+    tasks = []
+    for examples in (dev, test):
+        task = HarnessTask(
+            version=tag,
+            metric=first.metric.label,
+            examples=tuple(examples),
+            max_new_tokens=max_new_tokens,
             protocol=PROTOCOL,
-            settings=tuple(settings.items()),
-            left_out=left_out,
+            **made,
         )
-        for of_split in examples
-    )
-    return dev_task, test_task
+        tasks.append(task)
+    return tasks[0], tasks[1]
 
 
 def check_answerable(task, confirm_unsafe_code: bool) -> None:

@@ -14,7 +14,7 @@ from evox_evogm.problems.adapters.merging import merged
 from evox_evogm.problems.inference import static_steps
 from evox_evogm.problems.inference.batch_sizes import BatchSizes
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.inference.measure_batches import RandomBatches
+from evox_evogm.problems.inference.measure_batches import WIDTH, RandomBatches
 from evox_evogm.problems.inference.measure_static import pays_from, time_static
 from evox_evogm.problems.inference.probe import probe_base
 from evox_evogm.problems.inference.static_steps import StaticSteps, may_be_static
@@ -218,7 +218,7 @@ def test_another_pass_in_between_makes_a_graph_be_captured_anew(pretend_graphs, 
     for step in range(6):
         steps(tokens)
         if step == 2:
-            batches.prompts(2)()
+            batches.prompts(2 * WIDTH)()
     assert [graph.replays for graph in pretend_graphs.made] == [2, 2]
 
 
