@@ -205,6 +205,16 @@ def parts_of_run(layers: Layers, run: int, runs: int) -> list[torch.Tensor]:
     return parts
 
 
+def weights_of_winners(winners: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What each row of a history, the best first, weighs in the mean over a run's winners.
+
+    :param winners: a `(K,)` tensor, how many they are.
+    :return: a `(K, B)` tensor with B the largest of them, 0 beyond a run's own winners.
+    """
+    rows = torch.arange(int(winners.max()), device=winners.device)  # (B,)
+    return (rows < winners[:, None]) / winners[:, None].to(dtype)
+
+
 def train_together(
     parameters: torch.Tensor,
     moments: torch.Tensor,
@@ -222,12 +232,11 @@ def train_together(
     lr, winner_ratio, cycle_weight, opt_weight = settings.unbind(1)
 
     winners = winner_count(count, winner_ratio).minimum(count)  # (K,)
-    rows = torch.arange(int(winners.max()), device=points.device)  # (B,)
-    own = rows < winners[:, None]  # (K, B), False beyond a run's own winners
-    row_weights = own / winners[:, None].to(points.dtype)
-    winner_points = points[:, : len(rows)]  # (K, B, n)
+    row_weights = weights_of_winners(winners, points.dtype)  # (K, B)
+    rows = row_weights.shape[1]  # B
+    winner_points = points[:, :rows]  # (K, B, n)
     target = (row_weights[..., None] * winner_points).sum(1)[:, None, None]  # (K, 1, 1, n)
-    loser_draws = draws[:, :, : len(rows)]
+    loser_draws = draws[:, :, :rows]
     loser_rows = draw_losers(loser_draws, winners[:, None, None], count[:, None, None])  # (K, E, B)
 
     # Weighs squares of errors so that their sum is the mean.
@@ -246,7 +255,7 @@ def train_together(
         target,
         cycle_scale,
         opt_scale,
-        batch=len(rows),
+        batch=rows,
         dual=networks == 2,
     )
     batch = winner_points[:, None].repeat(1, networks, 1, 1)  # (K, G, B, n)

@@ -45,32 +45,19 @@ def ask(
         token cheaper.
     :param derivative_of: what is differentiated of every continuation, if anything.
     """
-    rows: list[Request] = []
-    row_candidates: list[int] = []
-    owners: list[int] = []  # the request of each row
-    prompts: dict[Generation, list[tuple[int, int, tuple[int, ...]]]] = {}
-    count = 0
-    for candidate, document in zip(candidates, documents, strict=True):
-        for instance in document:
-            if instance.generation is not None:
-                asked = (count, candidate, instance.prompt)
-                prompts.setdefault(instance.generation, []).append(asked)
-            for request in instance.likelihoods:
-                rows.append(request)
-                row_candidates.append(candidate)
-                owners.append(count)
-            count += 1
+    requests = collect_requests(documents, candidates)
+    count = requests.total
     log_likelihoods = torch.zeros(count)
     greedy = torch.ones(count, dtype=torch.bool)
     leads = torch.full((count,), torch.inf)
     derivatives = None
+    rows, row_candidates = requests.rows, requests.candidates
+    places = torch.tensor(requests.owners, dtype=torch.int64)
     if rows and only_values and derivative_of is None:
-        log_likelihoods.index_add_(
-            0, torch.tensor(owners), _log_likelihoods(model, rows, row_candidates)
-        )
+        found_values = _log_likelihoods(model, rows, row_candidates)
+        log_likelihoods.index_add_(0, places, found_values)
     elif rows:
         found = model.likelihoods(rows, row_candidates, derivative_of, skip_last=True)
-        places = torch.tensor(owners)
         lengths = torch.tensor([len(rest) for _, rest in rows])
         log_likelihoods.index_add_(0, places, found.log_probability)
         greedy[places[found.first_miss < lengths]] = False
@@ -79,16 +66,66 @@ def ask(
             derivatives = torch.zeros(count, found.derivatives.shape[1])
             derivatives.index_add_(0, places, found.derivatives)
     texts: dict[int, str] = {}
-    for generation, asked_together in prompts.items():
-        numbers = [number for number, _, _ in asked_together]
-        found_texts = generate(
-            model,
-            generation,
-            [prompt for _, _, prompt in asked_together],
-            [candidate for _, candidate, _ in asked_together],
-        )
-        texts.update(zip(numbers, found_texts, strict=True))
+    for generation, prompts in requests.prompts.items():
+        tokens = [prompt.tokens for prompt in prompts]
+        found_texts = generate(model, generation, tokens, [prompt.candidate for prompt in prompts])
+        for prompt, text in zip(prompts, found_texts, strict=True):
+            texts[prompt.number] = text
     return Answered(log_likelihoods, greedy, leads, texts, derivatives)
+
+
+class Prompt(NamedTuple):
+    """A request for a text.
+
+    :param number: of the request among all.
+    :param candidate: that answers.
+    :param tokens: of the prompt.
+    """
+
+    number: int
+    candidate: int
+    tokens: tuple[int, ...]
+
+
+class Requests(NamedTuple):
+    """The requests of some cases, apart by kind.
+
+    :param total: how many there are.
+    :param rows: prompts with the tokens whose likelihood is wanted.
+    :param candidates: of each row.
+    :param owners: the number of the request of each row; one may have several.
+    :param prompts: those for texts, by how they are generated.
+    """
+
+    total: int
+    rows: list[Request]
+    candidates: list[int]
+    owners: list[int]
+    prompts: dict[Generation, list[Prompt]]
+
+
+def collect_requests(documents: Sequence[DocumentTokens], candidates: Sequence[int]) -> Requests:
+    """The requests of some documents, in their order.
+
+    :param documents: the requests of each case, in tokens.
+    :param candidates: of each case.
+    """
+    rows: list[Request] = []
+    row_candidates: list[int] = []
+    owners: list[int] = []
+    prompts: dict[Generation, list[Prompt]] = {}
+    count = 0
+    for candidate, document in zip(candidates, documents, strict=True):
+        for instance in document:
+            if instance.generation is not None:
+                prompt = Prompt(count, candidate, instance.prompt)
+                prompts.setdefault(instance.generation, []).append(prompt)
+            for request in instance.likelihoods:
+                rows.append(request)
+                row_candidates.append(candidate)
+                owners.append(count)
+            count += 1
+    return Requests(count, rows, row_candidates, owners, prompts)
 
 
 def _log_likelihoods(
