@@ -49,18 +49,6 @@ class DeviceLost(RuntimeError):
     """
 
 
-def is_lost(device: torch.device) -> bool:
-    """Whether a device that has just failed computes nothing any more. Without memory it does."""
-    if device.type == "cpu":
-        return False
-    try:
-        return float(torch.ones((), device=device)) != 1.0
-    except torch.OutOfMemoryError:
-        return False
-    except RuntimeError:
-        return True
-
-
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out."""
     return isinstance(error, MemoryError) or is_out_of_memory_by_torch(error)
@@ -75,6 +63,16 @@ def is_out_of_memory_by_torch(error: Exception) -> bool:
     if not isinstance(error, RuntimeError):
         return False
     return any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether a device that has just failed computes nothing any more. Without memory it does."""
+    if device.type == "cpu":
+        return False
+    try:
+        return float(torch.ones((), device=device)) != 1.0
+    except RuntimeError as error:
+        return not is_out_of_memory_by_torch(error)
 
 
 def in_one_line(error: Exception) -> str:

@@ -109,15 +109,18 @@ def call_for_all(
 def call(task: FitnessTask, merge: MergedModel | MergedPopulation) -> Any:
     """What a function returned, or why it did not, as a text.
 
-    :raises Exception: if torch ran out of memory, of which smaller batches take less.
+    :raises Exception: if torch ran out of memory, of which smaller batches take less, or the
+        device computes nothing any more.
     """
-    from evox_evogm.problems.failures import is_out_of_memory_by_torch
+    from evox_evogm.problems.failures import is_lost, is_out_of_memory_by_torch
 
     try:
         with own_random_numbers(), torch.no_grad():
             value = task.function(merge, **task.arguments())
     except (Exception, SystemExit) as error:
         if isinstance(error, Exception) and is_out_of_memory_by_torch(error):
+            raise
+        if isinstance(error, RuntimeError) and is_lost(merge.device):
             raise
         return f"{type(error).__name__}: {' '.join(str(error).split())}{place_of(error, task)}"
     try:

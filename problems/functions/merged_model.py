@@ -43,6 +43,11 @@ class MergedModel:
         """The tokenizer of the base."""
         return reading_texts(self._language_model).tokenizer
 
+    @property
+    def device(self) -> torch.device:
+        """Where the base computes."""
+        return self._language_model.device
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -108,6 +113,11 @@ class MergedPopulation:
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the base."""
         return reading_texts(self._language_model).tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base computes."""
+        return self._language_model.device
 
     def generate(
         self,

@@ -139,6 +139,7 @@ def test_no_merge_is_blamed_for_a_device_that_computes_nothing_any_more(monkeypa
     ("outcome", "lost"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (RuntimeError("CUDA error: out of memory"), False),
         (RuntimeError("CUDA error: device-side assert triggered"), True),
         (torch.ones(()), False),
     ],

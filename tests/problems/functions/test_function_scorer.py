@@ -2,6 +2,7 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from evox_evogm.problems import (
     Objective,
     Racing,
     Task,
+    failures,
     fitness_tasks,
 )
 from evox_evogm.problems import for_population as population_of
-from evox_evogm.problems.functions.function_scorer import FitnessFailed
-from evox_evogm.problems.functions.merged_model import before
+from evox_evogm.problems.functions.function_scorer import FitnessFailed, call
+from evox_evogm.problems.functions.merged_model import MergedModel, before
 from evox_evogm.problems.tasks.metrics import score_task
 
 PROMPTS = {"dev": ["1 + 1 =", "hello"], "test": ["2 + 2 =", "bye", "x"]}
@@ -64,6 +66,21 @@ def by_plain_peft(tokenizer, folders, prompts):
             row.append(sum(float(logits[len(start) - 1 + i, t]) for i, t in enumerate(answer)))
         rows.append(row)
     return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_function_is_not_blamed_for_a_device_that_computes_nothing_any_more(monkeypatch, lost):
+    def fail(merge):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    task, _ = fitness_tasks(fail)
+    merge = MergedModel(SimpleNamespace(device=torch.device("cuda")), [1.0])
+    monkeypatch.setattr(failures, "is_lost", lambda device: lost and device == merge.device)
+    if lost:
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            call(task, merge)
+    else:
+        assert call(task, merge).startswith("RuntimeError: CUDA error: an illegal memory access")
 
 
 @pytest.mark.parametrize("sizes", [{"dev": 3}, {"dev": 0, "test": 2}, {"dev": 2, "test": 2.0}])
