@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from evox_evogm.command import cli
 from evox_evogm.command.merge_run import MergeRun
+from evox_evogm.problems import retries
+from evox_evogm.problems.population_scorer import PopulationScorer
 
 GUIDE = ROOT / "evox_evogm" / "command" / "TROUBLESHOOTING.md"
 ADAPTER = "experts/first/adapter_model.safetensors"
@@ -269,6 +271,17 @@ def judge(project):
     return check(project)
 
 
+@says("device: expected ... to answer, found that everything fails on it since ...")
+def lost_device(project, monkeypatch):
+    def fail(*inputs, **named):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(PopulationScorer, "score", fail)
+    monkeypatch.setattr(retries, "is_lost", lambda device: True)
+    set_task(project)
+    return merge(project, "--budget", "4")
+
+
 @says("this may be chance")
 def few_questions(project):
     first, second, *_ = (project / "test.jsonl").read_text().splitlines()
@@ -278,7 +291,7 @@ def few_questions(project):
 
 
 FINISHED = (too_long, little_memory, noise, level_rows, few_questions, not_trained)
-STATUSES = {**dict.fromkeys(FINISHED, 0), nothing_to_learn: 3}
+STATUSES = {**dict.fromkeys(FINISHED, 0), nothing_to_learn: 3, lost_device: 1}
 
 
 def messages():
