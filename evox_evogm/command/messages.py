@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evox_evogm.monitoring.counted import counted
+from evox_evogm.monitoring.display.heartbeat import Heartbeat
 from evox_evogm.monitoring.escaping import printable_lines, sanitize
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def print_trial(merge_run: "MergeRun") -> None:
         return
     cost = cost_of_trial(merge_run.problem, settings)
     print(f"trial: training and merging, as much as {cost:.0f} evaluations more ...", flush=True)
-    trial = merge_run.try_training()
+    with Heartbeat("training and merging"):
+        trial = merge_run.try_training()
     if trial is not None:
         print_notes(remarks_on_trial(trial))
 

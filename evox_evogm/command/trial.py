@@ -101,9 +101,13 @@ def run_trial(problem: LoRAMergeProblem, settings: TrialSettings, seed: int) -> 
     start = None
     if settings.start == "merge":
         start = average_of(problem) if gradient_merge is None else gradient_merge
+    rival = max(merges, key=lambda name: mean_of(merges[name]))
+    print(
+        f"    best of {len(merges)} merges: {mean_of(merges[rival]):.3f} ({sanitize(rival)})",
+        flush=True,
+    )
     tried = try_rates(problem, parts, settings, start, seed)
     best = max(tried, key=lambda found: mean_of(found.scores))  # of equals the first
-    rival = max(merges, key=lambda name: mean_of(merges[name]))
     rows = [describe(name, scores) for name, scores in merges.items()]
     rows.append(describe("trained LoRA", best.scores))
     found = compare_chosen(
@@ -149,7 +153,7 @@ def try_rates(
     start: torch.Tensor | None,
     seed: int,
 ) -> list[Tried]:
-    """Train an adapter at each rate, and score it after each third of the epochs.
+    """Train an adapter at each rate, and score it after each third of the epochs; print each score.
 
     :param start: the `(n g,)` coefficients of a merge; None for fresh adapters.
     """
@@ -163,6 +167,8 @@ def try_rates(
                         reading_texts(problem.language_model), parts.held_back
                     )
                     tried.append(Tried(lr, epoch, pool(scores)))
+                    shown = f"rate {lr:g}, epoch {epoch} of {settings.epochs}"
+                    print(f"    LoRA, {shown}: {mean_of(tried[-1].scores):.3f}", flush=True)
     return tried
 
 

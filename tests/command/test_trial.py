@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -51,6 +52,10 @@ def test_a_trial_says_that_training_is_ahead_and_the_table_has_a_trained_row(lea
     # Two rates and a search of 6 epochs on 16 of 20, the two experts there, and ten scores on 4.
     assert trial["evaluations"] == pytest.approx(3 * 6 * 3 * 0.8 + 2 * 0.8 + 10 * 0.2)
     assert "trial: training and merging, as much as 47 evaluations more" in printed
+    shown = re.findall(r"LoRA, rate ([\d.]+), epoch (\d) of 6: (\d\.\d{3})", printed)
+    tried = [(f"{one['lr']:g}", str(one["epoch"]), f"{one['score']:.3f}") for one in trial["tried"]]
+    assert shown == tried
+    assert f"merges: {max(row['score'] for row in trial['scores'][:-1]):.3f} (" in printed
     assert "note: trial on 4 dev examples: 1.000 for a LoRA trained on 16 others" in printed
     result = json.loads((out / "result.json").read_text())
     assert [row["kind"] for row in result["scores"][-3:]] == ["average", "trained", "merge"]
