@@ -1,6 +1,6 @@
 """How does the cost of evaluating a population grow with P, n, r, tokens and width? And its memory?
 
-Random Llama models of eight layers with random adapters on all linear layers. One quantity varies
+Random Llama models, by default of eight layers, with random adapters on all linear layers. One quantity varies
 at a time around P = 20, n = 8 experts of rank 8, 512 prompt tokens per candidate and width 512.
 Both modes, interleaved repeats, medians. And the mode that `auto` chooses: by how much is it slower
 than the better one?
@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from benchmarks.plots import draw_panels
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 
-LAYERS, PROMPT = 8, 64
+PROMPT = 64  # tokens
 MODES = ("unmerged", "merged")
 
 
@@ -46,6 +46,8 @@ class Case:
     tokens: int = 512
     """Prompt tokens per candidate."""
     width: int = 512
+    """Of the model."""
+    layers: int = 8
     """Of the model."""
     dtype: str = "bfloat16"
     """Of its weights."""
@@ -73,7 +75,7 @@ def build_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
 
 
-def build_model(width: int, dtype: str):
+def build_model(width: int, layers: int, dtype: str):
     """A Llama with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -82,7 +84,7 @@ def build_model(width: int, dtype: str):
         vocab_size=257,
         hidden_size=width,
         intermediate_size=int(2.75 * width),
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=width // 64,
         num_key_value_heads=width // 128,
     )
@@ -125,7 +127,7 @@ def make_problem(case: Case, mode: str, **settings) -> LoRAMergeProblem:
     for index, row in enumerate(letters.tolist()):
         examples.append(Example(str(index), "".join(map(chr, row)), "yes"))
     task = Task("random", "1", "gold_log_probability", tuple(examples))
-    model = build_model(case.width, case.dtype)
+    model = build_model(case.width, case.layers, case.dtype)
     with tempfile.TemporaryDirectory() as folder:
         experts = write_adapters(model, case.n, case.r, Path(folder))
         return LoRAMergeProblem(
@@ -160,15 +162,18 @@ def chosen_mode(case: Case) -> str:
     return mode
 
 
-def cost(folder: Path, repeats: int, dtype: str) -> None:
-    """Print a line per case, and write the table and the plot."""
+def cost(folder: Path, repeats: int, around: Case) -> None:
+    """Print a line per case, and write the table and the plot.
+
+    :param around: the case in which one quantity varies at a time.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     print("| varied | value | unmerged, ms per candidate | merged | chosen | against the better |")
     print("| --- | ---: | ---: | ---: | --- | ---: |")
     for name, values in VARIED.items():
         for value in values:
-            case = replace(Case(dtype=dtype), **{name: value})
+            case = replace(around, **{name: value})
             ms = milliseconds(case, repeats)
             chosen = chosen_mode(case)
             ratio = ms[chosen] / min(ms.values())
@@ -228,13 +233,15 @@ def main() -> None:
     parser.add_argument("command", choices=["cost", "memory", "peak"])
     parser.add_argument("--folder", type=Path, default=Path("runs/evaluation_scale"))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=Case.layers)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--mode", choices=MODES, default="unmerged")
     parser.add_argument("--candidates", type=int, default=1)
     parser.add_argument("--max-memory", type=int, default=2048, help="MiB")
     arguments = parser.parse_args()
     if arguments.command == "cost":
-        cost(arguments.folder, arguments.repeats, arguments.dtype)
+        around = Case(layers=arguments.layers, dtype=arguments.dtype)
+        cost(arguments.folder, arguments.repeats, around)
     elif arguments.command == "memory":
         memory()
     else:
