@@ -31,11 +31,12 @@ from evox_evogm.problems.tasks.task import Task
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
+Points = list[tuple[int, float]]  # the tokens and the seconds of passes, the smallest first
 MODES = ("unmerged", "merged")
 PROMPT_ROWS = (4, 48)  # rows of a pass over prompts that is timed
 STEP_ROWS = (2, 32)  # rows of a decoding step that is timed
 WIDTH = 32  # tokens of each row
-REPEATS = 2
+ROUNDS = 2  # of both modes in turn, so that a busy moment of the machine does not slow one alone
 
 
 @dataclass(frozen=True)
@@ -188,26 +189,44 @@ def measure_rates(
     :param n: the number of experts.
     """
     pop = torch.full((2, n), 0.5)
-    try:
-        load = _least_seconds(lambda: merger.load(pop[0]), model.device)
-        merged_prompts = _prompt_rate(model)
-        merged_steps = _step_rate(model)
-    finally:
-        merger.restore()
-    with merged(model.model, dict(modules), pop) as population, model.candidates(population.select):
-        unmerged_prompts = _prompt_rate(model)
-        unmerged_steps = _step_rate(model)
+    loads: list[float] = []
+    prompts: dict[str, list[Points]] = {mode: [] for mode in MODES}
+    steps: dict[str, list[Points]] = {mode: [] for mode in MODES}
+
+    def time_passes_of(mode: str) -> None:
+        prompts[mode].append(_time_prompts(model))
+        steps[mode].append(_time_steps(model))
+
+    for _ in range(ROUNDS):
+        try:
+            loads.append(_seconds_of(lambda: merger.load(pop[0]), model.device))
+            time_passes_of("merged")
+        finally:
+            merger.restore()
+        with (
+            merged(model.model, dict(modules), pop) as population,
+            model.candidates(population.select),
+        ):
+            time_passes_of("unmerged")
     return Rates(
-        prompts={"unmerged": unmerged_prompts, "merged": merged_prompts},
-        steps={"unmerged": unmerged_steps, "merged": merged_steps},
-        load=load,
+        prompts={mode: _line_through(_least(prompts[mode])) for mode in MODES},
+        steps={mode: _line_through(_least(steps[mode])) for mode in MODES},
+        load=min(loads),
     )
 
 
-def _prompt_rate(model: LanguageModel) -> Rate:
-    """The rate of passes over prompts, with the model as it is.
+def _least(rounds: Sequence[Points]) -> Points:
+    """The least seconds of each pass over all rounds."""
+    least = []
+    for points in zip(*rounds, strict=True):
+        least.append((points[0][0], min(seconds for _, seconds in points)))
+    return least
 
-    Where the sizes of batches were measured it is that of passes of such a size.
+
+def _time_prompts(model: LanguageModel) -> Points:
+    """Times of passes over prompts, with the model as it is.
+
+    Where the sizes of batches were measured, a pass of such a size is the largest.
     """
     room = model.max_memory // (WIDTH * model.memory.token + model.memory.logits)
     most_rows = max(1, min(model.batch_tokens // WIDTH, room))
@@ -219,17 +238,17 @@ def _prompt_rate(model: LanguageModel) -> Rate:
         def run_prompts(candidates=candidates, tokens=tokens, mask=mask):
             model.forward(candidates, tokens, mask, [1] * len(candidates))
 
-        points.append((tokens.numel(), _least_seconds(run_prompts, model.device)))
-    return _line_through(points)
+        points.append((tokens.numel(), _seconds_of(run_prompts, model.device)))
+    return points
 
 
-def _step_rate(model: LanguageModel) -> Rate:
-    """The rate of decoding steps, with the model as it is.
+def _time_steps(model: LanguageModel) -> Points:
+    """Times of decoding steps, with the model as it is.
 
     Without a cache there are none: each token takes a pass over all tokens.
     """
     if not model.capabilities.cache:
-        return Rate(0.0, 0.0)
+        return []
     points = []
     measured = model.batch_sizes.rows
     largest = [] if measured is None else [measured]
@@ -244,8 +263,8 @@ def _step_rate(model: LanguageModel) -> Rate:
             mask = tokens.new_ones(len(candidates), next(widths))
             model.forward(candidates, tokens, mask, [1] * len(candidates), cache)
 
-        points.append((len(candidates), _least_seconds(run_step, model.device)))
-    return _line_through(points)
+        points.append((len(candidates), _seconds_of(run_step, model.device)))
+    return points
 
 
 def _random_batch(model: LanguageModel, rows: int) -> tuple[list[int], torch.Tensor, torch.Tensor]:
@@ -260,11 +279,13 @@ def _random_batch(model: LanguageModel, rows: int) -> tuple[list[int], torch.Ten
     return candidates, tokens, torch.ones_like(tokens)
 
 
-def _line_through(points: Sequence[tuple[int, float]]) -> Rate:
+def _line_through(points: Points) -> Rate:
     """The rate through the first and the last point, with neither part below 0.
 
-    :param points: pairs of a number of tokens and the seconds of a pass.
+    :param points: as `Points`; the rate of none is 0.
     """
+    if not points:
+        return Rate(0.0, 0.0)
     few, less = points[0]
     many, more = points[-1]
     if few == many:
@@ -273,13 +294,11 @@ def _line_through(points: Sequence[tuple[int, float]]) -> Rate:
     return Rate(max(0.0, less - per_token * few), per_token)
 
 
-def _least_seconds(work: Callable[[], None], device: torch.device) -> float:
-    """The shortest of some runs after one that does not count."""
-    seconds = []
-    for _ in range(1 + REPEATS):
-        synchronize(device)
-        start = time.perf_counter()
-        work()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+def _seconds_of(work: Callable[[], None], device: torch.device) -> float:
+    """The time of a run, after one that does not count."""
+    work()
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start

@@ -116,11 +116,11 @@ def test_rates_are_those_of_passes_as_large_as_batches(tokenizer, monkeypatch):
             "_random_batch",
             lambda model, count, rows=rows, make=random_batch: rows.append(count) or make(model, 1),
         )
-        monkeypatch.setattr(cost_model, "_least_seconds", lambda work, device: 1.0)
+        monkeypatch.setattr(cost_model, "_seconds_of", lambda work, device: 1.0)
         with torch.no_grad():
-            cost_model._prompt_rate(model)
+            cost_model._time_prompts(model)
             assert set(rows) == prompts
             rows.clear()
-            cost_model._step_rate(model)
+            cost_model._time_steps(model)
         assert set(rows) == steps
         monkeypatch.setattr(cost_model, "_random_batch", random_batch)

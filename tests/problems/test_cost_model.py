@@ -11,7 +11,7 @@ import torch
 from builders import build_model, record_passes
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evox_evogm.problems import Example, LoRAMergeProblem, Task
+from evox_evogm.problems import Example, LoRAMergeProblem, Task, cost_model
 from evox_evogm.problems.cost_model import (
     Passes,
     Rate,
@@ -169,6 +169,18 @@ def test_random_tokens_have_a_row_in_the_embedding(make_problem):
     assert int(RandomBatches(model, 1).row.max()) < 5
     _, tokens, _ = _random_batch(model, 8)
     assert int(tokens.max()) < 5
+
+
+def test_a_busy_moment_does_not_slow_one_mode_alone(make_problem, monkeypatch):
+    """The first two of all times are long; by the least of the rounds the modes cost the same."""
+    problem = make_problem()
+    model = problem.language_model
+    seconds = iter([9.0, 9.0])
+    monkeypatch.setattr(cost_model, "_seconds_of", lambda work, device: next(seconds, 1.0))
+    rates = measure_rates(model, problem.stacked, problem.scorer.weight_merger, 2)
+    assert rates.load == 1
+    assert rates.prompts["merged"] == rates.prompts["unmerged"]
+    assert rates.steps["merged"] == rates.steps["unmerged"]
 
 
 class FailingForward(Forward):

@@ -30,7 +30,7 @@ def test_a_clock_waits_for_its_own_device(waits):
 
 
 def test_rates_are_measured_on_the_own_device(waits):
-    cost_model._least_seconds(lambda: None, SECOND)
+    cost_model._seconds_of(lambda: None, SECOND)
     assert set(waits) == {SECOND} and len(waits) % 2 == 0
 
 
