@@ -1,9 +1,9 @@
 """How does the cost of evaluating a population grow with P, n, r, tokens and width? And its memory?
 
-Random Llama models, by default of eight layers, with random adapters on all linear layers. One quantity varies
-at a time around P = 20, n = 8 experts of rank 8, 512 prompt tokens per candidate and width 512.
-Both modes, interleaved repeats, medians. And the mode that `auto` chooses: by how much is it slower
-than the better one?
+Random Llama models, by default of eight layers, with random adapters on all linear layers. One
+quantity varies at a time around P = 20, n = 8 experts of rank 8, 512 prompt tokens per candidate
+and width 512. Both modes, interleaved repeats, medians. And the mode that `auto` chooses: by how
+much is it slower than the better one?
 
     python -m benchmarks.speed.evaluation_scale cost      # table; costs.csv and costs.svg in runs
     python -m benchmarks.speed.evaluation_scale memory    # peak memory of P = 1 and P = 64, each in
