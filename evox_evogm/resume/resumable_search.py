@@ -50,7 +50,8 @@ class ResumableSearch:
 
     - **Journal**: `LoRAMergeProblem`, and any problem with `on_evaluations` and `load_history`, is
       written down by the candidates that it evaluates together, with scores by task and example.
-      Other problems, `DistributedProblem` too, are written down by populations, with the fitness.
+      So is a `DistributedProblem` of merges. Other problems are written down by populations, with
+      the fitness.
     - **Monitors** get back the tensors of their state. Their lists (histories) begin anew.
     - **Ranks**: under `torchrun` rank 0 reads and writes, and the others receive what it has read.
     - **Algorithms** must keep their state in tensors (`Mutable`).

@@ -45,9 +45,8 @@ def score(
 
         found, folder = read_settings(settings, change or [], device=device, dtype=dtype)
         check_early(found, folder)
+        # What imports torch takes seconds: it comes after the early checks.
         from evox_evogm.command.printing import plain_console, printing, silence_transformers
-
-        # torch, which takes seconds
         from evox_evogm.command.score_models import print_rows, score_words, write_scores
 
         with printing(quiet=quiet, to_stderr=False):
