@@ -17,6 +17,7 @@ from evox_evogm.problems.adapters.same_base import name_in_export
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
 from evox_evogm.problems.base_and_experts import load_base_and_experts
 from evox_evogm.problems.box import box_of
+from evox_evogm.problems.checkpoints.full_checkpoint import ranks_of_modules
 from evox_evogm.problems.checkpoints.what_is_possible import check_adapters_only
 from evox_evogm.problems.checks import (
     check_candidates_at_once,
@@ -43,7 +44,7 @@ from evox_evogm.problems.inference.kinds_of_base import task_type_of
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.merges_at_once import BLOCKS_OF_RANKS, merges_at_once
 from evox_evogm.problems.objectives import OBJECTIVES
-from evox_evogm.problems.population_scorer import PopulationScorer, modules_of
+from evox_evogm.problems.population_scorer import PopulationScorer
 from evox_evogm.problems.racing import Racing, in_random_order
 from evox_evogm.problems.references import score_references
 from evox_evogm.problems.retries import evaluate_with_retries
@@ -140,8 +141,8 @@ class LoRAMergeProblem(Problem):
         :param other_tasks: what else will be scored, such as test tasks: their prompts are checked
             before the first evaluation, and the base is probed with them too.
         :param groups: of modules in which an expert has a coefficient of its own: `"expert"` for
-            one coefficient, `"layer"`, `"block:k"`, `"module"`, a function or a table of patterns,
-            see `group_modules`.
+            one coefficient, `"layer"`, `"block:k"`, `"module"`, `"channel"`, a function or a table
+            of patterns, see `group_modules`.
         :param objectives: `"mean"` over tasks, all `"tasks"`, the mean and the `"outcomes"` of all
             examples, or these and `"gradients"`.
         :param objective: how the scores of tasks become the score of a merge: their `"mean"`, the
@@ -231,7 +232,7 @@ class LoRAMergeProblem(Problem):
             chat_template=chat_template,
             chat_date=self.chat_date,
         )
-        self.groups = group_modules(modules_of(self.experts), groups)
+        self.groups = group_modules(ranks_of_modules(self.experts), groups)
         self.regmean = regmean if isinstance(regmean, str) else regmean is not None
         with ready_to_score(model):
             if regmean is not None:

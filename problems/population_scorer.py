@@ -14,7 +14,7 @@ from evox_evogm.problems.adapters.stacked_modules import StackedModule, stack_ex
 from evox_evogm.problems.adapters.weight_merger import WeightMerger, merged_in_place
 from evox_evogm.problems.batch_choice import choose_batches
 from evox_evogm.problems.checkpoints.differences import differences_of
-from evox_evogm.problems.checkpoints.full_checkpoint import changed_modules
+from evox_evogm.problems.checkpoints.full_checkpoint import ranks_of_modules
 from evox_evogm.problems.checkpoints.what_is_possible import merged_only
 from evox_evogm.problems.cost_model import Rates
 from evox_evogm.problems.default_device import on_cpu_by_default
@@ -74,7 +74,7 @@ class PopulationScorer:
         measure_batches: bool = False,
     ):
         self.language_model = language_model
-        self.groups = groups or group_modules(modules_of(experts))
+        self.groups = groups or group_modules(ranks_of_modules(experts))
         self.n_coefficients = len(experts) * self.groups.count
         self.stacked = stack_for(language_model, experts, self.groups)
         self.differences = differences_of(experts, self.groups)
@@ -309,11 +309,3 @@ def stack_for(
 ) -> dict[str, StackedModule]:
     """The factors of all experts by module, where the model's weights are and in their dtype."""
     return stack_experts(experts, model.model.dtype, model.device, model.model, groups)
-
-
-def modules_of(experts: Sequence[Expert]) -> set[str]:
-    """The names of all modules that some expert changes."""
-    names: set[str] = set()
-    for expert in experts:
-        names.update(changed_modules(expert))
-    return names

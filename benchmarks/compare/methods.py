@@ -260,11 +260,14 @@ STOPPING: dict[str, Method] = {
     "GradientSearch stop auto": by_gradients(group="stopping", stop=True),
 }
 
-# Coefficients by group of modules, with gradients and without.
+# Coefficients by group of modules, with gradients.
 GRADIENTS: dict[str, Method] = {
     "GradientSearch": by_gradients(),
     "GradientSearch 40": by_gradients(budget=40),
     "GradientSearch 15": by_gradients(budget=15),
+    "GradientSearch by channel": by_gradients("channel"),
+    "GradientSearch by channel 40": by_gradients("channel", budget=40),
+    "GradientSearch by channel 15": by_gradients("channel", budget=15),
     "GradientSearch by layer": by_gradients("layer"),
     "GradientSearch by expert": by_gradients("expert"),
     "no perturbation": by_gradients(arguments={"perturbation": 0.0}),

@@ -32,7 +32,7 @@ def rank_mean(problem: LoRAMergeProblem, parts: str) -> Weights:
     :param problem: whose model and experts are merged.
     :param parts: `"layer"`, or `"module"` for the finer form.
     """
-    groups = group_modules(problem.stacked, parts)
+    groups = group_modules(dict.fromkeys(problem.stacked, 1), parts)
     inside = in_layers(problem.stacked)
     weights = part_weights(problem, groups, inside)
     model = problem.language_model.model
@@ -75,7 +75,7 @@ def rank_weights(changes: torch.Tensor) -> torch.Tensor:
 
 def in_layers(modules: Mapping[str, StackedModule]) -> list[str]:
     """The names of the modules that are in decoder layers."""
-    layers = group_modules(modules, "layer")
+    layers = group_modules(dict.fromkeys(modules, 1), "layer")
     return [name for name in modules if layers.names[layers.of_module[name]] != REST]
 
 

@@ -3,6 +3,9 @@
 In the modules of group j a merge is theta_pre + sum_k lambda_kj s_k B_k A_k. Its n g coefficients
 stand expert after expert: lambda_kj has the number k g + j. With one group they are the n
 coefficients of the paper.
+
+The finest groups are channels: B A is a sum of r products of a column of B and a row of A, each of
+which gets a coefficient.
 """
 
 import re
@@ -14,6 +17,7 @@ import torch
 # What `group_modules` takes: a name, a function of a module's name, or a table of patterns.
 GroupsOf = str | Callable[[str], str] | Mapping[str, str]
 
+CHANNEL = "channel"  # the grouping that goes on below modules
 EVERYTHING = "all"  # the name of the only group
 REST = "rest"  # the name of the group of modules that no pattern finds, or that are in no layer
 LAYER = re.compile(r"(?P<list>.+?)\.(?P<number>\d+)(?:\.|$)")
@@ -24,16 +28,28 @@ class Groups:
     """Which group each module belongs to.
 
     :param names: of the g groups.
-    :param of_module: the number of the group of each module, by the module's name.
+    :param of_module: the number of the group of each module, by the module's name; of several the
+        first.
+    :param channels: whether every channel of a module is a group.
     """
 
     names: tuple[str, ...]
     of_module: Mapping[str, int]
+    channels: bool = False
 
     @property
     def count(self) -> int:
         """g."""
         return len(self.names)
+
+    def of_channels(self, module: str, rank: int) -> tuple[int, ...]:
+        """The number of the group of each channel that an expert has in a module.
+
+        :param module: its name.
+        :param rank: r, how many channels the expert has there.
+        """
+        first = self.of_module[module]
+        return tuple(range(first, first + rank)) if self.channels else (first,) * rank
 
     def expand(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Coefficients that are the same in all groups.
@@ -48,16 +64,19 @@ class Groups:
         return coefficients.unflatten(-1, (-1, self.count))
 
 
-def group_modules(modules: Iterable[str], groups: GroupsOf = "expert") -> Groups:
+def group_modules(ranks: Mapping[str, int], groups: GroupsOf = "expert") -> Groups:
     """Put modules into groups.
 
-    :param modules: the names of all modules that experts change.
+    :param ranks: the largest rank that an expert has in each module, by the module's name. 1 where
+        only whole models change it.
     :param groups: one of
 
         - `"expert"`: one group, so that an expert has one coefficient;
         - `"layer"`: a group for each decoder layer;
         - `"block:k"`: a group for each k layers in a row;
         - `"module"`: a group for each module;
+        - `"channel"`: a group for each channel between A and B of each module. Whole models, which
+          have none, have one coefficient in a module, that of its first channel;
         - a function that gives the name of a module's group;
         - a table of regular expressions by the name of their group: a module belongs to the first
           that is found in its name.
@@ -65,11 +84,13 @@ def group_modules(modules: Iterable[str], groups: GroupsOf = "expert") -> Groups
         Modules outside of layers, or that no expression finds, are one more group, `"rest"`.
     :raises ValueError: if `groups` is none of these.
     """
-    names = sorted(modules, key=_in_order_of_layers)
     name_of = check_groups(groups)
+    modules = sorted(ranks, key=_in_order_of_layers)
+    if groups == CHANNEL:
+        return _group_channels({module: ranks[module] for module in modules})
     numbers: dict[str, int] = {}
     of_module = {}
-    for module in names:
+    for module in modules:
         group = name_of(module)
         if not isinstance(group, str):
             raise ValueError(f"groups: expected a name for {module}, found {group!r}")
@@ -77,6 +98,28 @@ def group_modules(modules: Iterable[str], groups: GroupsOf = "expert") -> Groups
     if isinstance(groups, Mapping):
         _check_patterns_found(groups, numbers)
     return Groups(tuple(numbers), of_module)
+
+
+def _group_channels(ranks: Mapping[str, int]) -> Groups:
+    """A group for each channel.
+
+    :param ranks: by module, in the order of the groups.
+    """
+    names: list[str] = []
+    of_module = {}
+    for module, rank in ranks.items():
+        of_module[module] = len(names)
+        names += [name_of_channel(module, number) for number in range(rank)]
+    return Groups(tuple(names), of_module, channels=True)
+
+
+def name_of_channel(module: str, number: int) -> str:
+    """The name of the group of a channel.
+
+    :param module: that the channel is in.
+    :param number: of the channel there, from 0.
+    """
+    return f"{module}, channel {number}"
 
 
 def check_groups(groups: GroupsOf) -> Callable[[str], str]:
@@ -90,15 +133,15 @@ def check_groups(groups: GroupsOf) -> Callable[[str], str]:
         return _by_patterns(groups)
     if groups == "expert":
         return lambda module: EVERYTHING
-    if groups == "module":
+    if groups in ("module", CHANNEL):
         return lambda module: module
     if groups == "layer":
         return lambda module: _block_of(module, 1)
     block = re.fullmatch(r"block:([1-9]\d*)", groups) if isinstance(groups, str) else None
     if block is None:
         raise ValueError(
-            'groups: expected "expert", "layer", "block:k" with a number of layers, "module", a '
-            f"function or a table of patterns, found {groups!r}"
+            'groups: expected "expert", "layer", "block:k" with a number of layers, "module", '
+            f'"channel", a function or a table of patterns, found {groups!r}'
         )
     size = int(block[1])
     return lambda module: _block_of(module, size)

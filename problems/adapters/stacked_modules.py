@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from evox_evogm.problems.adapters.groups import Groups
+from evox_evogm.problems.adapters.groups import Groups, group_modules
 from evox_evogm.problems.adapters.layers import weight_of
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
 from evox_evogm.problems.adapters.shared_inputs import JoinedFactors, layers_with_same_input
@@ -21,7 +21,7 @@ class StackedModule:
     :param a: A, an `(R, D_in)` tensor, or `(E, R, D_in)` of a parameter of E matrices.
     :param b: B, a `(D_out, R)` tensor, or `(E, D_out, R)`.
     :param coefficient: an `(R,)` tensor, the index of each channel's coefficient: that of its
-        expert in the group of the module.
+        expert in the group of the module or channel.
     :param scale: an `(R,)` tensor, s of each channel's expert.
     :param embedding: whether the module is an embedding.
     :param place: of a parameter, its place among those of its module; None of a layer.
@@ -79,6 +79,7 @@ def stack_experts(
     for index, expert in enumerate(experts):
         for name, factors in expert.modules.items():
             parts.setdefault(name, {})[index] = factors
+    groups = groups or group_modules(dict.fromkeys(parts, 1))
     stacked = {}
     channels: Channels = {}
     for name in sorted(parts):
@@ -88,9 +89,8 @@ def stack_experts(
             own_device = weight.device
             if weight.dtype.is_floating_point and weight.dtype.itemsize > 1:
                 own_dtype = weight.dtype
-        place = 0 if groups is None else groups.of_module[name]
-        count = 1 if groups is None else groups.count
-        stacked[name] = _stack_module(parts[name], own_dtype, own_device, place, count, channels)
+        numbers = _number_coefficients(name, parts[name], groups)
+        stacked[name] = _stack_module(parts[name], own_dtype, own_device, numbers, channels)
     _join_same_inputs(stacked)
     return stacked
 
@@ -114,19 +114,31 @@ def _join_same_inputs(stacked: dict[str, StackedModule]) -> None:
             stacked[name] = replace(stacked[name], a=joined.a[start:end], joined=joined)
 
 
+def _number_coefficients(
+    name: str, parts: Mapping[int, Factors], groups: Groups
+) -> tuple[int, ...]:
+    """The number of the coefficient of each channel of a module.
+
+    :param parts: by the index of the expert, in ascending order.
+    """
+    numbers: list[int] = []
+    for index, factors in parts.items():
+        for group in groups.of_channels(name, factors.a.shape[-2]):
+            numbers.append(index * groups.count + group)
+    return tuple(numbers)
+
+
 def _stack_module(
     parts: Mapping[int, Factors],
     dtype: torch.dtype,
     device: torch.device,
-    group: int,
-    groups: int,
+    coefficients: tuple[int, ...],
     channels: Channels,
 ) -> StackedModule:
     """Stack the factors that experts have for one module.
 
     :param parts: by the index of the expert, in ascending order.
-    :param group: of the module.
-    :param groups: how many there are, g.
+    :param coefficients: the number of each channel's.
     :param channels: those of earlier modules. Equal ones are the same tensors, so that their
         weights are computed once.
     """
@@ -134,13 +146,11 @@ def _stack_module(
     a = torch.cat([one.a for one in factors], dim=-2)
     b = torch.cat([one.b for one in factors], dim=-1)
     ranks = tuple(one.a.shape[-2] for one in factors)
-    coefficients = tuple(index * groups + group for index in parts)
     scales = tuple(one.scale for one in factors)
     key = (ranks, coefficients, scales, device)
     if key not in channels:
-        counts = torch.tensor(ranks)
-        coefficient = torch.tensor(coefficients).repeat_interleave(counts)
-        scale = torch.tensor(scales).repeat_interleave(counts)
+        coefficient = torch.tensor(coefficients)
+        scale = torch.tensor(scales).repeat_interleave(torch.tensor(ranks))
         channels[key] = coefficient.to(device), scale.to(device)
     coefficient, scale = channels[key]
     return StackedModule(

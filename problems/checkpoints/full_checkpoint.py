@@ -7,7 +7,7 @@ bytes a weight are enough for a bfloat16 model.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,11 +122,19 @@ def module_of(parameter: str) -> str:
     return module if last in ("weight", "bias") else parameter
 
 
-def changed_modules(expert: Expert) -> set[str]:
-    """The names of all modules that an expert changes."""
-    if expert.checkpoint is None:
-        return set(expert.modules)
-    return {module_of(name) for name in expert.checkpoint.tensors}
+def ranks_of_modules(experts: Iterable[Expert]) -> dict[str, int]:
+    """The largest rank of an expert in each module that some expert changes, by module.
+
+    A whole model counts as one of rank 1.
+    """
+    ranks: dict[str, int] = {}
+    for expert in experts:
+        for name, factors in expert.modules.items():
+            ranks[name] = max(factors.a.shape[-2], ranks.get(name, 0))
+        if expert.checkpoint is not None:
+            for tensor in expert.checkpoint.tensors:
+                ranks.setdefault(module_of(tensor), 1)
+    return ranks
 
 
 def megabytes(size: float) -> str:

@@ -9,12 +9,13 @@ from builders import build_model
 from evox_evogm.problems.adapters.groups import group_modules
 from evox_evogm.problems.adapters.population import Population
 from evox_evogm.problems.adapters.read_adapter import read_expert
+from evox_evogm.problems.checkpoints.full_checkpoint import ranks_of_modules
 from evox_evogm.problems.factor_copies import GIB, bytes_of_experts, note_of_copies
 from evox_evogm.problems.inference.language_model import LanguageModel
-from evox_evogm.problems.population_scorer import PopulationScorer, modules_of
+from evox_evogm.problems.population_scorer import PopulationScorer
 
 
-@pytest.fixture(params=["expert", "layer"])
+@pytest.fixture(params=["expert", "layer", "channel"])
 def scorer(request, make_adapter, tokenizer):
     """A scorer of two experts: rank 2 of q (16 inputs, 16 outputs), rank 3 of v (16, 8)."""
     folders = [
@@ -22,7 +23,7 @@ def scorer(request, make_adapter, tokenizer):
         make_adapter("second", r=3, target_modules=["v_proj"]),
     ]
     experts = [read_expert(folder) for folder in folders]
-    groups = group_modules(modules_of(experts), request.param)
+    groups = group_modules(ranks_of_modules(experts), request.param)
     model = LanguageModel(build_model(), tokenizer)
     return PopulationScorer(
         model, experts, groups=groups, modes={}, max_memory=GIB, measure_batches=False

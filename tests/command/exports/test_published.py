@@ -58,10 +58,10 @@ def test_each_group_of_modules_gets_the_coefficient_of_its_expert(shared, tmp_pa
     from copy import copy
 
     from evox_evogm.problems.adapters.groups import group_modules
-    from evox_evogm.problems.population_scorer import modules_of
+    from evox_evogm.problems.checkpoints.full_checkpoint import ranks_of_modules
 
     grouped = copy(shared.problem)
-    grouped.groups = group_modules(modules_of(grouped.experts), "layer")
+    grouped.groups = group_modules(ranks_of_modules(grouped.experts), "layer")
     file = write(tmp_path, "best_solution.json", SOLUTION)
     assert read_published(file, grouped).tolist() == [0.5, 0.5, -1.25, -1.25]
 

@@ -49,6 +49,7 @@ ADD = Task("add", "1", "gold_log_probability", (Example("0", "1+1=", "2"),))
             },
         ),
         ("module", {name: [name] for name in NAMES}),
+        ("channel", {f"{name}, channel 0": [name] for name in NAMES}),
         (
             {"first": r"layers\.0\.", "attention": "self_attn"},
             {"rest": [NAMES[0], NAMES[2]], "first": [NAMES[1], NAMES[4]], "attention": [NAMES[3]]},
@@ -57,7 +58,7 @@ ADD = Task("add", "1", "gold_log_probability", (Example("0", "1+1=", "2"),))
     ],
 )
 def test_a_module_belongs_to_one_group(groups, expected):
-    found = group_modules(reversed(NAMES), groups)
+    found = group_modules(dict.fromkeys(reversed(NAMES), 1), groups)
     members = {name: [] for name in found.names}
     for module in NAMES:
         members[found.names[found.of_module[module]]].append(module)
@@ -79,20 +80,32 @@ def test_a_module_belongs_to_one_group(groups, expected):
 )
 def test_what_is_no_grouping_is_refused(groups, message):
     with pytest.raises(ValueError, match=message):
-        group_modules(NAMES, groups)
+        group_modules(dict.fromkeys(NAMES, 1), groups)
+
+
+def test_every_channel_of_a_module_is_a_group():
+    groups = group_modules({"model.layers.1.v_proj": 1, "model.layers.0.q_proj": 3}, "channel")
+    assert groups.names == (
+        "model.layers.0.q_proj, channel 0",
+        "model.layers.0.q_proj, channel 1",
+        "model.layers.0.q_proj, channel 2",
+        "model.layers.1.v_proj, channel 0",
+    )
+    assert groups.of_channels("model.layers.0.q_proj", 2) == (0, 1)
+    assert groups.of_channels("model.layers.1.v_proj", 1) == (3,)
 
 
 def test_coefficients_stand_expert_after_expert():
-    groups = group_modules(NAMES, "layer")
+    groups = group_modules(dict.fromkeys(NAMES, 1), "layer")
     expanded = groups.expand(torch.tensor([[0.5, 2.0]]))
     assert expanded.tolist() == [[0.5] * 5 + [2.0] * 5]
     assert groups.by_expert(expanded).tolist() == [[[0.5] * 5, [2.0] * 5]]
 
 
-@pytest.fixture
-def problem(model, tokenizer, make_adapter):
+@pytest.fixture(params=["module", "channel"])
+def problem(request, model, tokenizer, make_adapter):
     folders = mixed_adapters(make_adapter)
-    return LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, groups="module")
+    return LoRAMergeProblem(model, folders, [ADD], tokenizer=tokenizer, groups=request.param)
 
 
 @pytest.fixture
@@ -104,22 +117,28 @@ def coefficients(problem):
 
 
 def expected_logits(problem, coefficients):
-    """Those of a model to which every expert's product is added, module by module, by hand."""
+    """Those of a model to which every expert's products are added, group by group, by hand."""
     model = build_model()
     table = problem.groups.by_expert(coefficients)
     for expert, row in zip(problem.experts, table, strict=True):
         tensors = load_file(expert.folder / "adapter_model.safetensors")
-        for name, coefficient in zip(problem.groups.names, row, strict=True):
+        for group, coefficient in zip(problem.groups.names, row, strict=True):
+            name, _, channel = group.partition(", channel ")
             prefix = f"base_model.model.{name}.lora_"
-            layer = model.get_submodule(name)
             if f"{prefix}A.weight" in tensors:
-                product = tensors[f"{prefix}B.weight"] @ tensors[f"{prefix}A.weight"]
+                a, b = tensors[f"{prefix}A.weight"], tensors[f"{prefix}B.weight"]
             elif f"{prefix}embedding_A" in tensors:
-                product = (tensors[f"{prefix}embedding_B"] @ tensors[f"{prefix}embedding_A"]).T
+                a, b = tensors[f"{prefix}embedding_A"], tensors[f"{prefix}embedding_B"]
             else:
                 continue
-            scale = expert.modules[name].scale
-            layer.weight.data += coefficient * scale * product
+            if channel:
+                number = int(channel)
+                a, b = a[number : number + 1], b[:, number : number + 1]
+            product = b @ a
+            if f"{prefix}embedding_A" in tensors:
+                product = product.T
+            weight = model.get_submodule(name).weight
+            weight.data += coefficient * expert.modules[name].scale * product
     return logits_of(model)
 
 
@@ -140,12 +159,13 @@ def test_both_modes_and_plain_peft_give_the_merge(problem, coefficients, tmp_pat
 
 
 def test_channels_whose_coefficient_is_0_are_not_exported(problem, coefficients, tmp_path):
-    first = problem.groups.names.index("model.layers.0.self_attn.q_proj")
+    first = problem.groups.of_module["model.layers.0.self_attn.q_proj"]
     coefficients = torch.zeros_like(coefficients)
     problem.groups.by_expert(coefficients)[1, first] = 1.0
     problem.export(coefficients, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["target_modules"] == ["model.layers.0.self_attn.q_proj"] and config["r"] == 5
+    assert config["target_modules"] == ["model.layers.0.self_attn.q_proj"]
+    assert config["r"] == (1 if problem.groups.channels else 5)
 
 
 def test_the_same_coefficient_in_all_groups_is_the_merge_without_groups(
