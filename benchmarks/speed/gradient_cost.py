@@ -1,10 +1,10 @@
 """What does an evaluation with its gradient cost, in evaluations without?
 
-One merge on the dev questions of a suite, with a coefficient for each expert and module: without
-its gradient in both modes, and with it. The ways take turns in one process, and the times are
+One merge on the dev questions of a suite, with a coefficient for each expert and module or
+channel: without its gradient in both modes, and with it. The ways take turns in one process, and the times are
 processor times of one thread. Least of the repeats.
 
-    python -m benchmarks.speed.gradient_cost [--suite synthetic] [--repeats 7]
+    python -m benchmarks.speed.gradient_cost [--suite synthetic] [--groups channel] [--repeats 7]
 """
 
 import argparse
@@ -38,11 +38,12 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=list(SUITES), default="synthetic")
+    parser.add_argument("--groups", choices=("module", "channel"), default="module")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     suite = SUITES[arguments.suite]
-    problem = suite.make_problem(suite.n, groups="module", max_memory=8 * 2**30)
+    problem = suite.make_problem(suite.n, groups=arguments.groups, max_memory=8 * 2**30)
     seconds: dict[str, list[float]] = {}
     with ready_to_score(problem.language_model.model):
         ways = ways_to_evaluate(problem)

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from evox_evogm.command.experts import regressed_on
 from evox_evogm.monitoring.counted import counted
 from evox_evogm.monitoring.escaping import escape_markdown, printable_lines
+from evox_evogm.problems.adapters.groups import without_channel
 
 SHADES = " ░▒▓█"
 BAR_LENGTH = 20  # characters of the largest coefficient
@@ -59,9 +60,11 @@ def code_block(text: str) -> Markup:
 def heat_map(by_expert: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     """A row of cells for each group of modules: its name, and a shaded coefficient per expert.
 
+    Channels of a module have one row, with their mean.
+
     :param by_expert: by expert and group.
     """
-    columns = list(by_expert.values())
+    columns = [mean_over_channels(column) for column in by_expert.values()]
     sizes: list[float] = []
     for column in columns:
         sizes += [abs(value) for value in column.values()]
@@ -75,6 +78,14 @@ def heat_map(by_expert: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
             row.append(f"{shade} {column[group]:+.2f}")
         rows.append(row)
     return rows
+
+
+def mean_over_channels(by_group: Mapping[str, float]) -> dict[str, float]:
+    """The mean coefficient of all channels of each module; other groups as they are."""
+    found: dict[str, list[float]] = {}
+    for group, value in by_group.items():
+        found.setdefault(without_channel(group), []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def bar(value: float, coefficients: Iterable[float]) -> Markup:

@@ -122,6 +122,11 @@ def name_of_channel(module: str, number: int) -> str:
     return f"{module}, channel {number}"
 
 
+def without_channel(group: str) -> str:
+    """The module of a channel by the name of its group; other groups keep their names."""
+    return re.sub(r", channel \d+$", "", group)
+
+
 def check_groups(groups: GroupsOf) -> Callable[[str], str]:
     """The function from the name of a module to the name of its group.
 

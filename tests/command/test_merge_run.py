@@ -398,6 +398,24 @@ def test_experts_may_have_a_coefficient_in_each_group_of_modules(project):
     assert result["adapter"]["largest_relative_difference"] < 1e-5
 
 
+def test_gradients_reach_a_coefficient_for_every_channel(project):
+    """The report has a row for each module."""
+    settings = {"algorithm": "GradientSearch", "groups": "channel", "budget": 9, "pop_size": 1}
+    change_settings(project, **settings, search={})
+    assert merge(project) == 0
+    out = project / "out"
+    result = json.loads((out / "result.json").read_text())
+    table = result["coefficients_by_group"]
+    rows = [list(row.values()) for row in table.values()]
+    assert len({value for row in rows for value in row}) > len(table)
+    groups = list(next(iter(table.values())))
+    assert groups[0].endswith("_proj, channel 0") and groups[1] == groups[0][:-1] + "1"
+    assert sum(rows, []) in [record["coefficients"] for record in history(out)]
+    report = (out / "report.md").read_text()
+    assert f"| {groups[0].split(',')[0]} |" in report and "channel 0 |" not in report
+    assert result["adapter"]["largest_relative_difference"] < 1e-5
+
+
 def test_a_search_over_groups_begins_with_one_coefficient_per_expert(project):
     settings = {"algorithm": "SurrogateEvoGM", "groups": "layer", "budget": 7, "pop_size": 3}
     change_settings(project, **settings, search={})

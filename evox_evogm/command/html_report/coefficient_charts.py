@@ -20,6 +20,7 @@ from evox_evogm.command.html_report.svg import (
     text,
 )
 from evox_evogm.command.scores import label
+from evox_evogm.problems.adapters.groups import without_channel
 
 EDGE = 0.02  # of the width of the box, within which a coefficient stands at its edge
 LEVELS = 6  # of colour to each side of 0
@@ -83,15 +84,21 @@ def _bracket(x: float, y: float) -> Markup:
 
 
 def heat_map(run: RunData) -> Figure:
-    """A cell for each expert and group; dots in cells at the edge of the box."""
+    """A cell for each expert and group; dots in cells at the edge of the box.
+
+    Channels of a module have one cell, with their mean.
+    """
     by_group = run.result["coefficients_by_group"]
-    groups = without_common_beginning(list(next(iter(by_group.values()))))
-    n, g = run.best.shape
+    names, row_of_group = rows_of_groups(list(next(iter(by_group.values()))))
+    groups = without_common_beginning(names)
+    n, g = len(run.best), len(groups)
+    sums = torch.zeros(n, g, dtype=torch.float64).index_add(1, row_of_group, run.best)
+    values = sums / row_of_group.bincount()  # (n, g)
     left, top = 120.0, 24.0
     width = (WIDTH - left - 4) / n
     height = max(3.0, min(22.0, 640.0 / g))
-    largest = float(run.best.abs().max()) or 1.0
-    cells = _cells((run.best / largest * LEVELS).round().int().T.tolist())
+    largest = float(values.abs().max()) or 1.0
+    cells = _cells((values / largest * LEVELS).round().int().T.tolist())
     parts: list[Markup] = []
     # One unit a cell: short data, and a stroke as high as the cell.
     place = f"translate({left:.1f} {top + height / 2:.1f}) scale({width:.3f} {height:.3f})"
@@ -100,7 +107,8 @@ def heat_map(run: RunData) -> Figure:
     bottom = top + height * g
     corners = f"M{left:.1f} {top:.1f}H{WIDTH - 4}V{bottom:.1f}H{left:.1f}Z"
     parts.append(element("path", d=corners, class_="frame"))
-    parts += _edge_dots(run, left, top, width, height)
+    edges = torch.zeros(n, g).index_add(1, row_of_group, at_edge(run).float()) > 0
+    parts += _edge_dots(edges, left, top, width, height)
     every = max(1, round(18 / width))
     for column in range(0, n, every):
         middle = left + width * (column + 0.5)
@@ -115,11 +123,25 @@ def heat_map(run: RunData) -> Figure:
         f"modules. Blue is above 0, purple below, as strong as the size. The box "
         f"that was searched goes from {_ends(run)}. {edge_sentence(run)}"
     )
-    if at_edge(run).any():
+    if edges.any():
         caption += " They have a dot."
+    if g < len(row_of_group):
+        caption += " Of the channels of a module it shows the mean."
     title = "Coefficients by expert and group of modules"
     svg = picture("coefficients", title, caption, bottom + 46, parts)
     return Figure("coefficients", title, svg, caption)
+
+
+def rows_of_groups(groups: list[str]) -> tuple[list[str], torch.Tensor]:
+    """The names of the rows of a map, and a `(g,)` tensor of the row that each group is in.
+
+    :param groups: the names of all g groups.
+    """
+    rows: dict[str, int] = {}
+    places = []
+    for group in groups:
+        places.append(rows.setdefault(without_channel(group), len(rows)))
+    return list(rows), torch.tensor(places)
 
 
 def without_common_beginning(names: list[str]) -> list[str]:
@@ -154,9 +176,11 @@ def _ends(run: RunData) -> str:
     return f"{signed(float(lower.min()))} to {signed(float(upper.max()))}"
 
 
-def _edge_dots(run: RunData, left: float, top: float, width: float, height: float) -> list[Markup]:
+def _edge_dots(
+    edges: torch.Tensor, left: float, top: float, width: float, height: float
+) -> list[Markup]:
     data = ""
-    for column, row in at_edge(run).nonzero().tolist():
+    for column, row in edges.nonzero().tolist():
         data += f"M{left + width * (column + 0.5):.0f} {top + height * (row + 0.5):.0f}h0"
     if not data:
         return []

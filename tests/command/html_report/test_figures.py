@@ -64,6 +64,23 @@ def test_with_groups_a_map_has_a_cell_for_every_coefficient_and_dots_at_the_edge
     assert "0.q_proj" in svg and "model.layers" not in svg
 
 
+def test_channels_of_a_module_are_one_row_of_the_map_with_their_mean(tmp_path):
+    groups = [f"layers.{place // 2}.q_proj, channel {place % 2}" for place in range(4)]
+    folder = write_run(tmp_path / "run", groups=groups, data=report_data())
+    result = json.loads((folder / "result.json").read_text())
+    for expert, values in zip("abc", [(1.0, 0.2, 0, 0), (0.9, 0.3, 0, 0), (0,) * 4], strict=True):
+        result["coefficients_by_group"][expert] = dict(zip(groups, values, strict=True))
+    (folder / "result.json").write_text(json.dumps(result))
+    figure = coefficients(read_run(folder))
+    svg = str(figure.svg)
+    # Both means are .6, which is the largest.
+    assert re.findall(r'd="([^"]*)" class="([pn]\d)" */?>', svg)[0] == ("M0 0h2", "p6")
+    assert "0.q_proj" in svg and "channel 0" not in svg and "channel 1" not in svg
+    assert figure.caption.endswith("Of the channels of a module it shows the mean.")
+    assert "1 of 12 coefficient stands at its edge" in figure.caption
+    assert svg.count("edge-dot") == 1
+
+
 def test_names_lose_the_parts_that_all_begin_with():
     assert without_common_beginning(["m.layers.1.q", "m.layers.12.q"]) == ["1.q", "12.q"]
     assert without_common_beginning(["m.q"]) == ["m.q"]
