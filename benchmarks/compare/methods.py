@@ -284,6 +284,13 @@ METHODS: dict[str, Method] = (
     SEARCHES | ABLATIONS | PARTS | DESIGN | ON_SCORES | SWEEPS | STOPPING | GRADIENTS | GRANULARITY
 )
 # Methods that run on the controls.
-CONTROLLED = ("SurrogateEvoGM", "GradientSearch", "EvoGM", "CMA-ES", "random")
+CONTROLLED = (
+    "SurrogateEvoGM",
+    "GradientSearch",
+    "GradientSearch by channel",
+    "EvoGM",
+    "CMA-ES",
+    "random",
+)
 GROUPS = tuple(dict.fromkeys(method.group for method in METHODS.values()))
 assert not any("/" in name for name in METHODS), "names of methods are names of files"

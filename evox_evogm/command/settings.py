@@ -66,7 +66,7 @@ class RunSettings(StrictSettings):
         "SurrogateEvoGM",
         "a str",
         "The search: SurrogateEvoGM, which needs few evaluations; EvoGM, the paper's method; or "
-        "GradientSearch, which follows gradients of margins and is made for groups: module. With "
+        "GradientSearch, which follows gradients of margins and is made for groups: channel. With "
         "objective: pareto one of EvoX's NSGA2 (the default then), NSGA3, RVEA, RVEAa and MOEAD.",
     )
     objective: Literal["mean", "worst", "harmonic", "pareto"] = setting(

@@ -236,6 +236,25 @@ def test_groups_hold_for_whole_models_and_what_is_in_no_layer_is_one_more(base, 
 
 
 @torch.no_grad()
+def test_with_channels_a_whole_model_has_the_coefficient_of_the_first(
+    base, write_model, make_adapter
+):
+    experts = [write_model("expert", 1), make_adapter("lora", r=3, seed=2)]
+    problem = make_problem(base, experts, groups="channel")
+    groups = problem.groups
+    # Of 2 layers: q and v have the adapter's 3 channels, the whole model changes more modules.
+    modules = set(groups.of_module)
+    assert groups.count == len(modules) + 2 * 2 * (3 - 1)
+    coefficients = groups.expand(torch.tensor([0.6, -0.8]))
+    firsts = list(groups.of_module.values())
+    others = [number for number in range(groups.count) if number not in firsts]
+    groups.by_expert(coefficients)[0, others] = 100.0  # of the whole model, which has none there
+    found = logits_of(problem, coefficients)
+    expected = logits_of(make_problem(base, experts), torch.tensor([0.6, -0.8]))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_tensors_that_transformers_fuses_are_loaded_by_it(tmp_path, tokenizer):
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
