@@ -1,8 +1,8 @@
 """What does an evaluation with its gradient cost, in evaluations without?
 
 One merge on the dev questions of a suite, with a coefficient for each expert and module or
-channel: without its gradient in both modes, and with it. The ways take turns in one process, and the times are
-processor times of one thread. Least of the repeats.
+channel: without its gradient in both modes, and with it. The ways take turns in one process, and
+the times are processor times of one thread. Least of the repeats.
 
     python -m benchmarks.speed.gradient_cost [--suite synthetic] [--groups channel] [--repeats 7]
 """

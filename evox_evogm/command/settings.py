@@ -66,7 +66,7 @@ class RunSettings(StrictSettings):
         "SurrogateEvoGM",
         "a str",
         "The search: SurrogateEvoGM, which needs few evaluations; EvoGM, the paper's method; or "
-        "GradientSearch, which follows gradients of margins and is made for groups: channel. With "
+        "GradientSearch, which follows gradients of margins, by default with groups: channel. With "
         "objective: pareto one of EvoX's NSGA2 (the default then), NSGA3, RVEA, RVEAa and MOEAD.",
     )
     objective: Literal["mean", "worst", "harmonic", "pareto"] = setting(
@@ -173,8 +173,9 @@ class RunSettings(StrictSettings):
         '"expert", "layer", "block:k", "module", "channel", or a table of patterns',
         "Groups of modules in which an expert has a coefficient of its own: expert (one for all "
         "modules), layer, block:4 (four layers in a row), module, channel (each of the r parts of "
-        "a module's B A), or a table of names and regular expressions. SurrogateEvoGM begins with "
-        "one coefficient per expert, whatever the groups.",
+        "a module's B A), or a table of names and regular expressions. The default of "
+        "GradientSearch is channel. SurrogateEvoGM begins with one coefficient per expert, "
+        "whatever the groups.",
     )
     regmean: bool | Literal["weights", "prompts"] | dict | None = setting(
         None,
@@ -298,6 +299,13 @@ class RunSettings(StrictSettings):
         return table
 
 
+def with_default_groups(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which `GradientSearch` has a coefficient per channel, if no groups are named."""
+    if values.get("algorithm") == "GradientSearch" and "groups" not in values:
+        return {**values, "groups": "channel"}
+    return dict(values)
+
+
 def parse_settings(values: Mapping, where: str) -> RunSettings:
     """The settings in a table.
 
@@ -309,6 +317,6 @@ def parse_settings(values: Mapping, where: str) -> RunSettings:
     refuse_former_name(values, "path", "mode", advice, where)
     check_names(values, list(RunSettings.model_fields), where)
     try:
-        return RunSettings.model_validate(with_default_algorithm(values))
+        return RunSettings.model_validate(with_default_groups(with_default_algorithm(values)))
     except ValidationError as error:
         raise ValueError(f"{where}: {sentence(RunSettings, error)}") from error

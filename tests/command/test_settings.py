@@ -252,6 +252,18 @@ def test_a_former_name_is_answered_with_what_to_write_instead(write, changes, me
     assert refusal(path) == f"{path}: {message}"
 
 
+@pytest.mark.parametrize(
+    ("changes", "groups"),
+    [
+        ({}, "expert"),
+        ({"algorithm": "GradientSearch"}, "channel"),
+        ({"algorithm": "GradientSearch", "groups": "expert"}, "expert"),
+    ],
+)
+def test_gradients_have_a_coefficient_per_channel_unless_groups_are_named(write, changes, groups):
+    assert read_settings(write(**changes))[0].groups == groups
+
+
 def test_only_the_search_with_a_surrogate_can_prune(write):
     assert read_settings(write(racing="true"))[0].racing
     expected = "racing: expected false with algorithm EvoGM, found true"
