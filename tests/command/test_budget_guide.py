@@ -17,7 +17,7 @@ LINK = re.compile(r"\]\((\.\./\.\./benchmarks/results/\w+\.md)\)")
 OURS = "| SurrogateEvoGM |"
 TEN, TEN_ALONE = f"{OURS} 20 | 0.321", "| SurrogateEvoGM scores | .414"
 AFTER_40 = r"With 40 evaluations .* and (\S+) on test"
-GRADIENTS = "| **GradientSearch** |"
+GRADIENTS = "| **GradientSearch by channel** | 2,000 |"
 PLACES = {
     "ten, dev": [(TEN, "dev at 40"), (TEN, "dev at 160")],
     "ten, test": [AFTER_40, (TEN, "test")],
@@ -25,13 +25,13 @@ PLACES = {
     "twenty, test": [AFTER_40, (OURS, "test")],
     "64, dev": [(OURS, "dev at 40"), (OURS, "dev at 160"), (OURS, "dev at 640")],
     "ten, dev, on scores alone": [(TEN_ALONE, "n = 10: dev at 40"), (TEN_ALONE, "at 160")],
-    "ten, test, gradients by module": [
+    "ten, test, gradients by channel": [
         (f"{GRADIENTS} 40", "test"),
         (f"{GRADIENTS} 160", "test"),
     ],
     "ten, test, gradients, 50 dev examples a task": [
-        ("| GradientSearch, 40", "test"),
-        ("| GradientSearch, 160", "test"),
+        ("| GradientSearch by channel, 40", "test"),
+        ("| GradientSearch by channel, 160", "test"),
     ],
 }
 
