@@ -95,6 +95,18 @@ class PopulationScorer:
         return other
 
     @property
+    def used_coefficients(self) -> torch.Tensor:
+        """An `(n g,)` tensor: whether an expert has anything for a coefficient to weigh.
+
+        It may lack a module, or have fewer channels there than another expert.
+        """
+        used = torch.zeros(self.n_coefficients, dtype=torch.bool)
+        for module in self.stacked.values():
+            used[module.coefficient.cpu()] = True
+        used[self.exact_coefficients] = True
+        return used
+
+    @property
     def exact_coefficients(self) -> list[int]:
         """The numbers of the coefficients of whole models, which are not rounded."""
         return [] if self.differences is None else self.differences.coefficients

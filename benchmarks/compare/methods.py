@@ -49,8 +49,8 @@ class Method:
     gradients: bool = False
     """Whether the problem gives the gradient too, which counts as 3 evaluations."""
     modules: str = "expert"
-    """The groups of modules in which an expert has a coefficient of its own. The method then
-    searches n g coefficients: it is `make(n g, P, problem=problem)`."""
+    """The groups of modules or channels in which an expert has a coefficient of its own. The method
+    then searches n g coefficients: it is `make(n g, P, problem=problem)`."""
     stop: bool = False
     """Whether the search ends where its last evaluations have gained little: `stop: auto`."""
     racing: Racing | None = None

@@ -38,6 +38,8 @@ def glossary(result: dict, *, pictures: bool = True) -> list[tuple[str, str]]:
         unused.add("RegMean")
     if result["algorithm"] not in LEARN_FROM_MARGINS:
         unused |= {"margin", "recommended merge"}
+    if result["algorithm"] == "GradientSearch":
+        unused.add("box")
     if not result.get("front"):
         unused.add("front")
     if not pictures:

@@ -68,13 +68,18 @@ def describe_coefficients(problem: LoRAMergeProblem, best: torch.Tensor) -> dict
     :param best: `(n g,)` effective coefficients.
     :return: `coefficients`, the coefficient of every expert or its mean over groups,
         `coefficients_by_group`, by expert and group, empty with one group, and `checkpoints`, the
-        names of experts that are whole models.
+        names of experts that are whole models. Where an expert has nothing in a group, the
+        coefficient is None, and does not count in the mean.
     """
     table = problem.groups.by_expert(best)  # (n, g)
-    means, by_group = {}, {}
-    for expert, row in zip(problem.experts, table, strict=True):
-        means[expert.name] = float(row.mean())
-        by_group[expert.name] = dict(zip(problem.groups.names, row.tolist(), strict=True))
+    used = problem.groups.by_expert(problem.scorer.used_coefficients)  # (n, g)
+    means: dict[str, float] = {}
+    by_group: dict[str, dict[str, float | None]] = {}
+    for expert, row, counts in zip(problem.experts, table, used, strict=True):
+        means[expert.name] = float(row[counts].mean()) if counts.any() else 0.0
+        by_group[expert.name] = {}
+        for group, value, count in zip(problem.groups.names, row.tolist(), counts, strict=True):
+            by_group[expert.name][group] = value if count else None
     if problem.groups.count == 1:
         by_group = {}
     checkpoints = [expert.name for expert in problem.experts if expert.checkpoint is not None]
@@ -94,7 +99,7 @@ def read_coefficients(result: dict, problem: LoRAMergeProblem) -> torch.Tensor:
     for expert in problem.experts:
         if result["coefficients_by_group"]:
             by_group = result["coefficients_by_group"][expert.name]
-            rows.append([by_group[name] for name in problem.groups.names])
+            rows.append([by_group[name] or 0.0 for name in problem.groups.names])
         else:
             rows.append([result["coefficients"][expert.name]])
     return torch.tensor(rows).flatten()

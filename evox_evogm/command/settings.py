@@ -172,10 +172,10 @@ class RunSettings(StrictSettings):
         "expert",
         '"expert", "layer", "block:k", "module", "channel", or a table of patterns',
         "Groups of modules in which an expert has a coefficient of its own: expert (one for all "
-        "modules), layer, block:4 (four layers in a row), module, channel (each of the r parts of "
-        "a module's B A), or a table of names and regular expressions. The default of "
-        "GradientSearch is channel. SurrogateEvoGM begins with one coefficient per expert, "
-        "whatever the groups.",
+        "modules), layer, block:4 (four layers in a row), module, channel (each of the r products "
+        "that a module's B A is the sum of), or a table of names and regular expressions. The "
+        "default of GradientSearch is channel. SurrogateEvoGM begins with one coefficient per "
+        "expert, whatever the groups.",
     )
     regmean: bool | Literal["weights", "prompts"] | dict | None = setting(
         None,

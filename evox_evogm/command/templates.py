@@ -34,6 +34,7 @@ def render(template: str, **values) -> str:
     environment.filters["row"] = table_row
     environment.filters["bar"] = bar
     environment.filters["heat_map"] = heat_map
+    environment.filters["has_channels"] = has_channels
     environment.filters["code_block"] = code_block
     return environment.get_template(template).render(values)
 
@@ -57,35 +58,53 @@ def code_block(text: str) -> Markup:
     return Markup("\n".join(lines) or "    ")
 
 
-def heat_map(by_expert: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+def heat_map(by_expert: Mapping[str, Mapping[str, float | None]]) -> list[list[str]]:
     """A row of cells for each group of modules: its name, and a shaded coefficient per expert.
 
     Channels of a module have one row, with their mean.
 
-    :param by_expert: by expert and group.
+    :param by_expert: by expert and group; None where the expert has nothing in a group.
     """
     columns = [mean_over_channels(column) for column in by_expert.values()]
     sizes: list[float] = []
     for column in columns:
-        sizes += [abs(value) for value in column.values()]
+        sizes += [abs(value) for value in column.values() if value is not None]
     largest = max(sizes)
     rows = []
     for group in columns[0]:
         row = [group]
         for column in columns:
-            size = abs(column[group]) / largest if largest else 0.0
+            value = column[group]
+            if value is None:
+                row.append("")
+                continue
+            size = abs(value) / largest if largest else 0.0
             shade = SHADES[round(size * (len(SHADES) - 1))]
-            row.append(f"{shade} {column[group]:+.2f}")
+            row.append(f"{shade} {value:+.2f}")
         rows.append(row)
     return rows
 
 
-def mean_over_channels(by_group: Mapping[str, float]) -> dict[str, float]:
-    """The mean coefficient of all channels of each module; other groups as they are."""
+def has_channels(by_expert: Mapping[str, Mapping[str, float | None]]) -> bool:
+    """Whether some of the groups are channels."""
+    groups = set().union(*by_expert.values())
+    return any(without_channel(group) != group for group in groups)
+
+
+def mean_over_channels(by_group: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The mean coefficient of the channels that an expert has of each module.
+
+    Other groups are as they are, and so is None where it has none.
+    """
     found: dict[str, list[float]] = {}
     for group, value in by_group.items():
-        found.setdefault(without_channel(group), []).append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+        values = found.setdefault(without_channel(group), [])
+        if value is not None:
+            values.append(value)
+    means: dict[str, float | None] = {}
+    for name, values in found.items():
+        means[name] = sum(values) / len(values) if values else None
+    return means
 
 
 def bar(value: float, coefficients: Iterable[float]) -> Markup:

@@ -4,8 +4,8 @@ In the modules of group j a merge is theta_pre + sum_k lambda_kj s_k B_k A_k. It
 stand expert after expert: lambda_kj has the number k g + j. With one group they are the n
 coefficients of the paper.
 
-The finest groups are channels: B A is a sum of r products of a column of B and a row of A, each of
-which gets a coefficient.
+The finest groups are channels. B A is a sum of r products of a column of B and a row of A, and each
+is a channel: a merge is theta_pre + sum_k s_k sum_i lambda_ki b_ki a_ki^T in a module.
 """
 
 import re
@@ -17,7 +17,7 @@ import torch
 # What `group_modules` takes: a name, a function of a module's name, or a table of patterns.
 GroupsOf = str | Callable[[str], str] | Mapping[str, str]
 
-CHANNEL = "channel"  # the grouping that goes on below modules
+CHANNEL = "channel"  # a group for each channel
 EVERYTHING = "all"  # the name of the only group
 REST = "rest"  # the name of the group of modules that no pattern finds, or that are in no layer
 LAYER = re.compile(r"(?P<list>.+?)\.(?P<number>\d+)(?:\.|$)")
@@ -28,14 +28,14 @@ class Groups:
     """Which group each module belongs to.
 
     :param names: of the g groups.
-    :param of_module: the number of the group of each module, by the module's name; of several the
-        first.
-    :param channels: whether every channel of a module is a group.
+    :param of_module: the number of the group of each module, by the module's name; with channels,
+        the number of its first channel.
+    :param by_channel: whether every channel of a module is a group.
     """
 
     names: tuple[str, ...]
     of_module: Mapping[str, int]
-    channels: bool = False
+    by_channel: bool = False
 
     @property
     def count(self) -> int:
@@ -49,7 +49,7 @@ class Groups:
         :param rank: r, how many channels the expert has there.
         """
         first = self.of_module[module]
-        return tuple(range(first, first + rank)) if self.channels else (first,) * rank
+        return tuple(range(first, first + rank)) if self.by_channel else (first,) * rank
 
     def expand(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Coefficients that are the same in all groups.
@@ -75,8 +75,8 @@ def group_modules(ranks: Mapping[str, int], groups: GroupsOf = "expert") -> Grou
         - `"layer"`: a group for each decoder layer;
         - `"block:k"`: a group for each k layers in a row;
         - `"module"`: a group for each module;
-        - `"channel"`: a group for each channel between A and B of each module. Whole models, which
-          have none, have one coefficient in a module, that of its first channel;
+        - `"channel"`: a group for each channel between A and B of each module. A whole model has no
+          channels; in a module it takes the coefficient of the first;
         - a function that gives the name of a module's group;
         - a table of regular expressions by the name of their group: a module belongs to the first
           that is found in its name.
@@ -110,7 +110,7 @@ def _group_channels(ranks: Mapping[str, int]) -> Groups:
     for module, rank in ranks.items():
         of_module[module] = len(names)
         names += [name_of_channel(module, number) for number in range(rank)]
-    return Groups(tuple(names), of_module, channels=True)
+    return Groups(tuple(names), of_module, by_channel=True)
 
 
 def name_of_channel(module: str, number: int) -> str:

@@ -3,7 +3,7 @@
 The factors of all experts are stacked once per module: A = [A_1; ...; A_n], B = [B_1, ..., B_n].
 A candidate only scales the channels between A and B: y = x W^T + ((x A^T) * c) B^T, with
 c = repeat(lambda_k s_k, r_k). An expert may have a coefficient per group of modules
-(`groups.py`). There are two modes.
+or channel (`groups.py`). There are two modes.
 
 - Unmerged (`merged`, here): hooks add the experts' part, and the rows of one batch may belong to
   different candidates (`population.py`). Layers with the same input share a product

@@ -119,7 +119,9 @@ def _number_coefficients(
 ) -> tuple[int, ...]:
     """The number of the coefficient of each channel of a module.
 
+    :param name: of the module.
     :param parts: by the index of the expert, in ascending order.
+    :param groups: of the modules.
     """
     numbers: list[int] = []
     for index, factors in parts.items():
@@ -138,7 +140,7 @@ def _stack_module(
     """Stack the factors that experts have for one module.
 
     :param parts: by the index of the expert, in ascending order.
-    :param coefficients: the number of each channel's.
+    :param coefficients: the number of each channel's coefficient.
     :param channels: those of earlier modules. Equal ones are the same tensors, so that their
         weights are computed once.
     """
@@ -208,17 +210,23 @@ def bytes_of_copies(
 def weights_of_modules(
     modules: Mapping[str, StackedModule], coefficients: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """c `(..., R)` of each module; the same tensor where the channels are the same."""
+    """c `(..., R)` of each module; the same tensor where the channels are the same.
+
+    They are computed in float32 at least, then rounded. Coefficients are looked up once for all
+    modules of a device and dtype: each look-up costs a backward pass as much as all coefficients.
+
+    :param coefficients: of candidates, a `(..., n g)` tensor.
+    """
+    different = {module.channel_key: module for module in modules.values()}
+    alike: dict[tuple[torch.device, torch.dtype], list[StackedModule]] = {}
+    for module in different.values():
+        alike.setdefault((module.a.device, module.a.dtype), []).append(module)
     made: dict[tuple, torch.Tensor] = {}
-    for module in modules.values():
-        key = module.channel_key
-        if key not in made:
-            made[key] = _weights_in_dtype(module, coefficients)
+    for (device, dtype), members in alike.items():
+        precision = torch.promote_types(dtype, torch.float32)
+        numbers = torch.cat([module.coefficient for module in members])
+        found = coefficients.to(device, precision)[..., numbers]  # (..., R of all)
+        parts = found.split([module.rank for module in members], dim=-1)
+        for module, part in zip(members, parts, strict=True):
+            made[module.channel_key] = (part * module.scale.to(precision)).to(dtype)
     return {name: made[module.channel_key] for name, module in modules.items()}
-
-
-def _weights_in_dtype(module: StackedModule, coefficients: torch.Tensor) -> torch.Tensor:
-    """c `(..., R)` of candidates `(..., n g)`: computed in float32 at least, then rounded."""
-    precision = torch.promote_types(module.a.dtype, torch.float32)
-    coefficients = coefficients.to(module.a.device, precision)
-    return module.channel_weights(coefficients).to(module.a.dtype)

@@ -123,7 +123,7 @@ def module_of(parameter: str) -> str:
 
 
 def ranks_of_modules(experts: Iterable[Expert]) -> dict[str, int]:
-    """The largest rank of an expert in each module that some expert changes, by module.
+    """The largest rank that any expert has in each module that it changes, by module.
 
     A whole model counts as one of rank 1.
     """

@@ -147,10 +147,10 @@ def check_possible(job: Job) -> None:
             "mergekit: expected adapters as their files have them, found experts regressed by "
             "RegMean, which are in no file; export an adapter or a model instead"
         )
-    if problem.groups.channels:
+    if problem.groups.by_channel:
         raise ValueError(
-            "mergekit: expected a coefficient for each module at most, found one for each channel, "
-            "which mergekit cannot weigh; export an adapter or a model instead"
+            "mergekit: expected one coefficient for each module, found one for each channel; "
+            "export an adapter or a model instead"
         )
     for expert in problem.experts:
         for name, factors in expert.modules.items():

@@ -28,9 +28,11 @@ LEVELS = 6  # of colour to each side of 0
 
 def at_edge(run: RunData) -> torch.Tensor:
     """`(n, g)`, whether a coefficient stands at the edge of the box, or beyond it."""
+    if run.box is None:
+        return torch.zeros(run.best.shape, dtype=torch.bool)
     lower, upper = (bound[:, None] for bound in run.box)  # (n, 1) each
     margin = EDGE * (upper - lower)
-    return (run.best <= lower + margin) | (run.best >= upper - margin)
+    return run.used & ((run.best <= lower + margin) | (run.best >= upper - margin))
 
 
 def coefficients(run: RunData) -> Figure:
@@ -40,7 +42,7 @@ def coefficients(run: RunData) -> Figure:
 
 def edge_sentence(run: RunData) -> str:
     """How many coefficients stand at the edge of the box, named before, and what that means."""
-    count, total = int(at_edge(run).sum()), run.best.numel()
+    count, total = int(at_edge(run).sum()), int(run.used.sum())
     if not count:
         return "No coefficient stands at its edge."
     one = count == 1
@@ -55,23 +57,27 @@ def bars(run: RunData) -> Figure:
     """A bar for each expert over the box, with a mark where it stands at the edge."""
     names = [label("expert", name) for name in run.experts]
     values = run.best[:, 0].tolist()
-    lower, upper = run.box
-    least = min(float(lower.min()), *values, 0.0)
-    most = max(float(upper.max()), *values, 0.0)
+    least, most = min(*values, 0.0), max(*values, 0.0)
+    if run.box is not None:
+        lower, upper = run.box
+        least, most = min(float(lower.min()), least), max(float(upper.max()), most)
     margin = 0.04 * (most - least)
     axes = RowAxes(names, (least - margin, most + margin), "coefficient")
     edges = at_edge(run)[:, 0].tolist()
     for row, value in enumerate(values):
         height = axes.y(row)
-        track = (axes.x(float(lower[row])), height, axes.x(float(upper[row])), height)
-        axes.parts.append(line(*track, "track"))
+        if run.box is not None:
+            track = (axes.x(float(lower[row])), height, axes.x(float(upper[row])), height)
+            axes.parts.append(line(*track, "track"))
         style = "bar" if value >= 0 else "bar-below"
         axes.parts.append(line(axes.x(0.0), height, axes.x(value), height, style))
         if edges[row]:
             axes.parts.append(_bracket(axes.x(value), height))
         axes.value(row, signed(value))
     axes.parts.append(line(axes.x(0.0), 4, axes.x(0.0), axes.bottom, "axis"))
-    caption = f"Grey is the box that was searched. {edge_sentence(run)}"
+    caption = "The search has no box."
+    if run.box is not None:
+        caption = f"Grey is the box that was searched. {edge_sentence(run)}"
     if any(edges):
         caption += " They are marked by an orange bar."
     title = "Coefficients of the experts"
@@ -92,8 +98,9 @@ def heat_map(run: RunData) -> Figure:
     names, row_of_group = rows_of_groups(list(next(iter(by_group.values()))))
     groups = without_common_beginning(names)
     n, g = len(run.best), len(groups)
-    sums = torch.zeros(n, g, dtype=torch.float64).index_add(1, row_of_group, run.best)
-    values = sums / row_of_group.bincount()  # (n, g)
+    empty = torch.zeros(n, g, dtype=torch.float64)
+    counts = empty.index_add(1, row_of_group, run.used.double())
+    values = empty.index_add(1, row_of_group, run.best) / counts.clamp_min(1)  # (n, g)
     left, top = 120.0, 24.0
     width = (WIDTH - left - 4) / n
     height = max(3.0, min(22.0, 640.0 / g))
@@ -107,7 +114,7 @@ def heat_map(run: RunData) -> Figure:
     bottom = top + height * g
     corners = f"M{left:.1f} {top:.1f}H{WIDTH - 4}V{bottom:.1f}H{left:.1f}Z"
     parts.append(element("path", d=corners, class_="frame"))
-    edges = torch.zeros(n, g).index_add(1, row_of_group, at_edge(run).float()) > 0
+    edges = empty.index_add(1, row_of_group, at_edge(run).double()) > 0
     parts += _edge_dots(edges, left, top, width, height)
     every = max(1, round(18 / width))
     for column in range(0, n, every):
@@ -120,13 +127,14 @@ def heat_map(run: RunData) -> Figure:
     parts += _legend(bottom + 22, largest, left)
     caption = (
         "A column for each expert, numbered as in the table below, and a row for each group of "
-        f"modules. Blue is above 0, purple below, as strong as the size. The box "
-        f"that was searched goes from {_ends(run)}. {edge_sentence(run)}"
+        "modules. Blue is above 0, purple below, as strong as the size."
     )
-    if edges.any():
-        caption += " They have a dot."
     if g < len(row_of_group):
-        caption += " Of the channels of a module it shows the mean."
+        caption += " A cell is the mean over the channels of a module."
+    if run.box is not None:
+        caption += f" The box that was searched goes from {_ends(run.box)}. {edge_sentence(run)}"
+    if edges.any():
+        caption += " Cells with one have a dot."
     title = "Coefficients by expert and group of modules"
     svg = picture("coefficients", title, caption, bottom + 46, parts)
     return Figure("coefficients", title, svg, caption)
@@ -171,8 +179,8 @@ def _style(level: int) -> str:
     return f"{'p' if level > 0 else 'n'}{abs(level)}"
 
 
-def _ends(run: RunData) -> str:
-    lower, upper = run.box
+def _ends(box: tuple[torch.Tensor, torch.Tensor]) -> str:
+    lower, upper = box
     return f"{signed(float(lower.min()))} to {signed(float(upper.max()))}"
 
 

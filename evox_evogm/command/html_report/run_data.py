@@ -22,6 +22,7 @@ from evox_evogm.problems.evaluation import cost_of
 from evox_evogm.resume.journal import read_blocks
 from evox_evogm.resume.resumable_search import JOURNAL
 
+WITHOUT_BOX = ("GradientSearch",)  # algorithms that search everywhere
 ZERO_OR_ONE = ("choice_likelihood", "exact_match", "multiple_choice_generation")  # metrics
 
 
@@ -86,19 +87,31 @@ class RunData:
 
     @cached_property
     def best(self) -> torch.Tensor:
-        """`(n, g)` effective coefficients of the merge, in float64."""
+        """`(n, g)` effective coefficients of the merge, in float64; 0 where none is used."""
+        return self._table.nan_to_num()
+
+    @cached_property
+    def used(self) -> torch.Tensor:
+        """`(n, g)`, whether an expert has anything in a group."""
+        return ~self._table.isnan()
+
+    @cached_property
+    def _table(self) -> torch.Tensor:
+        """`(n, g)` effective coefficients of the merge, in float64; NaN where none is used."""
         by_group = self.result["coefficients_by_group"]
         if by_group:
             rows = [list(row.values()) for row in by_group.values()]
         else:
             rows = [[value] for value in self.result["coefficients"].values()]
-        return torch.tensor(rows, dtype=torch.float64)
+        known = [[math.nan if value is None else value for value in row] for row in rows]
+        return torch.tensor(known, dtype=torch.float64)
 
     @cached_property
     def points(self) -> torch.Tensor:
-        """`(N, n g)` effective coefficients of all evaluations, in float64."""
+        """`(N, n g)` coefficients of all evaluations, in float64; 0 where none is used."""
         rows = [record["coefficients"] for record in self.records]
-        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), -1)
+        points = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), -1)
+        return points * self.used.flatten() if len(rows) else points
 
     @cached_property
     def observed(self) -> torch.Tensor:
@@ -115,8 +128,10 @@ class RunData:
         return torch.tensor([cost_of(record) for record in self.records], dtype=torch.float64)
 
     @cached_property
-    def box(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`lb` and `ub` by expert, two `(n,)` tensors."""
+    def box(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """`lb` and `ub` by expert, two `(n,)` tensors; None if the search has no box."""
+        if self.result["algorithm"] in WITHOUT_BOX:
+            return None
         if "box" in self.data:
             box = self.data["box"]
             return torch.tensor(box["lower"]).double(), torch.tensor(box["upper"]).double()

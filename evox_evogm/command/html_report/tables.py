@@ -117,12 +117,13 @@ def coefficient_table(run: RunData) -> list[ExpertLine]:
         count = int(edges[row].sum())
         edge = ""
         if count:
-            edge = "at the edge" if run.n_groups == 1 else f"{count} of {run.n_groups} at the edge"
+            total = int(run.used[row].sum())
+            edge = "at the edge" if run.n_groups == 1 else f"{count} of {total} at the edge"
         loss = ""
         if "without" in data:
             score = loss_without(data, name)
             loss = "failed" if math.isnan(score.value) else with_error(score.value, score.error)
-        value = signed(float(run.best[row].mean()))
+        value = signed(run.result["coefficients"][name])
         lines.append(ExpertLine(row + 1, label("expert", name), value, edge, loss))
     return lines
 

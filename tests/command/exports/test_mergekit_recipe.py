@@ -101,6 +101,14 @@ def test_regressed_experts_are_refused(problem, tmp_path):
     assert not (tmp_path / "recipe").exists()
 
 
+def test_a_coefficient_for_each_channel_is_refused(shared, tmp_path):
+    problem = in_groups(shared, "channel")
+    coefficients = torch.ones(problem.n_coefficients)
+    with pytest.raises(ValueError, match="one coefficient for each module, found one for each cha"):
+        export_mergekit_recipe(problem, coefficients, tmp_path / "recipe", mergekit=NOWHERE)
+    assert not (tmp_path / "recipe").exists()
+
+
 def test_paths_that_mergekit_would_split_are_refused(problem, tmp_path):
     from dataclasses import replace
 

@@ -76,8 +76,9 @@ def test_channels_of_a_module_are_one_row_of_the_map_with_their_mean(tmp_path):
     # Both means are .6, which is the largest.
     assert re.findall(r'd="([^"]*)" class="([pn]\d)" */?>', svg)[0] == ("M0 0h2", "p6")
     assert "0.q_proj" in svg and "channel 0" not in svg and "channel 1" not in svg
-    assert figure.caption.endswith("Of the channels of a module it shows the mean.")
+    assert "A cell is the mean over the channels of a module." in figure.caption
     assert "1 of 12 coefficient stands at its edge" in figure.caption
+    assert figure.caption.endswith("Cells with one have a dot.")
     assert svg.count("edge-dot") == 1
 
 

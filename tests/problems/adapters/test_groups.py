@@ -166,7 +166,7 @@ def test_channels_whose_coefficient_is_0_are_not_exported(problem, coefficients,
     problem.export(coefficients, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["target_modules"] == ["model.layers.0.self_attn.q_proj"]
-    assert config["r"] == (1 if problem.groups.channels else 5)
+    assert config["r"] == (1 if problem.groups.by_channel else 5)
 
 
 def test_the_same_coefficient_in_all_groups_is_the_merge_without_groups(
@@ -179,14 +179,24 @@ def test_the_same_coefficient_in_all_groups_is_the_merge_without_groups(
     assert problem.box[0].shape == (problem.n_coefficients,) != plain.box[0].shape
 
 
-def test_a_coefficient_without_channels_makes_no_other_merge(problem):
-    """An expert has no factors in some modules."""
-    used = set()
-    for module in problem.stacked.values():
-        used.update(module.coefficient.tolist())
-    unused = min(set(range(problem.n_coefficients)) - used)
+def test_what_an_expert_has_in_a_group_is_what_its_file_holds(problem):
+    used = problem.groups.by_expert(problem.scorer.used_coefficients)
+    for expert, row in zip(problem.experts, used.tolist(), strict=True):
+        tensors = load_file(expert.folder / "adapter_model.safetensors")
+        for group, found in zip(problem.groups.names, row, strict=True):
+            name, _, channel = group.partition(", channel ")
+            ranks = [0]  # of A, whose rows are channels
+            for end in ("lora_A.weight", "lora_embedding_A"):
+                tensor = tensors.get(f"base_model.model.{name}.{end}")
+                if tensor is not None:
+                    ranks.append(len(tensor))
+            assert found == (int(channel or 0) < max(ranks)), (expert.name, group)
+
+
+def test_a_coefficient_that_is_not_used_makes_no_other_merge(problem):
     pop = torch.zeros(2, problem.n_coefficients)
-    pop[1, unused] = 1.0
+    pop[1, ~problem.scorer.used_coefficients] = 1.0
+    assert pop[1].any()
     assert problem.evaluate(pop).unique().numel() == 1
     assert len(problem.cache.unseen(pop)) == 0
 
