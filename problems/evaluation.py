@@ -9,7 +9,7 @@ import torch
 
 from evox_evogm.problems.scalarization import MEAN, Objective
 
-# What a forward and a backward pass take, in forward passes, rounded up: 2.4 to 2.5 of those in
+# What a forward and a backward pass take, in forward passes, rounded up: 2.4 to 2.7 of those in
 # unmerged mode, 3.0 to 3.1 in merged mode (benchmarks/results/gradients.md).
 GRADIENT_COST = 3
 
