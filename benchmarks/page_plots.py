@@ -57,6 +57,7 @@ PAGES = {
     "evox_functions": Bars(["mean rank"], "mean rank, 1 is best"),
     "experts": Bars(["base", "expert"], "score on its own source"),
     "fewer_experts": Bars(["2", "5", "10", "20"], "test score by number of experts"),
+    "gradients": Bars(["dev of the recommended", "test"], "score"),
     "stopping": Bars(["dev of the recommended", "test"], "score"),
     "long_run": Bars(["resident memory, MiB"], "resident memory, MiB, by evaluations"),
     "paper_method": Bars(["dev", "EvoGM, dev"], "dev score with the change, and without"),

@@ -141,7 +141,7 @@ def padded(values: Iterable[float], share: float = 0.06) -> tuple[float, float]:
     if not known:
         return 0.0, 1.0
     lower, upper = min(known), max(known)
-    margin = (upper - lower) * share or max(abs(upper) * share, 1e-3)
+    margin = (upper - lower) * share or max(abs(upper) * share, 0.05)
     return lower - margin, upper + margin
 
 
