@@ -66,7 +66,7 @@ class RunSettings(StrictSettings):
         "SurrogateEvoGM",
         "a str",
         "The search: SurrogateEvoGM, which needs few evaluations; EvoGM, the paper's method; or "
-        "GradientSearch, which follows gradients of margins, by default with groups: channel. With "
+        "GradientSearch, which follows gradients of margins, by default with groups: module. With "
         "objective: pareto one of EvoX's NSGA2 (the default then), NSGA3, RVEA, RVEAa and MOEAD.",
     )
     objective: Literal["mean", "worst", "harmonic", "pareto"] = setting(
@@ -174,7 +174,7 @@ class RunSettings(StrictSettings):
         "Groups of modules in which an expert has a coefficient of its own: expert (one for all "
         "modules), layer, block:4 (four layers in a row), module, channel (each of the r products "
         "that a module's B A is the sum of), or a table of names and regular expressions. The "
-        "default of GradientSearch is channel. SurrogateEvoGM begins with one coefficient per "
+        "default of GradientSearch is module. SurrogateEvoGM begins with one coefficient per "
         "expert, whatever the groups.",
     )
     regmean: bool | Literal["weights", "prompts"] | dict | None = setting(
@@ -300,9 +300,9 @@ class RunSettings(StrictSettings):
 
 
 def with_default_groups(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which `GradientSearch` has a coefficient per channel, if no groups are named."""
+    """Settings in which `GradientSearch` has a coefficient per module, if no groups are named."""
     if values.get("algorithm") == "GradientSearch" and "groups" not in values:
-        return {**values, "groups": "channel"}
+        return {**values, "groups": "module"}
     return dict(values)
 
 

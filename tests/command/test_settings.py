@@ -256,11 +256,11 @@ def test_a_former_name_is_answered_with_what_to_write_instead(write, changes, me
     ("changes", "groups"),
     [
         ({}, "expert"),
-        ({"algorithm": "GradientSearch"}, "channel"),
+        ({"algorithm": "GradientSearch"}, "module"),
         ({"algorithm": "GradientSearch", "groups": "expert"}, "expert"),
     ],
 )
-def test_gradients_have_a_coefficient_per_channel_unless_groups_are_named(write, changes, groups):
+def test_gradients_have_a_coefficient_per_module_unless_groups_are_named(write, changes, groups):
     assert read_settings(write(**changes))[0].groups == groups
 
 
