@@ -25,6 +25,7 @@ WORDS = {
     "seen it.",
 }
 LEARN_FROM_MARGINS = ("SurrogateEvoGM", "GradientSearch")
+WITHOUT_BOX = ("GradientSearch",)  # algorithms that search everywhere
 
 
 def glossary(result: dict, *, pictures: bool = True) -> list[tuple[str, str]]:
@@ -38,7 +39,7 @@ def glossary(result: dict, *, pictures: bool = True) -> list[tuple[str, str]]:
         unused.add("RegMean")
     if result["algorithm"] not in LEARN_FROM_MARGINS:
         unused |= {"margin", "recommended merge"}
-    if result["algorithm"] == "GradientSearch":
+    if result["algorithm"] in WITHOUT_BOX:
         unused.add("box")
     if not result.get("front"):
         unused.add("front")

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from evox_evogm.command.best_expert import best_places, level_with
+from evox_evogm.command.glossary import WITHOUT_BOX
 from evox_evogm.command.report_data import REPORT_DATA
 from evox_evogm.command.result import read_result
 from evox_evogm.command.run_folder import CONFIG, damaged, read_table
@@ -22,7 +23,6 @@ from evox_evogm.problems.evaluation import cost_of
 from evox_evogm.resume.journal import read_blocks
 from evox_evogm.resume.resumable_search import JOURNAL
 
-WITHOUT_BOX = ("GradientSearch",)  # algorithms that search everywhere
 ZERO_OR_ONE = ("choice_likelihood", "exact_match", "multiple_choice_generation")  # metrics
 
 
