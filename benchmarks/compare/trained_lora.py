@@ -9,9 +9,12 @@ the loss of the right answers with their ends, as the experts of the suite were 
   on the other questions for as many epochs. These trials come on top of the budget. The result says
   what they took, and the evaluations of the result are those of trials and training.
 - Then an adapter is trained on all dev questions, and scored on dev and test as merges are.
+- On a language model a training takes minutes. What a trial has found is written at once, and a run
+  that was interrupted goes on from there.
 """
 
 import csv
+import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +33,7 @@ from evox_evogm.problems.evaluation import GRADIENT_COST
 from evox_evogm.problems.inference.language_model import LanguageModel, Request
 from evox_evogm.problems.tasks.requests import requests_of
 from evox_evogm.problems.trained_lora import PARTS, hold_back
+from evox_evogm.resume.atomic_write import atomic_write
 
 RANK, ALPHA = 8, 16
 BATCH = 16  # questions a step
@@ -110,8 +114,14 @@ def trained_adapter(
 
 
 def try_rates(
-    base: LanguageModel, dev: Sequence[Task], rates: Sequence[float], *, epochs: int, seed: int
-) -> dict[float, float]:
+    base: LanguageModel,
+    dev: Sequence[Task],
+    rates: Sequence[float],
+    *,
+    epochs: int,
+    seed: int,
+    path: Path,
+) -> dict[str, float]:
     """The score on the held-back part of dev by learning rate, trained on the rest.
 
     :param base: the base model.
@@ -119,13 +129,17 @@ def try_rates(
     :param rates: learning rates.
     :param epochs: passes over the questions that are not held back.
     :param seed: of the trainings.
+    :param path: of a file with what has been found; rates that are in it are not tried again.
     """
     kept, held_back = hold_back(dev)
-    scores = {}
+    scores = json.loads(path.read_text()) if path.exists() else {}
     for lr in rates:
+        if f"{lr:g}" in scores:
+            continue
         with trained_adapter(base, kept, epochs=epochs, lr=lr, seed=seed):
             # Rounded, so that equal scores are equal.
-            scores[lr] = round(mean(mean_scores(base, held_back)), 6)
+            scores[f"{lr:g}"] = round(mean(mean_scores(base, held_back)), 6)
+        atomic_write(path, json.dumps(scores).encode())
     return scores
 
 
@@ -144,8 +158,9 @@ def run_training(
     start = time.perf_counter()
     epochs, seed = epochs_of(case.budget), 1000 * case.seed
     score_before = mean(mean_scores(base, dev))
-    on_held_back = try_rates(base, dev, RATES, epochs=epochs, seed=seed)
-    lr = max(on_held_back, key=on_held_back.__getitem__)  # of equals the lowest
+    rates_path = path.with_suffix(".rates")  # not .json, which results are
+    on_held_back = try_rates(base, dev, RATES, epochs=epochs, seed=seed, path=rates_path)
+    lr = float(max(on_held_back, key=on_held_back.__getitem__))  # of equals the lowest
     start_of_training = time.perf_counter()
     with trained_adapter(base, dev, epochs=epochs, lr=lr, seed=seed):
         on_dev = mean_scores(base, dev)
@@ -162,7 +177,7 @@ def run_training(
         "evaluations": used + of_trials,
         "evaluations of trials": of_trials,
         "learning rate": lr,
-        "held-back dev by learning rate": {f"{rate:g}": s for rate, s in on_held_back.items()},
+        "held-back dev by learning rate": on_held_back,
         "dev": mean(on_dev),
         "test": mean(on_test),
         "dev by task": on_dev,

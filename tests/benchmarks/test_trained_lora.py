@@ -78,10 +78,27 @@ def test_a_seed_trains_the_same_adapter_again(base):
     assert not torch.equal(logits[0], logits[2])
 
 
-def test_a_rate_that_learns_answers_the_questions_held_back(base):
+def test_a_rate_that_learns_answers_the_questions_held_back(base, tmp_path):
     dev = [make_task("x", "u" * 10)]
-    scores = try_rates(base, dev, (0.0, 0.01), epochs=20, seed=1)
-    assert scores == {0.0: 0.0, 0.01: 1.0}
+    scores = try_rates(base, dev, (0.0, 0.01), epochs=20, seed=1, path=tmp_path / "rates.json")
+    assert scores == {"0": 0.0, "0.01": 1.0}
+
+
+def test_an_interrupted_trial_goes_on_with_the_rates_that_are_left(base, tmp_path, monkeypatch):
+    dev, path = [make_task("x", "u" * 10)], tmp_path / "rates.json"
+    path.write_text('{"0": 0.25}')
+    trained = []
+    run = trained_lora.trained_adapter
+
+    def counted(*arguments, lr, **settings):
+        trained.append(lr)
+        return run(*arguments, lr=lr, **settings)
+
+    monkeypatch.setattr(trained_lora, "trained_adapter", counted)
+    expected = {"0": 0.25, "0.01": 1.0}
+    assert try_rates(base, dev, (0.0, 0.01), epochs=20, seed=1, path=path) == expected
+    assert trained == [0.01]
+    assert json.loads(path.read_text()) == expected
 
 
 def test_a_run_has_its_files_and_a_row_in_the_tables(
