@@ -27,6 +27,7 @@ from pathlib import Path
 from benchmarks.compare.cases import BUDGET, RUNS, Case, default_pop_size
 from benchmarks.compare.methods import CONTROLLED, GROUPS, METHODS
 from benchmarks.compare.search import run_case
+from benchmarks.suites.anchors import REGMEANS
 from benchmarks.suites.suite import SUITES
 
 
@@ -82,8 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     setting.add_argument(
         "--regmean",
-        action="store_true",
-        help="search around the RegMean merge of the experts' own dev questions",
+        nargs="?",
+        choices=REGMEANS,
+        const="tasks",
+        default="",
+        help="search around the RegMean merge: on the experts' own dev questions and answers "
+        "(tasks, the default), on all dev questions without answers, or on no text",
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--processes", type=at_least(1), help=by_suite("processes"))

@@ -37,9 +37,10 @@ class Case:
     resampled_dev: bool = False
     """Whether the seed draws dev and test questions, the same for all methods. Else there is one
     set for all seeds."""
-    regmean: bool = False
-    """Whether every expert is regressed on its own dev questions, and the search takes place around
-    the RegMean merge."""
+    regmean: str = ""
+    """What experts are regressed on for a search around the RegMean merge: `"tasks"`, each on its
+    own dev questions with answers; `"prompts"`, all on all dev questions without answers;
+    `"weights"`, on no text. `""` is the search of the experts as they are."""
     dev_examples: int = 0
     """Dev questions a task; 0 for the number of the suite."""
     threads: int = 1
@@ -58,7 +59,7 @@ class Case:
         if self.dev_examples:
             parts.append(f"dev{self.dev_examples}")
         if self.regmean:
-            parts.append("regmean")
+            parts.append("regmean" if self.regmean == "tasks" else f"regmean_{self.regmean}")
         return "_".join(parts)
 
     def file(self, runs: Path, suffix: str) -> Path:

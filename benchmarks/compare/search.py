@@ -48,7 +48,7 @@ def load_suite(case: Case) -> tuple[LoRAMergeProblem, list[Task]]:
 
 @lru_cache(maxsize=2)
 def _load_suite(
-    name: str, n: int, control: str, draw: int | None, regmean: bool, settings: tuple
+    name: str, n: int, control: str, draw: int | None, regmean: str, settings: tuple
 ) -> tuple[LoRAMergeProblem, list[Task]]:
     """Load a suite.
 

@@ -69,6 +69,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--suite", choices=list(SUITES), default="synthetic")
     parser.add_argument("--n", type=int, help="experts; by default those of benchmarks.compare")
     parser.add_argument(
+        "--dev-examples",
+        type=int,
+        help="dev questions a task, if not those of the suite; smollm2 then has 100 in test",
+    )
+    parser.add_argument(
         "--mergekit", default=shutil.which("mergekit-yaml"), help="the command mergekit-yaml"
     )
     parser.add_argument("--methods", nargs="*", help="by name, instead of all")
@@ -92,12 +97,13 @@ def main() -> None:
             f"without {', '.join(MERGEKIT)}"
         )
     torch.manual_seed(0)
-    suite = LoadedSuite(arguments.suite, arguments.n)
+    suite = LoadedSuite(arguments.suite, arguments.n, arguments.dev_examples)
     methods = static_methods(arguments.mergekit, suite.experts)
     for name in arguments.methods or []:
         if name not in methods:
             raise SystemExit(f"methods: expected some of {', '.join(methods)}, found {name!r}")
-    folder = RUNS / arguments.suite / f"n{arguments.n}_static"
+    setting = f"_dev{arguments.dev_examples}" if arguments.dev_examples else ""
+    folder = RUNS / arguments.suite / f"n{arguments.n}_static{setting}"
     folder.mkdir(parents=True, exist_ok=True)
     for name in arguments.methods or methods:
         run_method(name, methods[name], suite, folder / f"{name}.json")

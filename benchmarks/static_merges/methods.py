@@ -20,6 +20,7 @@ from benchmarks.static_merges.dense import (
 )
 from benchmarks.static_merges.rank_mean import PARTS, rank_mean
 from benchmarks.static_merges.settings import LoadedSuite, Scores, Setting
+from benchmarks.suites.anchors import REGMEANS
 from evox_evogm.problems import Task
 from evox_evogm.problems.tasks.requests import requests_of
 
@@ -32,6 +33,9 @@ SOURCES = {
     "task arithmetic": "Ilharco et al. 2023, arXiv 2212.04089",
     "Fisher": "Matena and Raffel 2022, arXiv 2111.09832",
     "RegMean": "Jin et al. 2023, arXiv 2212.09849",
+    "RegMean on tasks": "the same, as a sum of experts",
+    "RegMean on prompts": "the same on prompts without answers",
+    "RegMean on weights": "the same without text",
     "AdaMerging task-wise": "Yang et al. 2024, arXiv 2310.02575",
     "AdaMerging layer-wise": "Yang et al. 2024, arXiv 2310.02575",
     "RankMean": "Perin et al. 2024, Findings of ACL",
@@ -101,6 +105,11 @@ def regmean(suite: LoadedSuite) -> Iterator[Setting]:
         yield suite.dense(f"off-diagonals x {keep}", merge)
 
 
+def regmean_anchor(suite: LoadedSuite, kind: str) -> Iterator[Setting]:
+    """What a search around RegMean starts from: the sum of experts that were regressed."""
+    yield suite.linear("", torch.ones(suite.n), kind)
+
+
 def rank_mean_settings(suite: LoadedSuite) -> Iterator[Setting]:
     """By decoder layer as published, and its finer form."""
     for parts in PARTS:
@@ -147,6 +156,7 @@ def static_methods(
         "task arithmetic": task_arithmetic,
         "Fisher": fisher,
         "RegMean": regmean,
+        **{f"RegMean on {kind}": partial(regmean_anchor, kind=kind) for kind in REGMEANS},
         "RankMean": rank_mean_settings,
         "AdaMerging task-wise": partial(adamerging, by_layer=False),
         "AdaMerging layer-wise": partial(adamerging, by_layer=True),

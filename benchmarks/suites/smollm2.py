@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import yaml
 
+from benchmarks.suites.anchors import regmean_setting
 from benchmarks.suites.controls import random_adapters, shuffled_answers
 from evox_evogm.command.cli import DEMO
 from evox_evogm.command.tasks import read_task
@@ -59,7 +60,7 @@ def make_problem(
     *,
     control: str = "",
     draw: None = None,
-    regmean: bool = False,
+    regmean: str = "",
     dev_examples: int | None = None,
     **settings,
 ) -> LoRAMergeProblem:
@@ -68,7 +69,7 @@ def make_problem(
     :param n: experts, in the order of their names.
     :param control: `"random"` adapters, `"shuffled"` answers, or `""`; see `controls.py`.
     :param draw: there is one set of questions.
-    :param regmean: regress every expert on its own dev questions.
+    :param regmean: search around the RegMean merge, see `anchors.py`.
     :param dev_examples: dev questions a task, if not `DEV`.
     :param settings: of `LoRAMergeProblem`; the weights are bfloat16 where the processor can.
     """
@@ -76,9 +77,7 @@ def make_problem(
     dev = tasks(n, "dev", dev_examples=dev_examples)
     if control == "shuffled":
         dev = [shuffled_answers(task) for task in dev]
-    if regmean:
-        by_name = {task.name: task for task in dev}
-        settings["regmean"] = {path.name: [by_name[path.name]] for path in folders}
+    settings |= regmean_setting(regmean, folders, dev, task_of_expert)
     settings = {"mode": "unmerged"} | settings
     with random_adapters(folders) if control == "random" else nullcontext(folders) as experts:
         return LoRAMergeProblem(SMOLLM2, experts, dev, **settings)

@@ -16,10 +16,10 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from benchmarks.suites.anchors import regmean_setting
 from benchmarks.suites.controls import random_adapters, shuffled_answers
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.tasks.readers import split_of
@@ -138,7 +138,7 @@ def make_problem(
     *,
     control: str = "",
     draw: int | None = None,
-    regmean: bool | Literal["weights", "prompts"] = False,
+    regmean: str = "",
     dev_examples: int | None = None,
     folder: Path = FOLDER,
     **settings,
@@ -148,8 +148,7 @@ def make_problem(
     :param n: experts.
     :param control: `"random"` adapters, `"shuffled"` answers, or `""`; see `controls.py`.
     :param draw: the number of a set of questions; `None` is the set that is the same for all seeds.
-    :param regmean: regress every expert on the dev questions of its own operation, or as
-        `LoRAMergeProblem` does with `"weights"` and `"prompts"`.
+    :param regmean: search around the RegMean merge, see `anchors.py`.
     :param dev_examples: dev questions a task, if not as many as by default.
     :param folder: of the base and the experts.
     :param settings: of `LoRAMergeProblem`.
@@ -163,11 +162,7 @@ def make_problem(
     dev = tasks(n, "dev", draw, dev_examples)
     if control == "shuffled":
         dev = [shuffled_answers(task) for task in dev]
-    if isinstance(regmean, str):
-        settings["regmean"] = regmean
-    elif regmean:
-        by_name = {task.name: task for task in dev}
-        settings["regmean"] = {path.name: [by_name[task_of_expert(path.name)]] for path in folders}
+    settings |= regmean_setting(regmean, folders, dev, task_of_expert)
     settings = {
         "dtype": torch.float32,
         "batch_tokens": 2_048,

@@ -27,6 +27,14 @@ def test_without_names_a_group_runs():
     assert {case.control for case in controls} == {"random", "shuffled"}
 
 
+def test_a_search_is_around_the_regmean_merge_of_the_experts_own_tasks_or_another_one():
+    kinds = []
+    for arguments in ((), ("--regmean",), ("--regmean", "prompts")):
+        (case,) = cases(*arguments, "--methods", "random")
+        kinds.append(case.regmean)
+    assert kinds == ["", "tasks", "prompts"]
+
+
 def test_seeds_come_first():
     found = cases("--seeds", 2, "--first-seed", 5, "--methods", "random", "CMA-ES")
     names = [(case.seed, case.method) for case in found]

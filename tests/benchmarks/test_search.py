@@ -33,7 +33,8 @@ def test_cases_of_other_settings_have_other_files(tmp_path):
         {"pop_size": 10},
         {"control": "random"},
         {"resampled_dev": True},
-        {"regmean": True},
+        {"regmean": "tasks"},
+        {"regmean": "prompts"},
     )
     files = set()
     for setting in settings:

@@ -1,10 +1,18 @@
 """The synthetic suite, with a base and experts that were never trained."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from benchmarks.static_merges.dense import merged_weights
+from benchmarks.static_merges.methods import static_methods
+from benchmarks.static_merges.settings import LoadedSuite
 from benchmarks.suites import synthetic
+from benchmarks.suites.anchors import REGMEANS
+from benchmarks.suites.suite import SUITES
 from benchmarks.suites.synthetic import make_task
 from benchmarks.suites.train_synthetic import build_base, build_tokenizer
 from evox_evogm.problems.tasks.readers import split_of
@@ -19,6 +27,7 @@ def suite(tmp_path_factory):
     build_base().save_pretrained(folder / "base")
     build_tokenizer().save_pretrained(folder / "base")
     for seed, path in enumerate(synthetic.expert_folders(N, folder)):
+        base = build_base()  # which seeds
         torch.manual_seed(seed)
         config = LoraConfig(
             r=2,
@@ -26,7 +35,7 @@ def suite(tmp_path_factory):
             init_lora_weights=False,
             task_type="CAUSAL_LM",
         )
-        get_peft_model(build_base(), config).save_pretrained(path)
+        get_peft_model(base, config).save_pretrained(path)
     return folder
 
 
@@ -105,7 +114,7 @@ def test_shuffled_answers_are_wrong_ones_and_random_experts_other_ones(suite):
 
 def test_around_regmean_every_expert_is_regressed_on_its_own_operation(suite):
     given = synthetic.make_problem(N, folder=suite)
-    regressed = synthetic.make_problem(N, regmean=True, folder=suite)
+    regressed = synthetic.make_problem(N, regmean="tasks", folder=suite)
     assert regressed.regressed
     assert not given.regressed
     lb, ub = regressed.box
@@ -114,6 +123,34 @@ def test_around_regmean_every_expert_is_regressed_on_its_own_operation(suite):
         for name, factors in ours.modules.items():
             assert torch.equal(factors.b, theirs.modules[name].b)
             assert not torch.equal(factors.a, theirs.modules[name].a)
+
+
+def test_the_sum_of_regressed_experts_is_the_regmean_merge_of_weights(suite, monkeypatch):
+    made_here = replace(
+        SUITES["synthetic"], make_problem=partial(synthetic.make_problem, folder=suite)
+    )
+    monkeypatch.setitem(SUITES, "synthetic", made_here)
+    loaded = LoadedSuite("synthetic", N, dev_examples=2)
+    assert {len(task.examples) for task in loaded.dev} == {2}
+    dense = {}
+    monkeypatch.setattr(loaded, "dense", lambda name, weights: dense.update({name: weights}))
+    list(static_methods(None)["RegMean"](loaded))
+    sums = {}
+    for kind in REGMEANS:
+        sums[kind] = merged_weights(loaded.around_regmean(kind), torch.ones(N))
+        (setting,) = static_methods(None)[f"RegMean on {kind}"](loaded)
+        assert setting.score(loaded.dev).keys() == {task.name for task in loaded.dev}
+    base = merged_weights(loaded.problem, torch.zeros(N))
+    expected = dense["off-diagonals x 0.9"]
+    distances = {}  # from the merge of weights, the greatest of all modules
+    for kind, merge in sums.items():
+        relative = []
+        for name, weights in merge.items():
+            delta = expected[name] - base[name]
+            relative.append(float((weights - expected[name]).norm() / delta.norm()))
+        distances[kind] = max(relative)
+    assert distances["tasks"] < 1e-3
+    assert min(distances["prompts"], distances["weights"]) > 0.05, distances
 
 
 def test_a_suite_that_was_not_trained_is_refused(tmp_path):
