@@ -102,7 +102,8 @@ def facts_of(merge_run: MergeRun) -> RunFacts:
     """What a display shows of a run from its beginning."""
     problem = merge_run.problem
     names = [expert.name for expert in problem.experts]
-    return RunFacts(names, problem.groups.count, merge_run.notes)
+    used = problem.scorer.used_coefficients.tolist()
+    return RunFacts(names, problem.groups.count, merge_run.notes, used)
 
 
 def finish(

@@ -71,6 +71,7 @@ def name_coefficients(trackers: "Sequence[Tracker]", run: "MergeRun") -> None:
         tracker.evaluations = len(run.lock.journal.records)
         tracker.experts = [expert.name for expert in run.problem.experts]
         tracker.groups = run.problem.groups.count
+        tracker.used = run.problem.scorer.used_coefficients.tolist()
 
 
 def final_numbers(result: dict) -> dict[str, float]:

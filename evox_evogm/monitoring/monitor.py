@@ -263,12 +263,15 @@ def _display(problem: Any) -> Callback:
     from evox_evogm.monitoring.display.facts import RunFacts
 
     experts: list[str] = []
+    used: list[bool] = []
     groups = 1
     if hasattr(problem, "experts"):
         experts = [expert.name for expert in problem.experts]
         groups = problem.groups.count
+        used = problem.scorer.used_coefficients.tolist()
     console = Console(markup=False, highlight=False, emoji=False)
-    return show_progress(console, RunFacts(experts, groups, getattr(problem, "notes", [])))
+    notes = getattr(problem, "notes", [])
+    return show_progress(console, RunFacts(experts, groups, notes, used))
 
 
 def _forget(monitor: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evox_evogm.monitoring.escaping import sanitize
+from evox_evogm.monitoring.expert_means import means_by_expert
 from evox_evogm.monitoring.progress import Progress
 
 PROJECT = "evogm"  # of a tracker that has projects
@@ -27,6 +28,7 @@ class Tracker:
     :param project: that the run belongs to, where a tracker has projects.
     :param experts: the names of the coefficients, if they are to be tracked.
     :param groups: g; an expert has so many coefficients, whose mean is tracked.
+    :param used: for each coefficient whether it weighs anything, and counts in a mean.
     :raises ModuleNotFoundError: if the package is missing, with the command that installs it.
     """
 
@@ -42,11 +44,12 @@ class Tracker:
         project: str = PROJECT,
         experts: Sequence[str] = (),
         groups: int = 1,
+        used: Sequence[bool] = (),
     ):
         self.name, self.project = name, project
         self.folder = Path(folder)
         self.settings = flat(settings or {})
-        self.experts, self.groups = list(experts), groups
+        self.experts, self.groups, self.used = list(experts), groups, used
         self.evaluations = 0  # in the history, of earlier processes too
         self.api = self._import()
 
@@ -83,7 +86,7 @@ class Tracker:
     def __call__(self, progress: Progress) -> None:
         if progress.is_new:  # an earlier process has told of the others
             self.evaluations = progress.record["evaluation"] + 1
-            self.log(numbers_of(progress, self.experts, self.groups), self.evaluations)
+            self.log(numbers_of(progress, self.experts, self.groups, self.used), self.evaluations)
 
     def __exit__(self, error: type[BaseException] | None, *_) -> None:
         self.stop(error)
@@ -204,12 +207,18 @@ TRACKERS: dict[str, type[Tracker]] = {
 }
 
 
-def numbers_of(progress: Progress, experts: Sequence[str] = (), groups: int = 1) -> Numbers:
+def numbers_of(
+    progress: Progress,
+    experts: Sequence[str] = (),
+    groups: int = 1,
+    used: Sequence[bool] = (),
+) -> Numbers:
     """What trackers are told of an evaluation: finite numbers by name.
 
     :param progress: after the evaluation.
     :param experts: the names of the coefficients; none are told without names.
     :param groups: g, coefficients of an expert one after another; their mean is told.
+    :param used: for each coefficient whether it weighs anything; the others are not in a mean.
     :return: `score` and `best` as the problem gives them, `task/NAME` and `best_task/NAME`,
         `coefficient/EXPERT`, `seconds` of the evaluation, and `evaluations`, the full evaluations
         so far.
@@ -220,9 +229,8 @@ def numbers_of(progress: Progress, experts: Sequence[str] = (), groups: int = 1)
         numbers[f"task/{sanitize(name)}"] = score
     for name, score in (best.get("tasks") or {}).items():
         numbers[f"best_task/{sanitize(name)}"] = score
-    for place, name in enumerate(experts):
-        row = record["coefficients"][place * groups : (place + 1) * groups]
-        numbers[f"coefficient/{sanitize(name)}"] = sum(row) / len(row)
+    for name, mean in means_by_expert(record["coefficients"], experts, groups, used).items():
+        numbers[f"coefficient/{sanitize(name)}"] = mean
     numbers["seconds"] = record.get("seconds", math.nan)
     numbers["evaluations"] = progress.done
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}

@@ -7,6 +7,7 @@ from contextlib import suppress
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from evox_evogm.command.tracker_settings import name_coefficients
 from evox_evogm.monitoring.budget import Budget
@@ -234,7 +235,8 @@ def test_the_step_is_the_place_in_the_history(apis, tmp_path):
 
 def test_a_process_without_a_new_evaluation_logs_after_the_last(apis, tmp_path):
     tracker = make("mlflow", tmp_path)
-    problem = SimpleNamespace(experts=[], groups=SimpleNamespace(count=1))
+    scorer = SimpleNamespace(used_coefficients=torch.zeros(0, dtype=torch.bool))
+    problem = SimpleNamespace(experts=[], groups=SimpleNamespace(count=1), scorer=scorer)
     lock = SimpleNamespace(journal=SimpleNamespace(records=RECORDS))
     name_coefficients([tracker], SimpleNamespace(problem=problem, lock=lock))
     with Callbacks([tracker]) as callbacks:
@@ -356,3 +358,7 @@ def test_coefficients_by_group_are_told_as_means():
     told = []
     ProgressCounter(Budget(1), [], 0, told.append).report([record(2, 0.5)], 0)
     assert numbers_of(told[0], ["x"], groups=2)["coefficient/x"] == pytest.approx(0.35)
+    used = [False, True]
+    first, second = told[0].record["coefficients"]
+    assert first != second
+    assert numbers_of(told[0], ["x"], groups=2, used=used)["coefficient/x"] == second

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from evox_evogm.monitoring.expert_means import means_by_expert
+
 
 class RunFacts(NamedTuple):
     """The names of what a search works on."""
@@ -14,6 +16,9 @@ class RunFacts(NamedTuple):
     findings: Sequence[str]
     """What the probe of the base found, and what else was noted, a line each."""
 
+    used: Sequence[bool] = ()
+    """For each of the n g coefficients whether it weighs anything; all do without it."""
+
     def by_expert(self, coefficients: Sequence[float]) -> dict[str, float]:
         """The coefficient of every expert, its mean over groups.
 
@@ -23,8 +28,4 @@ class RunFacts(NamedTuple):
         """
         if not self.experts:
             return {f"x{number}": value for number, value in enumerate(coefficients, 1)}
-        means = {}
-        for number, name in enumerate(self.experts):
-            row = coefficients[number * self.groups : (number + 1) * self.groups]
-            means[name] = sum(row) / self.groups
-        return means
+        return means_by_expert(coefficients, self.experts, self.groups, self.used)

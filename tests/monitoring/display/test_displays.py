@@ -104,6 +104,11 @@ def test_an_expert_with_several_groups_has_the_mean_of_its_coefficients():
     assert facts.by_expert([1.0, 2.0, 3.0, 5.0]) == {"one": 1.5, "two": 4.0}
 
 
+def test_a_coefficient_of_a_group_in_which_an_expert_has_nothing_is_in_no_mean():
+    facts = RunFacts(["one", "two"], 2, [], [True, False, False, False])
+    assert facts.by_expert([1.0, 2.0, 3.0, 5.0]) == {"one": 1.0, "two": 0.0}
+
+
 def test_names_cannot_steer_the_terminal():
     text = drawn(progress_of(1), facts_of(["\x1b[31mred", "[bold]b[/]"], ["\x1b[2J"]), 80, 24)
     assert "\x1b" not in text and "[bold]b[/]" in text
