@@ -90,6 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="search around the RegMean merge: on the experts' own dev questions and answers "
         "(tasks, the default), on all dev questions without answers, or on no text",
     )
+    setting.add_argument(
+        "--limit",
+        action="store_true",
+        help="search on the test questions themselves: the limit of searches on others",
+    )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--processes", type=at_least(1), help=by_suite("processes"))
     machine.add_argument(
@@ -184,6 +189,7 @@ def make_case(arguments: argparse.Namespace, name: str, seed: int, control: str 
         resampled_dev=arguments.resampled_dev,
         dev_examples=arguments.dev_examples,
         regmean=arguments.regmean,
+        limit=arguments.limit,
         threads=arguments.threads,
     )
 

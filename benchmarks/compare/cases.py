@@ -41,6 +41,8 @@ class Case:
     """What experts are regressed on for a search around the RegMean merge: `"tasks"`, each on its
     own dev questions with answers; `"prompts"`, all on all dev questions without answers;
     `"weights"`, on no text. `""` is the search of the experts as they are."""
+    limit: bool = False
+    """Whether the search has the test questions themselves, as its limit."""
     dev_examples: int = 0
     """Dev questions a task; 0 for the number of the suite."""
     threads: int = 1
@@ -60,6 +62,8 @@ class Case:
             parts.append(f"dev{self.dev_examples}")
         if self.regmean:
             parts.append("regmean" if self.regmean == "tasks" else f"regmean_{self.regmean}")
+        if self.limit:
+            parts.append("limit")
         return "_".join(parts)
 
     def file(self, runs: Path, suffix: str) -> Path:

@@ -37,25 +37,24 @@ def load_suite(case: Case) -> tuple[LoRAMergeProblem, list[Task]]:
     method = METHODS[case.method]
     objectives = "gradients" if method.gradients else "outcomes"
     settings = {"racing": method.racing, "objectives": objectives, "groups": method.modules}
+    settings |= {"control": case.control, "regmean": case.regmean, "limit": case.limit}
     if method.gradients:
         settings["mode"] = "unmerged"
     if case.dev_examples:
         settings["dev_examples"] = case.dev_examples
-    return _load_suite(
-        case.suite, case.n, case.control, draw, case.regmean, tuple(settings.items())
-    )
+    return _load_suite(case.suite, case.n, draw, tuple(settings.items()))
 
 
 @lru_cache(maxsize=2)
 def _load_suite(
-    name: str, n: int, control: str, draw: int | None, regmean: str, settings: tuple
+    name: str, n: int, draw: int | None, settings: tuple
 ) -> tuple[LoRAMergeProblem, list[Task]]:
     """Load a suite.
 
     :param settings: pairs of names and values, for `make_problem`.
     """
     suite = SUITES[name]
-    problem = suite.make_problem(n, control=control, draw=draw, regmean=regmean, **dict(settings))
+    problem = suite.make_problem(n, draw=draw, **dict(settings))
     dev_examples = dict(settings).get("dev_examples")
     return problem, suite.tasks(n, "test", draw, dev_examples)
 

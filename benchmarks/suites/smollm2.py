@@ -61,6 +61,7 @@ def make_problem(
     control: str = "",
     draw: None = None,
     regmean: str = "",
+    limit: bool = False,
     dev_examples: int | None = None,
     **settings,
 ) -> LoRAMergeProblem:
@@ -70,6 +71,8 @@ def make_problem(
     :param control: `"random"` adapters, `"shuffled"` answers, or `""`; see `controls.py`.
     :param draw: there is one set of questions.
     :param regmean: search around the RegMean merge, see `anchors.py`.
+    :param limit: search on the test questions themselves. What it finds is beyond a search that
+        has other questions.
     :param dev_examples: dev questions a task, if not `DEV`.
     :param settings: of `LoRAMergeProblem`; the weights are bfloat16 where the processor can.
     """
@@ -78,6 +81,8 @@ def make_problem(
     if control == "shuffled":
         dev = [shuffled_answers(task) for task in dev]
     settings |= regmean_setting(regmean, folders, dev, task_of_expert)
+    if limit:
+        dev = tasks(n, "test", dev_examples=dev_examples)
     settings = {"mode": "unmerged"} | settings
     with random_adapters(folders) if control == "random" else nullcontext(folders) as experts:
         return LoRAMergeProblem(SMOLLM2, experts, dev, **settings)

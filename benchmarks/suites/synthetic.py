@@ -139,6 +139,7 @@ def make_problem(
     control: str = "",
     draw: int | None = None,
     regmean: str = "",
+    limit: bool = False,
     dev_examples: int | None = None,
     folder: Path = FOLDER,
     **settings,
@@ -149,6 +150,8 @@ def make_problem(
     :param control: `"random"` adapters, `"shuffled"` answers, or `""`; see `controls.py`.
     :param draw: the number of a set of questions; `None` is the set that is the same for all seeds.
     :param regmean: search around the RegMean merge, see `anchors.py`.
+    :param limit: search on the test questions themselves. What it finds is beyond a search that
+        has other questions.
     :param dev_examples: dev questions a task, if not as many as by default.
     :param folder: of the base and the experts.
     :param settings: of `LoRAMergeProblem`.
@@ -163,6 +166,8 @@ def make_problem(
     if control == "shuffled":
         dev = [shuffled_answers(task) for task in dev]
     settings |= regmean_setting(regmean, folders, dev, task_of_expert)
+    if limit:
+        dev = tasks(n, "test", draw, dev_examples)
     settings = {
         "dtype": torch.float32,
         "batch_tokens": 2_048,

@@ -35,6 +35,7 @@ def test_cases_of_other_settings_have_other_files(tmp_path):
         {"resampled_dev": True},
         {"regmean": "tasks"},
         {"regmean": "prompts"},
+        {"limit": True},
     )
     files = set()
     for setting in settings:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,6 +124,18 @@ def test_around_regmean_every_expert_is_regressed_on_its_own_operation(suite):
         for name, factors in ours.modules.items():
             assert torch.equal(factors.b, theirs.modules[name].b)
             assert not torch.equal(factors.a, theirs.modules[name].a)
+
+
+def test_the_limit_searches_the_test_questions_around_the_same_merge(suite, monkeypatch):
+    """In the limit nothing is known of dev but what RegMean reads."""
+    load = partial(synthetic.make_problem, N, draw=1, dev_examples=2, folder=suite)
+    monkeypatch.setattr(synthetic, "RESAMPLED_TEST_EXAMPLES", 3)
+    limit, searched = load(regmean="tasks", limit=True), load(regmean="tasks")
+    test = synthetic.tasks(N, "test", 1, 2)
+    assert answers(limit) == answers(SimpleNamespace(tasks=test)) != answers(searched)
+    for ours, theirs in zip(limit.experts, searched.experts, strict=True):
+        for name, factors in ours.modules.items():
+            assert torch.equal(factors.a, theirs.modules[name].a)
 
 
 def test_the_sum_of_regressed_experts_is_the_regmean_merge_of_weights(suite, monkeypatch):
