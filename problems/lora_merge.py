@@ -12,11 +12,12 @@ from evox.core import Problem
 
 from evox_evogm.problems.adapters.export import export_adapter, reload_difference
 from evox_evogm.problems.adapters.groups import GroupsOf, check_groups, group_modules
+from evox_evogm.problems.adapters.regmean import beside
 from evox_evogm.problems.adapters.regmean_file import regress_once
 from evox_evogm.problems.adapters.same_base import name_in_export
 from evox_evogm.problems.adapters.stacked_modules import StackedModule
 from evox_evogm.problems.base_and_experts import load_base_and_experts
-from evox_evogm.problems.box import box_of
+from evox_evogm.problems.box import box_of, start_of
 from evox_evogm.problems.checkpoints.full_checkpoint import ranks_of_modules
 from evox_evogm.problems.checkpoints.what_is_possible import check_adapters_only
 from evox_evogm.problems.checks import (
@@ -123,6 +124,7 @@ class LoRAMergeProblem(Problem):
         racing: Racing | None = None,
         regmean: Mapping[str, Sequence[Task]] | Literal["weights", "prompts"] | None = None,
         regmean_file: Path | None = None,
+        keep_experts: bool = False,
         same_base: bool = False,
         trust_remote_code: bool = False,
         chat_template: Mapping | None = None,
@@ -180,6 +182,8 @@ class LoRAMergeProblem(Problem):
             `regmean_unlabelled.py`.
         :param regmean_file: keeps the regressed experts. A later problem with the same base,
             experts and texts reads them from there.
+        :param keep_experts: with `regmean`, search the experts as they are beside the regressed
+            ones: 2n experts, those as they are first. The search begins at the RegMean merge.
         :param same_base: say that the names of base models in adapters stand for one base, so that
             names of different models are not warned of. What can be compared decides all the same.
         :param trust_remote_code: passed to transformers.
@@ -203,6 +207,8 @@ class LoRAMergeProblem(Problem):
         self.objective = objective_of(objective).for_tasks(tasks)
         check_objective(self.objective, objectives, racing)
         check_groups(groups)
+        if keep_experts and regmean is None:
+            raise ValueError("keep_experts: expected regmean beside it, found none")
         if objectives == "gradients":
             modes = dict.fromkeys([task.name for task in tasks], "unmerged")
         self._reads_images = images = read_kind([*tasks, *other_tasks], base)
@@ -234,11 +240,14 @@ class LoRAMergeProblem(Problem):
         )
         self.groups = group_modules(ranks_of_modules(self.experts), groups)
         self.regmean = regmean if isinstance(regmean, str) else regmean is not None
+        self.keep_experts = keep_experts
         with ready_to_score(model):
             if regmean is not None:
                 self.experts = regress_once(
                     regmean_file, self.language_model, self.experts, regmean, tasks
                 )
+            if keep_experts:
+                self.experts = beside(self._experts_as_read, self.experts)
             measured = measures_batches(batch_tokens, model, images)
             self._stack_experts(modes, limit, measure_batches=measured)
             if max_memory != limit:  # the experts have their part now
@@ -287,8 +296,18 @@ class LoRAMergeProblem(Problem):
 
     @property
     def regressed(self) -> bool:
-        """Whether the experts are those of RegMean."""
+        """Whether experts are those of RegMean: all, or with `keep_experts` the second half."""
         return bool(self.regmean)
+
+    @property
+    def n_given(self) -> int:
+        """How many experts were read: n, or with `keep_experts` half of it."""
+        return len(self._experts_as_read)
+
+    @property
+    def _kept(self) -> int:
+        """How many experts, the first ones, are as they are beside those of RegMean."""
+        return self.n_given if self.keep_experts else 0
 
     @property
     def n_experts(self) -> int:
@@ -303,8 +322,15 @@ class LoRAMergeProblem(Problem):
     @property
     def box(self) -> tuple[torch.Tensor, torch.Tensor]:
         """`lb` and `ub`, two `(n g,)` tensors, see `box_of`."""
-        lb, ub = box_of(self.n_experts, regressed=self.regressed)
+        lb, ub = box_of(self.n_experts, regressed=self.regressed, kept=self._kept)
         return self.groups.expand(lb), self.groups.expand(ub)
+
+    @property
+    def start(self) -> torch.Tensor:
+        """The average of the experts, or the RegMean merge: an `(n g,)` tensor, see `start_of`."""
+        return self.groups.expand(
+            start_of(self.n_experts, regressed=self.regressed, kept=self._kept)
+        )
 
     @property
     def outcomes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -524,7 +550,7 @@ class LoRAMergeProblem(Problem):
         if not self.regressed:
             return self
         given = copy.copy(self)
-        given.regmean = False
+        given.regmean = given.keep_experts = False
         given.experts = self._experts_as_read
         given.scorer = self.scorer.with_experts(given.experts)
         given.cache = EvaluationCache(given.stacked, self.cache.dtype, self.objective)

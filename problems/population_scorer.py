@@ -87,8 +87,9 @@ class PopulationScorer:
         self._warned_of_copy = False
 
     def with_experts(self, experts: Sequence[Expert]) -> "PopulationScorer":
-        """A scorer of as many other experts of the same ranks, with the same base and modes."""
+        """A scorer of other experts, of no higher ranks, with the same base and modes."""
         other = copy.copy(self)
+        other.n_coefficients = len(experts) * self.groups.count
         other.stacked = stack_for(self.language_model, experts, self.groups)
         other.differences = differences_of(experts, self.groups)
         other.weight_copy = WeightCopy(self.language_model, other.stacked, other.differences)

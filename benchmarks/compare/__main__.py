@@ -91,6 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
         "(tasks, the default), on all dev questions without answers, or on no text",
     )
     setting.add_argument(
+        "--keep-experts",
+        action="store_true",
+        help="with --regmean, search the experts as they are beside the regressed ones",
+    )
+    setting.add_argument(
         "--limit",
         action="store_true",
         help="search on the test questions themselves: the limit of searches on others",
@@ -114,6 +119,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     suite = SUITES[arguments.suite]
+    if arguments.keep_experts and not arguments.regmean:
+        parser.error("--keep-experts: expected --regmean beside it, found none")
     if arguments.resampled_dev and not suite.can_resample:
         parser.error(f"--resampled-dev: {arguments.suite} has one set of questions")
     arguments.seeds = arguments.seeds or suite.seeds
@@ -189,6 +196,7 @@ def make_case(arguments: argparse.Namespace, name: str, seed: int, control: str 
         resampled_dev=arguments.resampled_dev,
         dev_examples=arguments.dev_examples,
         regmean=arguments.regmean,
+        keep_experts=arguments.keep_experts,
         limit=arguments.limit,
         threads=arguments.threads,
     )

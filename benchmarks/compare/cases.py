@@ -41,6 +41,8 @@ class Case:
     """What experts are regressed on for a search around the RegMean merge: `"tasks"`, each on its
     own dev questions with answers; `"prompts"`, all on all dev questions without answers;
     `"weights"`, on no text. `""` is the search of the experts as they are."""
+    keep_experts: bool = False
+    """Whether the experts as they are are searched beside those of RegMean."""
     limit: bool = False
     """Whether the search has the test questions themselves, as its limit."""
     dev_examples: int = 0
@@ -62,6 +64,8 @@ class Case:
             parts.append(f"dev{self.dev_examples}")
         if self.regmean:
             parts.append("regmean" if self.regmean == "tasks" else f"regmean_{self.regmean}")
+        if self.keep_experts:
+            parts.append("beside")
         if self.limit:
             parts.append("limit")
         return "_".join(parts)

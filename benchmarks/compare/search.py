@@ -38,6 +38,8 @@ def load_suite(case: Case) -> tuple[LoRAMergeProblem, list[Task]]:
     objectives = "gradients" if method.gradients else "outcomes"
     settings = {"racing": method.racing, "objectives": objectives, "groups": method.modules}
     settings |= {"control": case.control, "regmean": case.regmean, "limit": case.limit}
+    if case.keep_experts:
+        settings["keep_experts"] = True
     if method.gradients:
         settings["mode"] = "unmerged"
     if case.dev_examples:

@@ -138,8 +138,7 @@ def try_merges(merge_run: MergeRun) -> Tried:
     problem.on_evaluations = found.extend
     problem.choose_modes(algorithm.pop_size)
     problem.resolve_constraints()
-    n = 1 if problem.regressed else problem.n_experts  # of RegMean's experts the sum
-    average = problem.groups.expand(torch.full((problem.n_experts,), 1 / n))
+    average = problem.start
     problem.evaluate(average[None])
     first = found[0]
     generator = torch.Generator().manual_seed(0)
@@ -285,7 +284,8 @@ def table_seconds(merge_run: MergeRun, seconds: float) -> float:
 
     :param seconds: of one evaluation on the dev examples.
     """
-    models = merge_run.problem.n_experts + 3 + merge_run.problem.regressed
+    problem = merge_run.problem
+    models = problem.n_given + 3 + problem.regressed
     dev, test = (_letters(tasks) for tasks in (merge_run.tasks.dev, merge_run.tasks.test))
     return seconds * (models * test / dev + models - 1)
 

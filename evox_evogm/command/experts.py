@@ -97,6 +97,21 @@ def regressed_on(regmean: bool | str | dict) -> str:
     return "their tasks"
 
 
+def whose_coefficients(regmean: bool | str | dict, *, keep_experts: bool) -> str:
+    """A sentence on what the coefficients of a search around RegMean weigh.
+
+    :param regmean: the setting, or what `result.json` says of it.
+    :param keep_experts: whether the experts as they are take part.
+    """
+    regressed = f"regressed on {regressed_on(regmean)}"
+    if keep_experts:
+        return (
+            f"Of the experts as they are, and of the same ones {regressed}: 0 for the former and 1 "
+            "for the latter is the RegMean merge."
+        )
+    return f"Of the experts {regressed}: 1 for each is the RegMean merge."
+
+
 def _named_tasks(expert, names: list, by_name: dict[str, Task]) -> list[Task]:
     unknown = [name for name in names if not isinstance(name, str) or name not in by_name]
     if unknown or not names:

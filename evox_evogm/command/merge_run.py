@@ -104,7 +104,8 @@ class MergeRun:
         resolve_device(settings.device)  # refuses one that is not here, before anything is read
         commits = saved_commits(self.out)
         experts = expert_folders(settings.experts, folder, commits)
-        pop_size = population_size(settings, len(experts))
+        n_experts = len(experts) * (2 if settings.keep_experts else 1)
+        pop_size = population_size(settings, n_experts)
         base = base_of_settings(settings, folder, commits)
         self.tasks = read_tasks(settings.tasks, folder, base, commits)
         self.confirmed: dict | None = None  # what `confirm` has found
@@ -115,18 +116,22 @@ class MergeRun:
             self.further = read_further(settings.tasks, self.tasks, folder, count, base)
         self.objective = objective_of_settings(settings, self.tasks.dev)
         own_tasks = tasks_of_experts(settings.regmean, experts, self.tasks.dev)
-        box = box_of(len(experts), regressed=own_tasks is not None)
+        box = box_of(
+            n_experts,
+            regressed=own_tasks is not None,
+            kept=len(experts) if settings.keep_experts else 0,
+        )
         # Refuses what is wrong before the model loads.
         if settings.trial:
             check_trial(self.tasks.dev)
-        make_algorithm(settings, pop_size, box, self.tasks.dev, len(experts))
+        make_algorithm(settings, pop_size, box, self.tasks.dev, n_experts)
         self.problem = self._load_problem(folder, base, experts, own_tasks)
         self.commits = commits_of(settings, folder, experts, self.problem, self.tasks.dev)
         check_licences(licences_of(self.problem), strict=settings.strict_licences)
         self.tasks = with_sizes(self.tasks, self.problem)
         pop_size = population_size(settings, self.problem.n_coefficients)
         self.algorithm = make_algorithm(
-            settings, pop_size, self.problem.box, self.tasks.dev, len(experts), self.objective
+            settings, pop_size, self.problem.box, self.tasks.dev, n_experts, self.objective
         )
         self.limit = SearchLimit(settings, self.algorithm)
         self.random_state = torch.get_rng_state()
@@ -168,6 +173,7 @@ class MergeRun:
             groups=settings.groups,
             regmean=own_tasks,
             regmean_file=self.out / REGMEAN,
+            keep_experts=settings.keep_experts,
         )
 
     def close(self) -> None:

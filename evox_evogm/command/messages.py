@@ -130,8 +130,12 @@ def print_result(result: dict, notes: Sequence[str], out: Path, console: "Consol
     for name, value in result["coefficients"].items():
         coefficients.append(f"{sanitize(name)} {value:+.3f}")
     what = "mean coefficients" if result["coefficients_by_group"] else "coefficients"
-    whose = " of the regressed experts" if result["regmean"] else ""
-    meaning = "1 for each is the RegMean merge" if result["regmean"] else "1 adds all of an expert"
+    whose, meaning = "", "1 adds all of an expert"
+    if result["regmean"]:
+        whose = "" if result["keep_experts"] else " of the regressed experts"
+        meaning = "1 for each is the RegMean merge"
+        if result["keep_experts"]:
+            meaning = "1 for each regressed one and 0 for the others is the RegMean merge"
     print(f"\n{what}{whose} ({meaning}): {', '.join(coefficients)}")
     print_adapter(result["adapter"], out)
     print(f"report: {out / 'report.html'} (as text: report.md)")

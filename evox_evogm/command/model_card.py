@@ -34,6 +34,7 @@ MISSING: dict = {
     "seed": None,
     "coefficients_by_group": {},
     "regmean": False,
+    "keep_experts": False,
     "scores": [],
     "tasks": {},
     "licences": None,

@@ -42,7 +42,7 @@ def report_markdown(result: dict) -> str:
         protocols=protocols(result["tasks"]),
         chance=remarks_on_chance(result) + further_remarks(result) + not_beyond_chance(result),
         glossary=glossary(result, pictures=False),
-        **{**result, "domains": domains},
+        **{"keep_experts": False, **result, "domains": domains},
     )
 
 
@@ -54,9 +54,12 @@ def what_was_merged(result: dict) -> str:
     base = sanitize(result.get("base", "the base model"))
     dev = sum(task["dev"] for task in result["tasks"].values())
     kind = "expert" if result.get("checkpoints") else "LoRA expert"
-    experts = counted(len(result["coefficients"]), kind)
+    count = len(result["coefficients"])
+    keep_experts = result.get("keep_experts", False)
+    experts = counted(count // 2 if keep_experts else count, kind)
     if result["regmean"]:
-        experts += f", regressed on {regressed_on(result['regmean'])},"
+        form = "as they are and regressed" if keep_experts else "regressed"
+        experts += f", {form} on {regressed_on(result['regmean'])},"
     return (
         f"{result['algorithm']} searched merges of {experts} of {base} in "
         f"{counted(result['evaluations'], 'evaluation')}, on {counted(dev, 'dev example')} of "

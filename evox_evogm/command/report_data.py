@@ -210,10 +210,10 @@ def show_examples(
     :param rows: of the final table, with the scores of test examples.
     """
     expert = best_expert(rows)
-    one_hot = torch.eye(problem.n_experts)[expert]
     given = problem.with_experts_as_given()
+    one_hot = torch.eye(given.n_experts)[expert]
     models = {
-        "base": (given, torch.zeros(problem.n_coefficients)),
+        "base": (given, torch.zeros(given.n_coefficients)),
         "expert": (given, problem.groups.expand(one_hot)),
         "merge": (problem, best),
     }

@@ -58,6 +58,7 @@ def describe_merge(
         "tasks": describe_tasks(problem, tasks),
         "domains": describe_domains(rows, tasks.domains),
         "regmean": problem.regmean,
+        "keep_experts": problem.keep_experts,
         "licences": licences_of(problem, used_experts(problem, best)).as_table(),
     }
 

@@ -113,15 +113,16 @@ def score_rows(
     :param records: the history of the search.
     :param known: rows of an earlier result of this run, which are not scored again.
     """
-    expand, one_hots = problem.groups.expand, torch.eye(problem.n_experts)
-    given = [Candidate("base", expand(torch.zeros(problem.n_experts)), "base")]
-    for expert, coefficients in zip(problem.experts, one_hots, strict=True):
+    as_given = problem.with_experts_as_given()
+    expand, one_hots = problem.groups.expand, torch.eye(as_given.n_experts)
+    given = [Candidate("base", expand(torch.zeros(as_given.n_experts)), "base")]
+    for expert, coefficients in zip(as_given.experts, one_hots, strict=True):
         given.append(Candidate(expert.name, expand(coefficients), "expert"))
     given.append(Candidate("average", expand(one_hots.mean(0)), "average"))
     if not problem.regressed:
         return score_unknown(problem, tasks, [*given, best], records, known)
-    regressed = [Candidate("RegMean", torch.ones(problem.n_coefficients), "RegMean"), best]
-    rows = score_unknown(problem.with_experts_as_given(), tasks, given, [], known)
+    regressed = [Candidate("RegMean", problem.start, "RegMean"), best]
+    rows = score_unknown(as_given, tasks, given, [], known)
     return rows + score_unknown(problem, tasks, regressed, records, known)
 
 

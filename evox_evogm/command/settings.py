@@ -185,6 +185,12 @@ class RunSettings(StrictSettings):
         "examples of these tasks. Where they are not known: prompts, which reads the dev prompts "
         "of all tasks without answers, or weights, which reads no text.",
     )
+    keep_experts: bool = setting(
+        False,
+        "a bool",
+        "With regmean, search the experts as they are beside the regressed ones: twice as many "
+        "coefficients. The search begins at the RegMean merge. It is for GradientSearch.",
+    )
     adapter_dtype: Literal["float32", "bfloat16", "float16", "experts"] = setting(
         "float32",
         "a str",
@@ -270,6 +276,12 @@ class RunSettings(StrictSettings):
         if self.racing and self.algorithm != "SurrogateEvoGM":
             expected = f"expected false with algorithm {self.algorithm}"
             raise ValueError(f"racing: {expected}, found true; only SurrogateEvoGM can prune")
+        return self
+
+    @model_validator(mode="after")
+    def _check_keep_experts(self) -> "RunSettings":
+        if self.keep_experts and not self.regmean:
+            raise ValueError("keep_experts: expected false without regmean, found true")
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from evox_evogm.command.experts import regressed_on
+from evox_evogm.command.experts import whose_coefficients
 from evox_evogm.monitoring.counted import counted
 from evox_evogm.monitoring.escaping import escape_markdown, printable_lines
 from evox_evogm.problems.adapters.groups import without_channel
@@ -30,13 +30,18 @@ def render(template: str, **values) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["counted"] = counted
-    environment.filters["regressed_on"] = regressed_on
+    environment.filters["whose_coefficients"] = in_our_words
     environment.filters["row"] = table_row
     environment.filters["bar"] = bar
     environment.filters["heat_map"] = heat_map
     environment.filters["has_channels"] = has_channels
     environment.filters["code_block"] = code_block
     return environment.get_template(template).render(values)
+
+
+def in_our_words(regmean: bool | str | dict, *, keep_experts: bool) -> Markup:
+    """The sentence on coefficients of a search around RegMean, in which no word is a user's."""
+    return Markup(whose_coefficients(regmean, keep_experts=keep_experts))
 
 
 def _escape(value):

@@ -19,7 +19,7 @@ from evox_evogm.command.scores import ByExample, ScoreRow
 from evox_evogm.command.significance import as_table, mean
 from evox_evogm.command.tasks import RunTasks
 from evox_evogm.command.trial_comparison import compare_chosen
-from evox_evogm.command.trial_merges import Parts, average_of, pool, score_merges
+from evox_evogm.command.trial_merges import Parts, pool, score_merges
 from evox_evogm.command.trial_settings import TrialSettings
 from evox_evogm.command.uncertainty import standard_error_of_mean, standard_errors
 from evox_evogm.monitoring.escaping import sanitize
@@ -84,7 +84,7 @@ def cost_of_trial(problem: LoRAMergeProblem, settings: TrialSettings) -> float:
     runs = len(settings.rates)
     training = (runs + 1) * cost_of_training(settings.epochs, parts.share)
     scores = runs * len(checkpoints(settings.epochs)) + 4
-    return training + problem.n_experts * parts.share + scores * (1 - parts.share)
+    return training + problem.n_given * parts.share + scores * (1 - parts.share)
 
 
 def run_trial(problem: LoRAMergeProblem, settings: TrialSettings, seed: int) -> dict:
@@ -100,7 +100,7 @@ def run_trial(problem: LoRAMergeProblem, settings: TrialSettings, seed: int) -> 
     merges, gradient_merge = score_merges(problem, parts, settings.epochs, seed)
     start = None
     if settings.start == "merge":
-        start = average_of(problem) if gradient_merge is None else gradient_merge
+        start = problem.start if gradient_merge is None else gradient_merge
     rival = max(merges, key=lambda name: mean_of(merges[name]))
     print(
         f"    best of {len(merges)} merges: {mean_of(merges[rival]):.3f} ({sanitize(rival)})",

@@ -56,17 +56,16 @@ def score_merges(
         or a task gives no gradients.
     """
     given = problem.with_experts_as_given()
-    one_hots = problem.groups.expand(torch.eye(problem.n_experts))  # (n, n g)
+    one_hots = problem.groups.expand(torch.eye(given.n_experts))  # (n, n g)
     on_kept = given.score_together(one_hots, parts.kept)
     means = torch.stack([scores.mean(1) for scores in on_kept.values()]).mean(0)  # (n,)
     best, *level = best_places(means.tolist())
-    experts = [sanitize(problem.experts[place].name) for place in (best, *level)]
+    experts = [sanitize(given.experts[place].name) for place in (best, *level)]
     names = [f"best expert ({experts[0]}{level_with(experts[1:])})", "average"]
     pop = torch.stack([one_hots[best], one_hots.mean(0)])
     found = dict(zip(names, by_row(given, pop, parts.held_back), strict=True))
     if problem.regressed:
-        ones = torch.ones(1, problem.n_coefficients)
-        found["RegMean"] = by_row(problem, ones, parts.held_back)[0]
+        found["RegMean"] = by_row(problem, problem.start[None], parts.held_back)[0]
     merge = search_along_gradients(problem, parts.kept, steps, seed)
     if merge is not None:
         found["merge by gradients"] = by_row(problem, merge[None], parts.held_back)[0]
@@ -91,12 +90,6 @@ def pool(scores: ByExample) -> ByExample:
     for values in scores.values():
         pooled += values
     return {"all tasks": pooled}
-
-
-def average_of(problem: LoRAMergeProblem) -> torch.Tensor:
-    """`(n g,)` coefficients of the average of the experts, or of the RegMean merge."""
-    lb, ub = problem.box
-    return (lb + ub) / 2 + 1 / problem.n_experts
 
 
 class _Gradients(Problem):
@@ -134,7 +127,7 @@ def search_along_gradients(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         algorithm = GradientSearch(
-            average_of(problem),
+            problem.start,
             outcomes=outcomes,
             blocks=problem.n_experts,
             device=torch.device("cpu"),

@@ -185,6 +185,12 @@ def with_modules(experts: Sequence[Expert], modules: Sequence[dict[str, Factors]
     return changed
 
 
+def beside(given: Sequence[Expert], regressed: Sequence[Expert]) -> list[Expert]:
+    """Experts as they are, and then the same ones regressed, with names of their own."""
+    renamed = [replace(expert, name=f"{expert.name} (regressed)") for expert in regressed]
+    return [*given, *renamed]
+
+
 def _check_tasks(experts: Sequence[Expert], tasks: Mapping[str, Sequence[Task]]) -> None:
     """Refuse what is not at least one task for every expert.
 

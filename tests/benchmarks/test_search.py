@@ -36,6 +36,7 @@ def test_cases_of_other_settings_have_other_files(tmp_path):
         {"regmean": "tasks"},
         {"regmean": "prompts"},
         {"limit": True},
+        {"regmean": "prompts", "keep_experts": True},
     )
     files = set()
     for setting in settings:

@@ -90,6 +90,55 @@ def test_a_run_needs_no_tasks_of_experts_and_goes_on(project, capsys, regmean, w
     assert merge(project) == 2
 
 
+def test_experts_as_they_are_are_searched_beside_the_regressed_ones(project, capsys):
+    own = {"first": "sums", "second": "quiz"}
+    change_settings(project, regmean=own, keep_experts=True, **SHORT)
+    assert merge(project) == 0
+    out = project / "out"
+    assert history(out)[0]["coefficients"] == [0.0, 0.0, 1.0, 1.0]
+    result = json.loads((out / "result.json").read_text())
+    names = ["first", "second", "first (regressed)", "second (regressed)"]
+    assert list(result["coefficients"]) == names
+    assert result["adapter"]["largest_relative_difference"] < 1e-6
+    assert list(result["licences"]["parts"]) == ["base", "first", "second"]
+    rows = rows_of(out)
+    assert list(rows) == ["base", "first", "second", "average", "RegMean", "SurrogateEvoGM"]
+    assert rows["RegMean"]["dev"] == history(out)[0]["tasks"]
+    sentence = (
+        "Of the experts as they are, and of the same ones regressed on their tasks: 0 for the "
+        "former and 1 for the latter is the RegMean merge."
+    )
+    for page in (out / "report.md", out / "report.html", out / "adapter" / "README.md"):
+        assert sentence in page.read_text()
+    assert (
+        "merges of 2 LoRA experts, as they are and regressed on their tasks, of"
+        in (out / "report.md").read_text()
+    )
+    assert "1 for each regressed one and 0 for the others is the RegMean" in capsys.readouterr().out
+
+    before = history(out)
+    (out / "result.json").unlink()
+    assert merge(project) == 0
+    assert history(out) == before
+    change_settings(project, keep_experts=...)
+    assert merge(project) == 2
+
+
+def test_gradients_are_followed_in_both_halves(project):
+    own = {"first": "sums", "second": "quiz"}
+    settings = {"algorithm": "GradientSearch", "groups": "module", "search": {}}
+    change_settings(project, regmean=own, keep_experts=True, **settings)
+    assert merge(project) == 0
+    moved = [[], [], [], []]
+    for record in history(project / "out"):
+        quarter = len(record["coefficients"]) // 4
+        for number, values in enumerate(moved):
+            values.append(record["coefficients"][number * quarter : (number + 1) * quarter])
+    for start, values in zip((0.0, 0.0, 1.0, 1.0), moved, strict=True):
+        assert values[0] == [start] * len(values[0])
+        assert values[-1] != values[0]
+
+
 @pytest.mark.parametrize(
     "regmean, words",
     [
@@ -106,3 +155,9 @@ def test_settings_that_name_no_task_for_an_expert_end_in_a_sentence(
     change_settings(project, regmean=regmean)
     assert merge(project) == 2
     assert words in capsys.readouterr().err
+
+
+def test_experts_are_kept_beside_regressed_ones_alone(project, capsys):
+    change_settings(project, keep_experts=True)
+    assert merge(project) == 2
+    assert "keep_experts: expected false without regmean, found true" in capsys.readouterr().err

@@ -49,6 +49,7 @@ def describe_job(job: Job) -> dict:
     return {
         **describe_coefficients(job.problem, job.coefficients),
         "regmean": job.problem.regmean,
+        "keep_experts": job.problem.keep_experts,
         "tasks": tasks,
         "scores": [],
         "licences": job.licences.as_table(),

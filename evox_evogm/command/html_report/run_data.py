@@ -135,7 +135,9 @@ class RunData:
         if "box" in self.data:
             box = self.data["box"]
             return torch.tensor(box["lower"]).double(), torch.tensor(box["upper"]).double()
-        lower, upper = box_of(len(self.experts), regressed=bool(self.result["regmean"]))
+        n = len(self.experts)
+        kept = n // 2 if self.result.get("keep_experts") else 0
+        lower, upper = box_of(n, regressed=bool(self.result["regmean"]), kept=kept)
         return lower.double(), upper.double()
 
     @cached_property

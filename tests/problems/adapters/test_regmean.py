@@ -203,3 +203,59 @@ def test_the_problem_with_experts_as_given_scores_them_as_if_there_were_no_other
         for name, scores in plain.score_tasks(row).items():
             assert torch.equal(found[name], scores)
     assert plain.with_experts_as_given() is plain
+
+
+# Experts as they are beside the regressed ones
+
+
+@pytest.mark.parametrize("mode", ["unmerged", "merged"])
+@pytest.mark.parametrize("groups", ["expert", "module", "channel"])
+def test_experts_as_they_are_and_regressed_ones_add_up(make_problem, model, mode, groups):
+    """Beside whole weights, to which plain sums of products are added."""
+    problem = make_problem(regmean=OWN, keep_experts=True, mode=mode, groups=groups)
+    names = [expert.name for expert in problem.experts]
+    assert names == ["first", "second", "first (regressed)", "second (regressed)"]
+    row = torch.tensor([0.7, -0.4, 0.9, 1.2])
+    dense = copy.deepcopy(model)
+    for weight, expert in zip(row, problem.experts, strict=True):
+        for module in expert.modules:
+            dense.get_submodule(module).weight.data += weight * delta(expert, module)
+    plain = LoRAMergeProblem(
+        dense, [problem.experts[0].folder], TASKS, tokenizer=problem.language_model.tokenizer
+    )
+    found = problem.score_tasks(problem.groups.expand(row))
+    for name, scores in plain.score_tasks(torch.zeros(1)).items():
+        torch.testing.assert_close(found[name], scores, rtol=1e-4, atol=1e-4)
+
+
+def test_either_half_is_the_problem_without_the_other(make_problem):
+    problem = make_problem(regmean=OWN, keep_experts=True)
+    regressed, given = make_problem(regmean=OWN), make_problem()
+    row, zeros = torch.tensor([0.6, -0.3]), torch.zeros(2)
+    for half, twice in ((given, torch.cat([row, zeros])), (regressed, torch.cat([zeros, row]))):
+        found = problem.score_tasks(twice)
+        for name, scores in half.score_tasks(row).items():
+            torch.testing.assert_close(found[name], scores, rtol=1e-4, atol=1e-4)
+    again = problem.with_experts_as_given()
+    assert (again.n_experts, again.n_coefficients, problem.n_given) == (2, 2, 2)
+    for name, scores in given.score_tasks(row).items():
+        torch.testing.assert_close(again.score_tasks(row)[name], scores)
+
+
+def test_a_search_beside_the_regressed_experts_begins_at_the_regmean_merge(make_problem):
+    for settings, expected in (
+        ({}, [0.5, 0.5]),
+        ({"regmean": OWN}, [1.0, 1.0]),
+        ({"regmean": OWN, "keep_experts": True}, [0.0, 0.0, 1.0, 1.0]),
+    ):
+        problem = make_problem(groups="module", **settings)
+        start = problem.groups.expand(torch.tensor(expected))
+        assert torch.equal(problem.start, start)
+        lb, ub = problem.box
+        assert torch.equal(ub - lb, torch.full_like(lb, 2.0))
+        torch.testing.assert_close((lb + ub) / 2 + 1 / len(expected), start)
+
+
+def test_experts_are_kept_beside_regressed_ones_alone(make_problem):
+    with pytest.raises(ValueError, match="keep_experts: expected regmean beside it, found none"):
+        make_problem(keep_experts=True)
