@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evox_evogm.problems.adapters.merging import merged
+from evox_evogm.problems.adapters.passes import passes
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
 from evox_evogm.problems.adapters.stacked_modules import StackedModule, stack_experts
 from evox_evogm.problems.inference.language_model import LanguageModel, Request
@@ -30,7 +31,7 @@ from evox_evogm.problems.tasks.requests import requests_of
 from evox_evogm.problems.tasks.task import Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 # The paper multiplies the elements off the diagonals of the G_k by this number (its alpha).
 OFF_DIAGONAL = 0.9
@@ -67,17 +68,18 @@ class Grams:
             for index, a in self.a.items():
                 self.a_gram[index] = torch.zeros_like(a)
 
-    def add(self, index: int, inputs: torch.Tensor, weight: float = 1.0) -> None:
+    def add(self, index: int, inputs: torch.Tensor, weights: torch.Tensor) -> None:
         """Add inputs `(..., D)`, or tokens of any shape, of expert `index`.
 
-        :param weight: how often each of them counts.
+        :param weights: how often each of the N inputs counts, an `(N,)` tensor; or all of them.
         """
         if self.embedding:
-            counts = inputs.flatten().bincount(minlength=self.diagonals.shape[1])
-            self.diagonals[index] += weight * counts
+            counted = weights.to(inputs.device).expand(inputs.numel())
+            self.diagonals[index] += inputs.flatten().bincount(counted, self.diagonals.shape[1])
             return
-        rows = inputs.flatten(0, -2).to(self.sum) * weight**0.5  # (N, D)
-        self.sum += rows.mT @ rows
+        rows = inputs.flatten(0, -2).to(self.sum)  # (N, D)
+        rows = rows * weights.to(rows).sqrt().view(-1, 1)
+        self.sum.addmm_(rows.mT, rows)
         self.diagonals[index] += rows.square().sum(0)
         if index in self.a:
             self.a_gram[index] += (self.a[index] @ rows.mT) @ rows
@@ -165,7 +167,7 @@ def regress_on_inputs(
             grams[name] = _empty_grams(experts, name, stacked[name].a.device)
         for index, row in enumerate(torch.eye(len(experts))):
             with merged(model.model, stacked, row):
-                _add_inputs(model.model, requests[index], weights[index], grams, index)
+                _add_inputs(model, requests[index], weights[index], grams, index)
         for name in chunk:
             gram = grams.pop(name)
             _check_finite(gram, experts, name)
@@ -278,7 +280,7 @@ def _empty_grams(experts: Sequence[Expert], name: str, device: torch.device) -> 
 
 @torch.no_grad()
 def _add_inputs(
-    model: "PreTrainedModel",
+    model: LanguageModel,
     requests: Sequence[Request],
     weights: Sequence[float],
     grams: Mapping[str, Grams],
@@ -289,25 +291,58 @@ def _add_inputs(
     :param weights: how often each request counts.
     :param index: of the expert that the inputs belong to.
     """
-    weight = 1.0
+    texts = [prompt + answer for prompt, answer in requests]
+    mixed = _add_passes(model, texts, weights, grams, index, together=True)
+    if mixed:
+        alone = {name: grams[name] for name in mixed}
+        _add_passes(model, texts, weights, alone, index, together=False)
 
-    def add_to(module_grams: Grams) -> Callable:
+
+def _add_passes(
+    model: LanguageModel,
+    texts: Sequence[Sequence[int]],
+    weights: Sequence[float],
+    grams: Mapping[str, Grams],
+    index: int,
+    *,
+    together: bool,
+) -> set[str]:
+    """Run the model on texts, and add the inputs of every module to its Grams.
+
+    :param together: whether texts of one length share a pass.
+    :return: modules of which nothing was added, as they do not see which text an input is of: those
+        of a mixture of experts see some tokens of all texts in one row. None if texts have passes
+        of their own.
+    """
+    mixed: set[str] = set()
+    shape: tuple[int, ...] = ()  # of the tokens of a pass
+    of_tokens = torch.ones(1)
+
+    def add_to(name: str) -> Callable:
         def add(layer, inputs):
-            module_grams.add(index, inputs[0], weight)
+            found = inputs[0]
+            of_texts = found if grams[name].embedding else found[..., 0]
+            if together and of_texts.shape != shape:
+                mixed.add(name)
+            else:
+                grams[name].add(index, found, of_tokens)
 
         return add
 
     handles = []
     try:
-        for name, module_grams in grams.items():
-            hook = add_to(module_grams)
-            handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
-        for (prompt, answer), own_weight in zip(requests, weights, strict=True):
-            weight = own_weight  # which the hooks read
-            model(input_ids=torch.tensor([prompt + answer], device=model.device), use_cache=False)
+        for name in grams:
+            handles.append(model.model.get_submodule(name).register_forward_pre_hook(add_to(name)))
+        for places, tokens in passes(texts, together=together):
+            shape = tuple(tokens.shape)
+            of_tokens = torch.tensor([weights[place] for place in places])
+            if together:
+                of_tokens = of_tokens.repeat_interleave(shape[1])  # (P T,)
+            model.forward.run_model({"input_ids": tokens.to(model.device), "use_cache": False})
     finally:
         for handle in handles:
             handle.remove()
+    return mixed
 
 
 def _check_finite(grams: Grams, experts: Sequence[Expert], module: str) -> None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 
 from evox_evogm.problems.adapters.merging import merged
+from evox_evogm.problems.adapters.passes import passes
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
 from evox_evogm.problems.adapters.regmean import (
     check_modules,
@@ -23,6 +24,7 @@ from evox_evogm.problems.adapters.regmean import (
     with_modules,
 )
 from evox_evogm.problems.adapters.stacked_modules import StackedModule, stack_experts
+from evox_evogm.problems.inference.forward import output_layer_on
 from evox_evogm.problems.inference.kinds_of_base import check_causal
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request
@@ -114,10 +116,14 @@ def _entropies(
     entropies = torch.zeros(len(experts), len(prompts), dtype=torch.float64)
     for index, row in enumerate(torch.eye(len(experts))):
         with merged(model.model, stacked, row):
-            for number, (prompt, _) in enumerate(prompts):
-                tokens = torch.tensor([prompt], device=model.device)
-                logits = model.model(input_ids=tokens, use_cache=False).logits[0, -1]
-                entropies[index, number] = torch.special.entr(logits.double().softmax(0)).sum()
+            for places, tokens in passes([prompt for prompt, _ in prompts]):
+                rows, width = tokens.shape
+                ends = torch.arange(1, rows + 1) * width - 1  # of the last token of each prompt
+                given = {"input_ids": tokens.to(model.device), "use_cache": False}
+                with output_layer_on(model.model, ends):
+                    logits = model.forward.run_model(given).logits  # (P, V)
+                shares = logits.double().softmax(-1)
+                entropies[index, places] = torch.special.entr(shares).sum(-1).cpu()
         if not entropies[index].isfinite().all():
             raise ValueError(
                 "regmean: expected finite predictions of the next token, "

@@ -8,6 +8,8 @@ import torch
 from builders import build_model
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
+from evox_evogm.problems.adapters import passes as passes_file
+from evox_evogm.problems.adapters.passes import passes
 from evox_evogm.problems.adapters.read_adapter import read_expert
 from evox_evogm.problems.adapters.regmean_unlabelled import regress_on_prompts, regress_on_weights
 from evox_evogm.problems.inference.language_model import LanguageModel
@@ -265,3 +267,54 @@ def test_another_name_is_refused(model, folders, tokenizer):
     message = "regmean: expected 'weights', 'prompts' or a mapping of .*, found 'wieghts'"
     with pytest.raises(ValueError, match=message):
         LoRAMergeProblem(model, folders, TASKS, tokenizer=tokenizer, regmean="wieghts")
+
+
+# Passes of several texts
+
+
+def test_texts_of_one_length_share_passes_in_their_places(monkeypatch):
+    monkeypatch.setattr(passes_file, "PASS_TOKENS", 6)
+    texts = [(1, 2, 3), (4,), (5, 6, 7), (8, 9, 10), (11,)]
+    found = [(places, tokens.tolist()) for places, tokens in passes(texts)]
+    assert found == [
+        ([0, 2], [[1, 2, 3], [5, 6, 7]]),
+        ([3], [[8, 9, 10]]),
+        ([1, 4], [[4], [11]]),
+    ]
+    alone = [places for places, _ in passes(texts, together=False)]
+    assert alone == [[0], [2], [3], [1], [4]]
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_prompts_together_give_what_they_give_one_by_one(
+    make_adapter, model, experts, tokenizer, monkeypatch, embeddings
+):
+    if embeddings:
+        experts = with_embeddings(make_adapter)
+    language_model = LanguageModel(model, tokenizer)
+    together = regress_on_prompts(language_model, experts, TASKS)
+    monkeypatch.setattr(passes_file, "PASS_TOKENS", 1)
+    check_same_factors(together, regress_on_prompts(language_model, experts, TASKS))
+
+
+def test_a_module_that_sees_the_tokens_of_all_texts_in_one_row_gets_each_text_alone(
+    model, experts, tokenizer, monkeypatch
+):
+    """As the modules behind a router do."""
+    language_model = LanguageModel(model, tokenizer)
+    expected = regress_on_prompts(language_model, experts, TASKS)
+    for layer in model.model.layers:
+        forward = layer.mlp.forward
+
+        def in_one_row(hidden, forward=forward):
+            return forward(hidden.flatten(0, 1)).view_as(hidden)
+
+        monkeypatch.setattr(layer.mlp, "forward", in_one_row)
+    check_same_factors(regress_on_prompts(language_model, experts, TASKS), expected)
+
+
+def check_same_factors(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert one.modules.keys() == other.modules.keys()
+        for name, factors in one.modules.items():
+            torch.testing.assert_close(factors.a, other.modules[name].a, rtol=1e-4, atol=1e-5)
