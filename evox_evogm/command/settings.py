@@ -189,7 +189,7 @@ class RunSettings(StrictSettings):
         False,
         "a bool",
         "With regmean, search the experts as they are beside the regressed ones: twice as many "
-        "coefficients. The search begins at the RegMean merge. It is for GradientSearch.",
+        "coefficients. The search begins at the RegMean merge.",
     )
     adapter_dtype: Literal["float32", "bfloat16", "float16", "experts"] = setting(
         "float32",
