@@ -121,11 +121,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     suite = SUITES[arguments.suite]
     if arguments.keep_experts and not arguments.regmean:
         parser.error("--keep-experts: expected --regmean beside it, found none")
+    if arguments.limit and (arguments.group == "controls" or arguments.regmean == "prompts"):
+        parser.error("--limit: expected no controls and no prompts of dev, which it replaces")
     if arguments.resampled_dev and not suite.can_resample:
         parser.error(f"--resampled-dev: {arguments.suite} has one set of questions")
     arguments.seeds = arguments.seeds or suite.seeds
     arguments.n = arguments.n or suite.n
-    arguments.pop_size = arguments.pop_size or default_pop_size(arguments.n)
+    arguments.default_pop_size = default_pop_size(
+        2 * arguments.n if arguments.keep_experts else arguments.n
+    )
+    arguments.pop_size = arguments.pop_size or arguments.default_pop_size
     arguments.processes = arguments.processes or suite.processes
     arguments.threads = arguments.threads or suite.threads
     if arguments.n > suite.max_n:
@@ -153,7 +158,7 @@ def chosen_methods(arguments: argparse.Namespace) -> list[str]:
 def check_fit(arguments: argparse.Namespace, name: str) -> None:
     """Refuse a population size or a budget that a method cannot have."""
     method = METHODS[name]
-    if arguments.pop_size != default_pop_size(arguments.n) and method.pop_size:
+    if arguments.pop_size != arguments.default_pop_size and method.pop_size:
         raise SystemExit(
             f"pop-size: expected methods without a population of their own, found {name!r}"
         )

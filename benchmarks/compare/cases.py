@@ -42,13 +42,19 @@ class Case:
     own dev questions with answers; `"prompts"`, all on all dev questions without answers;
     `"weights"`, on no text. `""` is the search of the experts as they are."""
     keep_experts: bool = False
-    """Whether the experts as they are are searched beside those of RegMean."""
+    """Whether the search has the experts as they are beside those of RegMean."""
     limit: bool = False
-    """Whether the search has the test questions themselves, as its limit."""
+    """Whether the search has the test questions themselves, as its limit. Experts are regressed on
+    their own dev questions all the same."""
     dev_examples: int = 0
     """Dev questions a task; 0 for the number of the suite."""
     threads: int = 1
     """Of the process."""
+
+    @property
+    def dimension(self) -> int:
+        """How many experts the search has, with `keep_experts` twice as many as were read."""
+        return 2 * self.n if self.keep_experts else self.n
 
     @property
     def setting(self) -> str:
@@ -56,7 +62,7 @@ class Case:
         parts = [f"n{self.n}", str(self.budget)]
         if self.control:
             parts.append(self.control)
-        if self.pop_size != default_pop_size(self.n):
+        if self.pop_size != default_pop_size(self.dimension):
             parts.append(f"P{self.pop_size}")
         if self.resampled_dev:
             parts.append("resampled")

@@ -14,6 +14,7 @@ They follow these tables of the EvoGM paper:
 | number of experts, over all settings | 13 |
 """
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def print_report(folder: Path, groups: dict[str, str]) -> None:
         print(f"\n## {setting}")
         print_setting(setting, runs, folder, groups)
         plot_setting(setting, runs, plot_folder, groups)
-    for path in sorted(folder.glob("n*_static")):
+    for path in sorted(folder.glob("n*_static*")):
         print(f"\n## {path.name}")
         tables.print_static(path)
     print_all_budgets(settings, groups)
@@ -62,7 +63,7 @@ def read_settings(folder: Path) -> dict[str, Runs]:
     settings = {}
     for path in sorted(folder.glob("n*_*")):
         runs = read_runs(path)
-        if runs is not None and not path.name.endswith("_static"):
+        if runs is not None and "_static" not in path.name:
             settings[path.name] = runs
     if not settings:
         raise SystemExit(f"{folder}: expected the files of benchmarks.compare run, found none")
@@ -74,7 +75,9 @@ def print_setting(setting: str, runs: Runs, folder: Path, groups: dict[str, str]
     n, _, *suffixes = setting.split("_")
     resampled = "resampled" in suffixes
     control = next((name for name in STATIC_OF_CONTROL if name in suffixes), "")
-    static = [] if resampled else tables.read_static(folder / f"{n}_static")
+    questions = [suffix for suffix in suffixes if re.fullmatch(r"dev\d+", suffix)]
+    static_folder = folder / "_".join([n, "static", *questions])
+    static = [] if resampled else tables.read_static(static_folder)
     searches = runs.of_group(groups, "search")
     if searches.methods:
         tables.print_summary(searches, REFERENCE, paired=resampled)

@@ -86,7 +86,7 @@ def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
     for round_ in range(1, method.rounds + 1):
         torch.manual_seed(1000 * case.seed + round_)
         if round_ > 1:
-            recorder.basis = best_rows(recorder.rows, case.n) - recorder.center
+            recorder.basis = best_rows(recorder.rows, len(recorder.center)) - recorder.center
         recorder.until = budget * round_ // method.rounds
         arguments = {"problem": problem} if method.outcomes else {}
         algorithm = method.make(len(recorder.center), pop_size, **arguments)

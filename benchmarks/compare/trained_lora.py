@@ -121,8 +121,8 @@ def try_rates(
     epochs: int,
     seed: int,
     path: Path,
-) -> dict[str, float]:
-    """The score on the held-back part of dev by learning rate, trained on the rest.
+) -> tuple[dict[str, float], float]:
+    """Score learning rates on the held-back part of dev, each trained on the rest.
 
     :param base: the base model.
     :param dev: the dev tasks.
@@ -130,17 +130,22 @@ def try_rates(
     :param epochs: passes over the questions that are not held back.
     :param seed: of the trainings.
     :param path: of a file with what has been found; rates that are in it are not tried again.
+    :return: the score by learning rate, written as a text, and the seconds of all trials.
     """
     kept, held_back = hold_back(dev)
-    scores = json.loads(path.read_text()) if path.exists() else {}
-    for lr in rates:
-        if f"{lr:g}" in scores:
+    tried = json.loads(path.read_text()) if path.exists() else {}
+    names = [f"{lr:g}" for lr in rates]
+    for name, lr in zip(names, rates, strict=True):
+        if name in tried:
             continue
+        start = time.perf_counter()
         with trained_adapter(base, kept, epochs=epochs, lr=lr, seed=seed):
             # Rounded, so that equal scores are equal.
-            scores[f"{lr:g}"] = round(mean(mean_scores(base, held_back)), 6)
-        atomic_write(path, json.dumps(scores).encode())
-    return scores
+            score = round(mean(mean_scores(base, held_back)), 6)
+        tried[name] = {"score": score, "seconds": time.perf_counter() - start}
+        atomic_write(path, json.dumps(tried).encode())
+    scores = {name: tried[name]["score"] for name in names}
+    return scores, sum(tried[name]["seconds"] for name in names)
 
 
 def run_training(
@@ -155,23 +160,25 @@ def run_training(
     :param test: the tasks to score the adapter on.
     :return: the result, without what all results have.
     """
-    start = time.perf_counter()
     epochs, seed = epochs_of(case.budget), 1000 * case.seed
     score_before = mean(mean_scores(base, dev))
     rates_path = path.with_suffix(".rates")  # not .json, which results are
-    on_held_back = try_rates(base, dev, RATES, epochs=epochs, seed=seed, path=rates_path)
+    on_held_back, seconds_of_trials = try_rates(
+        base, dev, RATES, epochs=epochs, seed=seed, path=rates_path
+    )
     lr = float(max(on_held_back, key=on_held_back.__getitem__))  # of equals the lowest
     start_of_training = time.perf_counter()
     with trained_adapter(base, dev, epochs=epochs, lr=lr, seed=seed):
         on_dev = mean_scores(base, dev)
-        end = time.perf_counter()
+        seconds_of_training = time.perf_counter() - start_of_training
         on_test = mean_scores(base, test)
+    seconds = seconds_of_trials + seconds_of_training
     used = epochs * GRADIENT_COST + 1
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["evaluation", "score", "seconds"])
         table.writerow([0, f"{score_before:.6g}", "0"])
-        table.writerow([f"{used:g}", f"{mean(on_dev):.6g}", f"{end - start:.3f}"])
+        table.writerow([f"{used:g}", f"{mean(on_dev):.6g}", f"{seconds:.3f}"])
     of_trials = len(RATES) * (epochs * GRADIENT_COST * (PARTS - 1) + 1) / PARTS
     return {
         "evaluations": used + of_trials,
@@ -182,6 +189,6 @@ def run_training(
         "test": mean(on_test),
         "dev by task": on_dev,
         "test by task": on_test,
-        "seconds": end - start,
-        "seconds of evaluation": end - start_of_training,
+        "seconds": seconds,
+        "seconds of evaluation": seconds_of_training,
     }

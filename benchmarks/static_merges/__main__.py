@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.compare.__main__ import at_least
 from benchmarks.compare.cases import RUNS
 from benchmarks.compare.tables import print_static
 from benchmarks.static_merges.by_mergekit import MERGEKIT
@@ -70,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--n", type=int, help="experts; by default those of benchmarks.compare")
     parser.add_argument(
         "--dev-examples",
-        type=int,
+        type=at_least(1),
         help="dev questions a task, if not those of the suite; smollm2 then has 100 in test",
     )
     parser.add_argument(

@@ -87,15 +87,17 @@ def describe_parts(merge_run: MergeRun, seconds: float) -> list[str]:
     where = f"{merge_run.dtype} on {problem.language_model.device}"
     base = sanitize(merge_run.settings.base)
     print(f"base: {base}, {in_words(size)} parameters in {where}, read in {seconds:.0f} s")
-    spectra = spectra_of(problem.experts)
-    for expert, found in zip(problem.experts, spectra, strict=True):
+    given = problem.experts[: problem.n_given]  # behind them may stand the same ones, regressed
+    spectra = spectra_of(given)
+    for expert, found in zip(given, spectra, strict=True):
         if expert.checkpoint is not None:
             words = expert.checkpoint.words() + describe_size(found)
             print(f"expert: {sanitize(expert.name)}, {words}")
             continue
         ranks = [factors.a.shape[-2] for factors in expert.modules.values()]
         modules = counted(len(expert.modules), "module")
-        words = "" if problem.regressed else describe_size(found)
+        as_it_is = problem.keep_experts or not problem.regressed
+        words = describe_size(found) if as_it_is else ""
         print(f"expert: {sanitize(expert.name)}, rank {max(ranks)}, {modules}{words}")
     if problem.groups.count > 1:
         words = f"groups: {problem.groups.count}, so {problem.n_coefficients} coefficients"

@@ -97,8 +97,17 @@ def regressed_on(regmean: bool | str | dict) -> str:
     return "their tasks"
 
 
+def count_given(result: dict) -> int:
+    """How many experts were merged; one that is there regressed and as it is counts once.
+
+    :param result: what `result.json` holds.
+    """
+    count = len(result["coefficients"])
+    return count // 2 if result.get("keep_experts") else count
+
+
 def whose_coefficients(regmean: bool | str | dict, *, keep_experts: bool) -> str:
-    """A sentence on what the coefficients of a search around RegMean weigh.
+    """What the coefficients of a search around RegMean are of, to stand behind "Coefficients are".
 
     :param regmean: the setting, or what `result.json` says of it.
     :param keep_experts: whether the experts as they are take part.
@@ -106,10 +115,10 @@ def whose_coefficients(regmean: bool | str | dict, *, keep_experts: bool) -> str
     regressed = f"regressed on {regressed_on(regmean)}"
     if keep_experts:
         return (
-            f"Of the experts as they are, and of the same ones {regressed}: 0 for the former and 1 "
-            "for the latter is the RegMean merge."
+            f"of the experts as they are, and of the same experts {regressed}: 0 for each of the "
+            "first and 1 for each of the second is the RegMean merge."
         )
-    return f"Of the experts {regressed}: 1 for each is the RegMean merge."
+    return f"of the experts {regressed}: 1 for each is the RegMean merge."
 
 
 def _named_tasks(expert, names: list, by_name: dict[str, Task]) -> list[Task]:

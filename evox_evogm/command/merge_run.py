@@ -131,7 +131,13 @@ class MergeRun:
         self.tasks = with_sizes(self.tasks, self.problem)
         pop_size = population_size(settings, self.problem.n_coefficients)
         self.algorithm = make_algorithm(
-            settings, pop_size, self.problem.box, self.tasks.dev, n_experts, self.objective
+            settings,
+            pop_size,
+            self.problem.box,
+            self.tasks.dev,
+            n_experts,
+            self.objective,
+            self.problem.start if settings.keep_experts else None,
         )
         self.limit = SearchLimit(settings, self.algorithm)
         self.random_state = torch.get_rng_state()

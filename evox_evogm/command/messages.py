@@ -28,7 +28,7 @@ def print_plan(merge_run: "MergeRun") -> None:
     """Say what a run is going to do, before its first evaluation."""
     problem = merge_run.problem
     examples = sum(len(task.examples) for task in problem.tasks)
-    experts = counted(problem.n_experts, "expert")
+    experts = counted(problem.n_given, "expert")
     tasks = f"{counted(len(problem.tasks), 'task')} with {counted(examples, 'dev example')}"
     where = f"on {problem.language_model.device} in {merge_run.dtype}"
     print(f"{experts}, {tasks}, {merge_run.limit.budget} {where}")
@@ -132,10 +132,9 @@ def print_result(result: dict, notes: Sequence[str], out: Path, console: "Consol
     what = "mean coefficients" if result["coefficients_by_group"] else "coefficients"
     whose, meaning = "", "1 adds all of an expert"
     if result["regmean"]:
-        whose = "" if result["keep_experts"] else " of the regressed experts"
-        meaning = "1 for each is the RegMean merge"
-        if result["keep_experts"]:
-            meaning = "1 for each regressed one and 0 for the others is the RegMean merge"
+        whose, meaning = " of the regressed experts", "1 for each is the RegMean merge"
+    if result["keep_experts"]:
+        whose, meaning = "", "1 for each regressed one and 0 for the others is the RegMean merge"
     print(f"\n{what}{whose} ({meaning}): {', '.join(coefficients)}")
     print_adapter(result["adapter"], out)
     print(f"report: {out / 'report.html'} (as text: report.md)")

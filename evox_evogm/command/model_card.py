@@ -11,10 +11,12 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from evox_evogm.command.experts import count_given
 from evox_evogm.command.number_format import with_error
 from evox_evogm.command.score_table import has_errors, table_cells
 from evox_evogm.command.templates import render
 from evox_evogm.monitoring.escaping import sanitize
+from evox_evogm.problems.adapters.regmean import REGRESSED
 from evox_evogm.problems.adapters.same_base import hub_id
 
 TAGS = ["lora", "merge", "evogm", "evox"]
@@ -67,6 +69,8 @@ def model_card(result: dict, base: str, folder: Path, *, export: dict | None = N
         "kind": kind,
         "auto": "Seq2SeqLM" if facts["encoder_decoder"] else "CausalLM",
         "export": export,
+        "count_given": count_given(facts),
+        "licence_of": _licences_by_name(facts),
         "table": table,
         "has_errors": has_errors(rows) if rows else False,
         "checks": [] if export is None else _score_lines(export),
@@ -74,6 +78,17 @@ def model_card(result: dict, base: str, folder: Path, *, export: dict | None = N
     text = render("model_card.md.j2", **facts)
     data = _metadata(facts, base if hub_base else None)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def _licences_by_name(facts: dict) -> dict[str, str]:
+    """The licence of the adapter behind each coefficient, or that it is not in the merge."""
+    parts = (facts["licences"] or {}).get("parts", {})
+    suffix = REGRESSED if facts["keep_experts"] else ""
+    found = {}
+    for name, value in facts["coefficients"].items():
+        licence = parts.get(name.removesuffix(suffix), "") if value else ""
+        found[name] = licence or "not in the merge"
+    return found
 
 
 def _rounded(facts: dict) -> dict | None:

@@ -78,8 +78,8 @@ def initial_population(
 ) -> torch.Tensor:
     """The average of the experts, single experts, and points around the average.
 
-    Half of the points at most are single experts. Around the RegMean merge, where experts cannot be
-    had alone, there are none.
+    Half of the points at most are single experts. Where the box is not around 0, as with RegMean,
+    there are none.
 
     :param count: P.
     :param lb: an `(n g,)` tensor.

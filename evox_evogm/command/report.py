@@ -2,7 +2,7 @@
 
 from evox_evogm.command.confirm import confirm_cells, remarks_on_confirm
 from evox_evogm.command.domains import domain_cells
-from evox_evogm.command.experts import regressed_on
+from evox_evogm.command.experts import count_given, regressed_on
 from evox_evogm.command.glossary import glossary
 from evox_evogm.command.objective_remarks import (
     front_cells,
@@ -54,11 +54,9 @@ def what_was_merged(result: dict) -> str:
     base = sanitize(result.get("base", "the base model"))
     dev = sum(task["dev"] for task in result["tasks"].values())
     kind = "expert" if result.get("checkpoints") else "LoRA expert"
-    count = len(result["coefficients"])
-    keep_experts = result.get("keep_experts", False)
-    experts = counted(count // 2 if keep_experts else count, kind)
+    experts = counted(count_given(result), kind)
     if result["regmean"]:
-        form = "as they are and regressed" if keep_experts else "regressed"
+        form = "as they are and regressed" if result.get("keep_experts") else "regressed"
         experts += f", {form} on {regressed_on(result['regmean'])},"
     return (
         f"{result['algorithm']} searched merges of {experts} of {base} in "

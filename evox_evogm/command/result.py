@@ -134,6 +134,7 @@ def read_result(out: Path) -> dict:
     missing["statistics"] = None
     missing["domains"] = {}
     missing["lm_eval"] = []
+    missing["keep_experts"] = False
     result = {**missing, **read_table(out / RESULT, json.loads)}
     try:
         for row in result["scores"]:

@@ -116,6 +116,7 @@ def make_algorithm(
     tasks: Sequence[Task],
     n_experts: int,
     objective: Objective = MEAN,
+    start: torch.Tensor | None = None,
 ) -> Search:
     """The algorithm, seeded and before its first step.
 
@@ -124,6 +125,8 @@ def make_algorithm(
     :param tasks: the dev tasks, whose examples are the outcomes of a merge.
     :param n_experts: n.
     :param objective: with the weights of the tasks.
+    :param start: where `GradientSearch` begins, an `(n g,)` tensor: the average of the experts or
+        the RegMean merge. By default it is computed from the box, up to rounding.
     :raises ValueError: if an argument is out of range.
     """
     torch.manual_seed(settings.seed)
@@ -142,8 +145,8 @@ def make_algorithm(
             arguments = {"box_growth": BOX_GROWTH, **arguments}
             return SurrogateEvoGM(pop_size, *box, outcomes=outcomes, blocks=n_experts, **arguments)
         if settings.algorithm == "GradientSearch":
-            # The average of the experts, or the RegMean merge.
-            start = (box[0] + box[1]) / 2 + 1 / n_experts
+            if start is None:
+                start = (box[0] + box[1]) / 2 + 1 / n_experts
             outcomes = Outcomes(*outcomes_of(tasks, shares))
             return GradientSearch(start, pop_size, outcomes=outcomes, blocks=n_experts, **arguments)
         # Over the axes of later rounds, good coefficients may leave the box.

@@ -92,7 +92,7 @@ def sources_of(problem: LoRAMergeProblem) -> dict[str, str]:
 
 def _hub_sources(problem: LoRAMergeProblem) -> dict[str, HubSource]:
     found = {"base": source_of_base(problem)}
-    for expert in problem.experts:
+    for expert in problem.experts[: problem.n_given]:
         found[f"expert {expert.name}"] = source_of_folder(expert.folder)
     for task in problem.tasks:
         found[f"head of {task.name}"] = source_of_head(task)

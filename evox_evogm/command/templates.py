@@ -30,7 +30,7 @@ def render(template: str, **values) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["counted"] = counted
-    environment.filters["whose_coefficients"] = in_our_words
+    environment.filters["whose_coefficients"] = whose_coefficients_in_markdown
     environment.filters["row"] = table_row
     environment.filters["bar"] = bar
     environment.filters["heat_map"] = heat_map
@@ -39,9 +39,10 @@ def render(template: str, **values) -> str:
     return environment.get_template(template).render(values)
 
 
-def in_our_words(regmean: bool | str | dict, *, keep_experts: bool) -> Markup:
+def whose_coefficients_in_markdown(regmean: bool | str | dict, *, keep_experts: bool) -> Markup:
     """The sentence on coefficients of a search around RegMean, in which no word is a user's."""
-    return Markup(whose_coefficients(regmean, keep_experts=keep_experts))
+    words = whose_coefficients(regmean, keep_experts=keep_experts)
+    return Markup(words[0].upper() + words[1:])
 
 
 def _escape(value):

@@ -18,25 +18,22 @@ Here it is known which tasks an expert was made for. Where it is not: `regmean_u
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from evox_evogm.problems.adapters.merging import merged
-from evox_evogm.problems.adapters.passes import passes
+from evox_evogm.problems.adapters.passes import passes, run_pass
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
 from evox_evogm.problems.adapters.stacked_modules import StackedModule, stack_experts
 from evox_evogm.problems.inference.language_model import LanguageModel, Request
 from evox_evogm.problems.tasks.requests import requests_of
 from evox_evogm.problems.tasks.task import Task
 
-if TYPE_CHECKING:
-    pass
-
 # The paper multiplies the elements off the diagonals of the G_k by this number (its alpha).
 OFF_DIAGONAL = 0.9
 # Of the mean of a Gram matrix's diagonal. With fewer tokens than inputs the matrix is singular.
 RIDGE = 1e-6
+REGRESSED = " (regressed)"  # behind the name of an expert that has itself beside it as it is
 # Added to the count of each token for each expert, so that experts share unseen tokens equally.
 PSEUDO_COUNT = 1e-6
 
@@ -71,7 +68,7 @@ class Grams:
     def add(self, index: int, inputs: torch.Tensor, weights: torch.Tensor) -> None:
         """Add inputs `(..., D)`, or tokens of any shape, of expert `index`.
 
-        :param weights: how often each of the N inputs counts, an `(N,)` tensor; or all of them.
+        :param weights: how often each of the N inputs counts, an `(N,)` tensor, or `(1,)` for all.
         """
         if self.embedding:
             counted = weights.to(inputs.device).expand(inputs.numel())
@@ -122,8 +119,8 @@ def regress_experts(
 
     The inputs of an expert come from the model merged with this expert alone: they are the inputs
     of its modules while this model reads examples and their right answers. Every example takes one
-    forward pass. It takes several if the Gram matrices of all modules, D x D in float32, would
-    exceed `model.max_memory`.
+    forward pass, which those of one length share. It takes several if the Gram matrices of all
+    modules, D x D in float32, would exceed `model.max_memory`.
 
     :param model: the base.
     :param experts: n adapters that fit it (`check_fit`).
@@ -188,9 +185,20 @@ def with_modules(experts: Sequence[Expert], modules: Sequence[dict[str, Factors]
 
 
 def beside(given: Sequence[Expert], regressed: Sequence[Expert]) -> list[Expert]:
-    """Experts as they are, and then the same ones regressed, with names of their own."""
-    renamed = [replace(expert, name=f"{expert.name} (regressed)") for expert in regressed]
-    return [*given, *renamed]
+    """The n experts as they are, and then the same ones regressed, with `REGRESSED` in their names.
+
+    :return: 2n experts.
+    :raises ValueError: if an expert as it is has the name of a regressed one.
+    """
+    names = {expert.name for expert in given}
+    experts = list(given)
+    for expert in regressed:
+        name = expert.name + REGRESSED
+        if name in names:
+            found = f"found {name!r} beside {expert.name!r}; give it another name"
+            raise ValueError(f"keep_experts: expected no expert with the name of another, {found}")
+        experts.append(replace(expert, name=name))
+    return experts
 
 
 def _check_tasks(experts: Sequence[Expert], tasks: Mapping[str, Sequence[Task]]) -> None:
@@ -292,10 +300,10 @@ def _add_inputs(
     :param index: of the expert that the inputs belong to.
     """
     texts = [prompt + answer for prompt, answer in requests]
-    mixed = _add_passes(model, texts, weights, grams, index, together=True)
-    if mixed:
-        alone = {name: grams[name] for name in mixed}
-        _add_passes(model, texts, weights, alone, index, together=False)
+    left = _add_passes(model, texts, weights, grams, index)
+    for place, names in sorted(left.items()):
+        alone = {name: grams[name] for name in names}
+        _add_passes(model, [texts[place]], [weights[place]], alone, index)
 
 
 def _add_passes(
@@ -304,26 +312,24 @@ def _add_passes(
     weights: Sequence[float],
     grams: Mapping[str, Grams],
     index: int,
-    *,
-    together: bool,
-) -> set[str]:
-    """Run the model on texts, and add the inputs of every module to its Grams.
+) -> dict[int, set[str]]:
+    """Run the model on texts, those of one length together, and add inputs to Grams.
 
-    :param together: whether texts of one length share a pass.
-    :return: modules of which nothing was added, as they do not see which text an input is of: those
-        of a mixture of experts see some tokens of all texts in one row. None if texts have passes
-        of their own.
+    :return: by the place of a text the modules to which its inputs were not added. In a mixture of
+        experts a module sees tokens of several texts in one row, without their places.
     """
-    mixed: set[str] = set()
-    shape: tuple[int, ...] = ()  # of the tokens of a pass
-    of_tokens = torch.ones(1)
+    left: dict[int, set[str]] = {}
+    places: list[int] = []  # of the texts of a pass
+    tokens = torch.zeros(0, 0)  # (P, T)
+    of_tokens = torch.ones(1)  # (P T,), or (1,) of a single text
 
     def add_to(name: str) -> Callable:
         def add(layer, inputs):
             found = inputs[0]
             of_texts = found if grams[name].embedding else found[..., 0]
-            if together and of_texts.shape != shape:
-                mixed.add(name)
+            if len(places) > 1 and of_texts.shape != tokens.shape:
+                for place in places:
+                    left.setdefault(place, set()).add(name)
             else:
                 grams[name].add(index, found, of_tokens)
 
@@ -333,16 +339,15 @@ def _add_passes(
     try:
         for name in grams:
             handles.append(model.model.get_submodule(name).register_forward_pre_hook(add_to(name)))
-        for places, tokens in passes(texts, together=together):
-            shape = tuple(tokens.shape)
+        for places, tokens in passes(texts):
             of_tokens = torch.tensor([weights[place] for place in places])
-            if together:
-                of_tokens = of_tokens.repeat_interleave(shape[1])  # (P T,)
-            model.forward.run_model({"input_ids": tokens.to(model.device), "use_cache": False})
+            if len(places) > 1:
+                of_tokens = of_tokens.repeat_interleave(tokens.shape[1])
+            run_pass(model, tokens)
     finally:
         for handle in handles:
             handle.remove()
-    return mixed
+    return left
 
 
 def _check_finite(grams: Grams, experts: Sequence[Expert], module: str) -> None:

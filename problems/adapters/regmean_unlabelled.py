@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from evox_evogm.problems.adapters.merging import merged
-from evox_evogm.problems.adapters.passes import passes
+from evox_evogm.problems.adapters.passes import passes, run_pass
 from evox_evogm.problems.adapters.read_adapter import Expert, Factors
 from evox_evogm.problems.adapters.regmean import (
     check_modules,
@@ -24,7 +24,6 @@ from evox_evogm.problems.adapters.regmean import (
     with_modules,
 )
 from evox_evogm.problems.adapters.stacked_modules import StackedModule, stack_experts
-from evox_evogm.problems.inference.forward import output_layer_on
 from evox_evogm.problems.inference.kinds_of_base import check_causal
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request
@@ -78,8 +77,9 @@ def regress_on_prompts(
 
     with the entropy H_ki of the next token behind prompt i, in nats, and T = `TEMPERATURE`: a
     model is surer of its answer on tasks that it was trained on. What is off the diagonals, and
-    the ridge, are as in `regress_experts`. A prompt takes two forward passes for each expert, and
-    more if the Gram matrices of all modules would exceed `model.max_memory`.
+    the ridge, are as in `regress_experts`. A prompt takes two forward passes for each expert, which
+    prompts of one length share, and more if the Gram matrices of all modules would exceed
+    `model.max_memory`.
 
     :param model: the base.
     :param experts: n adapters that fit it (`check_fit`).
@@ -117,12 +117,7 @@ def _entropies(
     for index, row in enumerate(torch.eye(len(experts))):
         with merged(model.model, stacked, row):
             for places, tokens in passes([prompt for prompt, _ in prompts]):
-                rows, width = tokens.shape
-                ends = torch.arange(1, rows + 1) * width - 1  # of the last token of each prompt
-                given = {"input_ids": tokens.to(model.device), "use_cache": False}
-                with output_layer_on(model.model, ends):
-                    logits = model.forward.run_model(given).logits  # (P, V)
-                shares = logits.double().softmax(-1)
+                shares = run_pass(model, tokens).double().softmax(-1)  # (P, V)
                 entropies[index, places] = torch.special.entr(shares).sum(-1).cpu()
         if not entropies[index].isfinite().all():
             raise ValueError(

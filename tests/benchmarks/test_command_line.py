@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.compare.__main__ import cases_of, parse_arguments
-from benchmarks.compare.cases import Case
+from benchmarks.compare.cases import Case, default_pop_size
 from benchmarks.compare.methods import CONTROLLED, METHODS
 
 
@@ -33,6 +33,13 @@ def test_a_search_is_around_the_regmean_merge_of_the_experts_own_tasks_or_anothe
         (case,) = cases(*arguments, "--methods", "random")
         kinds.append(case.regmean)
     assert kinds == ["", "tasks", "prompts"]
+
+
+def test_with_experts_kept_beside_regressed_ones_populations_hold_twice_as_many():
+    (case,) = cases("--regmean", "prompts", "--keep-experts", "--methods", "random")
+    assert (case.keep_experts, case.dimension) == (True, 4)
+    beside = parse_arguments(["run", "--n", "20", "--regmean", "prompts", "--keep-experts"])
+    assert beside.pop_size == default_pop_size(40) == 42
 
 
 def test_seeds_come_first():
@@ -79,6 +86,8 @@ def test_what_cannot_run_is_refused(arguments, message):
         (["--suite", "smollm2", "--resampled-dev"], "smollm2 has one set of questions"),
         (["--suite", "smollm2", "--n", "9"], "--n: expected at most 8, as many as there are"),
         (["--seeds", "0"], "expected at least 1, found 0"),
+        (["--keep-experts"], "--keep-experts: expected --regmean beside it, found none"),
+        (["--limit", "--regmean", "prompts"], "--limit: expected no controls and no prompts"),
     ],
 )
 def test_wrong_options_are_refused(capsys, arguments, message):

@@ -80,13 +80,16 @@ def test_a_seed_trains_the_same_adapter_again(base):
 
 def test_a_rate_that_learns_answers_the_questions_held_back(base, tmp_path):
     dev = [make_task("x", "u" * 10)]
-    scores = try_rates(base, dev, (0.0, 0.01), epochs=20, seed=1, path=tmp_path / "rates.json")
+    rates, path = (0.0, 0.01), tmp_path / "rates"
+    scores, seconds = try_rates(base, dev, rates, epochs=20, seed=1, path=path)
     assert scores == {"0": 0.0, "0.01": 1.0}
+    assert seconds > 0
 
 
 def test_an_interrupted_trial_goes_on_with_the_rates_that_are_left(base, tmp_path, monkeypatch):
     dev, path = [make_task("x", "u" * 10)], tmp_path / "rates.json"
-    path.write_text('{"0": 0.25}')
+    found = {"score": 0.25, "seconds": 1000.0}
+    path.write_text(json.dumps({"0": found, "0.5": found}))  # of which one is no longer wanted
     trained = []
     run = trained_lora.trained_adapter
 
@@ -96,9 +99,11 @@ def test_an_interrupted_trial_goes_on_with_the_rates_that_are_left(base, tmp_pat
 
     monkeypatch.setattr(trained_lora, "trained_adapter", counted)
     expected = {"0": 0.25, "0.01": 1.0}
-    assert try_rates(base, dev, (0.0, 0.01), epochs=20, seed=1, path=path) == expected
+    scores, seconds = try_rates(base, dev, (0.0, 0.01), epochs=20, seed=1, path=path)
+    assert scores == expected
     assert trained == [0.01]
-    assert json.loads(path.read_text()) == expected
+    assert 1000 < seconds < 2000
+    assert json.loads(path.read_text())["0.01"]["score"] == 1.0
 
 
 def test_a_run_has_its_files_and_a_row_in_the_tables(

@@ -1,10 +1,14 @@
 """Runs around the RegMean merge: their result, resuming, and settings that name no tasks."""
 
 import json
+import re
 
 import pytest
+import torch
 from builders import change_settings, history, merge
+from safetensors.torch import load_file
 
+from evox_evogm.command import cli
 from evox_evogm.problems.adapters import regmean_file
 from evox_evogm.resume.resumable_search import ResumableSearch
 
@@ -105,23 +109,44 @@ def test_experts_as_they_are_are_searched_beside_the_regressed_ones(project, cap
     assert list(rows) == ["base", "first", "second", "average", "RegMean", "SurrogateEvoGM"]
     assert rows["RegMean"]["dev"] == history(out)[0]["tasks"]
     sentence = (
-        "Of the experts as they are, and of the same ones regressed on their tasks: 0 for the "
-        "former and 1 for the latter is the RegMean merge."
+        "of the experts as they are, and of the same experts regressed on their tasks: 0 for each "
+        "of the first and 1 for each of the second is the RegMean merge."
     )
     for page in (out / "report.md", out / "report.html", out / "adapter" / "README.md"):
-        assert sentence in page.read_text()
+        assert sentence[1:] in page.read_text()  # "Of" or "of"
     assert (
         "merges of 2 LoRA experts, as they are and regressed on their tasks, of"
         in (out / "report.md").read_text()
     )
     assert "1 for each regressed one and 0 for the others is the RegMean" in capsys.readouterr().out
 
+    assert "<title>Merge of 2 LoRA experts: report</title>" in (out / "report.html").read_text()
+    card = (out / "adapter" / "README.md").read_text()
+    assert "weighted sum of 2 LoRA experts" in card
+    row = rf"\| first \(regressed\) \| {result['coefficients']['first (regressed)']:+.4f} \| "
+    licence = result["licences"]["parts"]["first"]
+    assert re.search(row.replace("+", r"\+") + licence, card.replace("\\", ""))
+
     before = history(out)
     (out / "result.json").unlink()
     assert merge(project) == 0
     assert history(out) == before
+    assert cli.main(["export", str(out), "--out", str(project / "again")]) == 0
+    again = load_file(project / "again" / "adapter_model.safetensors")
+    for name, tensor in load_file(out / "adapter" / "adapter_model.safetensors").items():
+        assert torch.equal(again[name], tensor)
     change_settings(project, keep_experts=...)
     assert merge(project) == 2
+
+
+def test_a_check_names_every_expert_once(project, capsys):
+    own = {"first": "sums", "second": "quiz"}
+    change_settings(project, regmean=own, keep_experts=True, **SHORT)
+    assert cli.main(["check", str(project / "run.yaml")]) == 0
+    shown = capsys.readouterr().out
+    experts = [line.split(",")[0] for line in shown.splitlines() if line.startswith("expert:")]
+    assert experts == ["expert: first", "expert: second"]
+    assert "the RegMean merge on dev: score" in shown
 
 
 def test_gradients_are_followed_in_both_halves(project):

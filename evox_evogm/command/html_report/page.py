@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from evox_evogm.command.confirm import confirm_cells, remarks_on_confirm
-from evox_evogm.command.experts import whose_coefficients
+from evox_evogm.command.experts import count_given, whose_coefficients
 from evox_evogm.command.glossary import glossary
 from evox_evogm.command.html_report.examples_shown import shown_examples
 from evox_evogm.command.html_report.figures import (
@@ -108,8 +108,9 @@ def render_page(run: RunData, figures: Mapping[str, Figure], figures_note: str =
         "settings": yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True),
         "command": run.data.get("command"),
         "adapter_error": (run.result["adapter"] or {}).get("error"),
+        "count_given": count_given(run.result),
         "whose_coefficients": whose_coefficients(
-            run.result["regmean"], keep_experts=run.result.get("keep_experts", False)
+            run.result["regmean"], keep_experts=run.result["keep_experts"]
         ),
         "contributions_failure": (run.data.get("contributions") or {}).get("failure"),
         "has_all_errors": has_all_errors(run),

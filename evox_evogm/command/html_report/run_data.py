@@ -136,7 +136,7 @@ class RunData:
             box = self.data["box"]
             return torch.tensor(box["lower"]).double(), torch.tensor(box["upper"]).double()
         n = len(self.experts)
-        kept = n // 2 if self.result.get("keep_experts") else 0
+        kept = n // 2 if self.result["keep_experts"] else 0
         lower, upper = box_of(n, regressed=bool(self.result["regmean"]), kept=kept)
         return lower.double(), upper.double()
 

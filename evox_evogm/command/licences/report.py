@@ -96,8 +96,8 @@ def licences_of(problem: LoRAMergeProblem, used: Sequence[bool] | None = None) -
     loaded_by = str(getattr(model.config, "_name_or_path", "") or "")
     at_commit = None if Path(loaded_by).is_dir() else source_of_model(model)
     parts = [part_of("base", str(at_commit or loaded_by))]
-    for index, expert in enumerate(problem.with_experts_as_given().experts):
-        # With `keep_experts` there is a regressed one of each beside it.
+    for index, expert in enumerate(problem.experts[: problem.n_given]):
+        # With `keep_experts` the regressed one of each stands behind all of these.
         if used is None or any(used[index :: problem.n_given]):
             parts.append(part_of(expert.name, expert.folder))
     return LicenceReport(tuple(parts), find_conflicts(parts))

@@ -264,7 +264,7 @@ def test_the_prediction_has_imports_and_reading():
     words = {"base": "b", "experts": ["a"], "tasks": [{"json_lines": "d", "test_file": "t"}]}
     task = SimpleNamespace(examples=[SimpleNamespace(prompt="x")])
     merge_run = SimpleNamespace(
-        problem=SimpleNamespace(n_experts=2, regressed=False),
+        problem=SimpleNamespace(n_experts=2, n_given=2, regressed=False),
         settings=parse_settings({**words, "contributions": False, "stop": None}, ""),
         algorithm=SimpleNamespace(pop_size=3),
         limit=SimpleNamespace(budget=Budget(30), words=lambda: []),

@@ -1,6 +1,7 @@
 """Regressed experts: their plain sum is the RegMean merge, computed here from whole weights."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from builders import build_model
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.adapters.read_adapter import read_expert
-from evox_evogm.problems.adapters.regmean import regress_experts
+from evox_evogm.problems.adapters.regmean import beside, regress_experts
+from evox_evogm.problems.box import box_of, start_of
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.tasks.requests import requests_of
 
@@ -254,6 +256,21 @@ def test_a_search_beside_the_regressed_experts_begins_at_the_regmean_merge(make_
         lb, ub = problem.box
         assert torch.equal(ub - lb, torch.full_like(lb, 2.0))
         torch.testing.assert_close((lb + ub) / 2 + 1 / len(expected), start)
+
+
+def test_with_three_experts_it_begins_there_too():
+    start = start_of(6, regressed=True, kept=3)
+    assert start.tolist() == [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    lb, ub = box_of(6, regressed=True, kept=3)
+    torch.testing.assert_close((lb + ub) / 2 + 1 / 6, start)
+
+
+def test_an_expert_with_the_name_of_a_regressed_one_is_refused(experts):
+    first, second = experts
+    twin = replace(second, name="first (regressed)")
+    message = r"found 'first \(regressed\)' beside 'first'; give it another name"
+    with pytest.raises(ValueError, match=message):
+        beside([first, twin], [first, twin])
 
 
 def test_experts_are_kept_beside_regressed_ones_alone(make_problem):

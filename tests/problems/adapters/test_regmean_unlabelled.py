@@ -281,8 +281,6 @@ def test_texts_of_one_length_share_passes_in_their_places(monkeypatch):
         ([3], [[8, 9, 10]]),
         ([1, 4], [[4], [11]]),
     ]
-    alone = [places for places, _ in passes(texts, together=False)]
-    assert alone == [[0], [2], [3], [1], [4]]
 
 
 @pytest.mark.parametrize("embeddings", [False, True])
@@ -297,20 +295,26 @@ def test_prompts_together_give_what_they_give_one_by_one(
     check_same_factors(together, regress_on_prompts(language_model, experts, TASKS))
 
 
+@pytest.mark.parametrize("dimensions", [2, 3])
 def test_a_module_that_sees_the_tokens_of_all_texts_in_one_row_gets_each_text_alone(
-    model, experts, tokenizer, monkeypatch
+    model, experts, tokenizer, monkeypatch, dimensions
 ):
-    """As the modules behind a router do."""
+    """As the modules behind a router do; one text has a length of its own."""
+    longer = Example("longer", "first and longer", "7")
+    tasks = [replace(TASKS[0], examples=(*TASKS[0].examples, longer)), TASKS[1]]
     language_model = LanguageModel(model, tokenizer)
-    expected = regress_on_prompts(language_model, experts, TASKS)
+    expected = regress_on_prompts(language_model, experts, tasks)
     for layer in model.model.layers:
         forward = layer.mlp.forward
 
         def in_one_row(hidden, forward=forward):
-            return forward(hidden.flatten(0, 1)).view_as(hidden)
+            row = hidden.flatten(0, 1).flip(0)
+            if dimensions == 3:
+                row = row[None]
+            return forward(row).flatten(0, -2).flip(0).view_as(hidden)
 
         monkeypatch.setattr(layer.mlp, "forward", in_one_row)
-    check_same_factors(regress_on_prompts(language_model, experts, TASKS), expected)
+    check_same_factors(regress_on_prompts(language_model, experts, tasks), expected)
 
 
 def check_same_factors(found, expected):
