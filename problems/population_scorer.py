@@ -87,7 +87,10 @@ class PopulationScorer:
         self._warned_of_copy = False
 
     def with_experts(self, experts: Sequence[Expert]) -> "PopulationScorer":
-        """A scorer of other experts, of no higher ranks, with the same base and modes."""
+        """A scorer of other experts, with the same base and modes.
+
+        :param experts: of no higher ranks in any module, as groups may be channels.
+        """
         other = copy.copy(self)
         other.n_coefficients = len(experts) * self.groups.count
         other.stacked = stack_for(self.language_model, experts, self.groups)

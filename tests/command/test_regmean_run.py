@@ -164,6 +164,17 @@ def test_gradients_are_followed_in_both_halves(project):
         assert values[-1] != values[0]
 
 
+def test_a_front_is_searched_in_both_halves(project):
+    own = {"first": "sums", "second": "quiz"}
+    pareto = {"objective": "pareto", "algorithm": "NSGA2", "search": {}, "pop_size": 8}
+    change_settings(project, regmean=own, keep_experts=True, **pareto)
+    assert merge(project, "budget=16") == 0
+    out = project / "out"
+    first = history(out)[0]
+    assert first["coefficients"] == pytest.approx([0.0, 0.0, 1.0, 1.0])
+    assert rows_of(out)["RegMean"]["dev"] == pytest.approx(first["tasks"])
+
+
 @pytest.mark.parametrize(
     "regmean, words",
     [

@@ -37,8 +37,10 @@ def test_without_torchrun_a_run_is_alone(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.language_model
-def test_helpers_take_regressed_experts_from_the_leader(project):
-    change_settings(project, regmean={"first": "sums", "second": "quiz"})
+@pytest.mark.parametrize("keep_experts", [False, True])
+def test_helpers_take_regressed_experts_from_the_leader(project, keep_experts):
+    own = {"first": "sums", "second": "quiz"}
+    change_settings(project, regmean=own, keep_experts=keep_experts)
 
     def work():
         rank = dist.get_rank()

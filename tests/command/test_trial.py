@@ -95,6 +95,17 @@ def test_a_trial_is_made_once_and_changes_no_search(learnable, monkeypatch):
     assert "trained" not in [row["kind"] for row in result["scores"]]
 
 
+@pytest.mark.lengthy
+def test_a_trial_beside_regressed_experts_scores_those_that_were_read(learnable):
+    trial = {"epochs": 1, "rates": [0.01], "start": "merge"}
+    change_settings(learnable, regmean="prompts", keep_experts=True, trial=trial)
+    assert merge(learnable) in (0, 3)
+    trial = json.loads((learnable / "out" / "trial.json").read_text())
+    names = [row["name"] for row in trial["scores"]]
+    assert names[0].startswith("best expert (") and "regressed" not in names[0]
+    assert names[1:] == ["average", "RegMean", "merge by gradients", "trained LoRA"]
+
+
 @pytest.mark.parametrize("error", [RuntimeError, ValueError])
 def test_a_trial_that_fails_is_noted_and_the_run_goes_on(learnable, monkeypatch, error):
     def failing(*_):
