@@ -96,7 +96,7 @@ class LoRAMergeProblem(Problem):
     - `groups`: the `Groups` of modules, with their names.
     - `regmean`: what the experts are regressed on: True for the tasks of each, `"weights"` or
       `"prompts"`; False where they are as they were read.
-    - `keep_experts`, `n_given`, `start`: whether the experts as they are are beside those, how many
+    - `keep_experts`, `n_given`, `start`: whether experts as they are stand beside those, how many
       experts were read, and where searches begin.
     - `other_tasks`: what else will be scored. Functions here and in `tasks` have as many examples
       as they return numbers.

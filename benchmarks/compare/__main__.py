@@ -9,6 +9,7 @@ population does not divide the budget ends with a part of one.
     python -m benchmarks.compare run --group ablations  # parts, design, scores, sweeps, controls
     python -m benchmarks.compare run --resampled-dev    # every seed draws dev sets of its own
     python -m benchmarks.compare run --regmean          # around the RegMean merge, for all methods
+    python -m benchmarks.compare run --regmean --keep-experts   # and the experts as they are
     python -m benchmarks.compare run --suite smollm2    # instead of --suite synthetic
     python -m benchmarks.compare report                 # tables, and plots beside the files
     python -m benchmarks.compare report --resampled-dev --methods EvoGM CMA-ES --svg FILE

@@ -37,9 +37,8 @@ def load_suite(case: Case) -> tuple[LoRAMergeProblem, list[Task]]:
     method = METHODS[case.method]
     objectives = "gradients" if method.gradients else "outcomes"
     settings = {"racing": method.racing, "objectives": objectives, "groups": method.modules}
-    settings |= {"control": case.control, "regmean": case.regmean, "limit": case.limit}
-    if case.keep_experts:
-        settings["keep_experts"] = True
+    settings |= {"control": case.control, "limit": case.limit}
+    settings |= {"regmean": case.regmean, "keep_experts": case.keep_experts}
     if method.gradients:
         settings["mode"] = "unmerged"
     if case.dev_examples:

@@ -296,6 +296,9 @@ def _add_inputs(
 ) -> None:
     """Run the model on requests, and add the inputs of every module to its Grams.
 
+    Texts of one length share a pass. A text has one of its own for modules that cannot tell it from
+    the others.
+
     :param weights: how often each request counts.
     :param index: of the expert that the inputs belong to.
     """

@@ -94,7 +94,7 @@ def test_a_run_needs_no_tasks_of_experts_and_goes_on(project, capsys, regmean, w
     assert merge(project) == 2
 
 
-def test_experts_as_they_are_are_searched_beside_the_regressed_ones(project, capsys):
+def test_experts_as_they_are_take_part_beside_the_regressed_ones(project, capsys):
     own = {"first": "sums", "second": "quiz"}
     change_settings(project, regmean=own, keep_experts=True, **SHORT)
     assert merge(project) == 0

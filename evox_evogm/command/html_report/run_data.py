@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from evox_evogm.command.best_expert import best_places, level_with
+from evox_evogm.command.experts import count_given
 from evox_evogm.command.glossary import WITHOUT_BOX
 from evox_evogm.command.report_data import REPORT_DATA
 from evox_evogm.command.result import read_result
@@ -135,9 +136,8 @@ class RunData:
         if "box" in self.data:
             box = self.data["box"]
             return torch.tensor(box["lower"]).double(), torch.tensor(box["upper"]).double()
-        n = len(self.experts)
-        kept = n // 2 if self.result["keep_experts"] else 0
-        lower, upper = box_of(n, regressed=bool(self.result["regmean"]), kept=kept)
+        kept = count_given(self.result) if self.result["keep_experts"] else 0
+        lower, upper = box_of(len(self.experts), regressed=bool(self.result["regmean"]), kept=kept)
         return lower.double(), upper.double()
 
     @cached_property
