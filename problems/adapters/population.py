@@ -13,6 +13,7 @@ from evox_evogm.problems.adapters.stacked_modules import (
     weights_of_modules,
     with_used_channels,
 )
+from evox_evogm.problems.to_device import to_device
 
 
 class Population:
@@ -90,7 +91,7 @@ class Population:
         device = None
         if self.weights:
             device = next(iter(self.weights.values())).device
-        self.owners = torch.tensor(candidates, device=device)
+        self.owners = to_device(torch.tensor(candidates), device)
 
     @torch.enable_grad()
     def _copy_coefficients(self, candidates: Sequence[int]) -> None:
@@ -181,7 +182,7 @@ class Population:
             return self.owners
         owners = self.owners.to(device)
         if output and self.output_rows is not None:
-            owners = owners[self.output_rows.to(device)]
+            owners = owners[to_device(self.output_rows, device)]
         # A module's input may be (N C, D) where the batch is (N, C, D).
         if rows > len(owners):
             assert rows % len(owners) == 0, f"found {rows} rows in a batch of {len(owners)}"

@@ -10,6 +10,7 @@ from evox_evogm.problems.adapters.weight_merger import merged_in_place
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.inference.shared_batches import share_batches
+from evox_evogm.problems.inference.stop_texts import may_stop_after, stops
 from evox_evogm.problems.inference.texts import reading_texts
 
 if TYPE_CHECKING:
@@ -222,14 +223,16 @@ def greedy_texts(
     """Greedy continuations of prompts, each by its candidate, cut before the texts in `stop`."""
     if not prompts:
         return []
-    stops = [stop] if isinstance(stop, str) else list(stop)
-
-    def should_stop(_: int, text: str) -> bool:
-        return any(end in text for end in stops)
-
-    tokens = [model.prompt_tokens(prompt, chat=chat) for prompt in prompts]
-    texts = model.generate(tokens, max_new_tokens, candidates, should_stop if stops else None)
-    return [before(text, stops) for text in texts]
+    ends = (stop,) if isinstance(stop, str) else tuple(stop)
+    ends_with = may_stop_after(model, ends)
+    texts = model.generate(
+        [model.prompt_tokens(prompt, chat=chat) for prompt in prompts],
+        max_new_tokens,
+        candidates,
+        lambda _, text: stops(text, ends),
+        may_stop=lambda _, token: ends_with(token),
+    )
+    return [before(text, ends) for text in texts]
 
 
 def before(text: str, stops: Sequence[str]) -> str:

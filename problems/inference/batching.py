@@ -13,6 +13,7 @@ import torch
 
 from evox_evogm.problems.inference.batch_sizes import PASS_TOKENS
 from evox_evogm.problems.inference.capabilities import count_layers
+from evox_evogm.problems.to_device import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -135,7 +136,7 @@ class Batching:
             padding = width - len(row)
             tokens.append([self.pad_id] * padding + list(row))
             mask.append([0] * padding + [1] * len(row))
-        return torch.tensor(tokens).to(device), torch.tensor(mask).to(device)
+        return to_device(torch.tensor(tokens), device), to_device(torch.tensor(mask), device)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from evox_evogm.problems.inference.forward import Forward, output_layer_on
+from evox_evogm.problems.to_device import to_device
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -124,7 +125,7 @@ class EncoderDecoderForward(Forward):
         rows, width = tokens.shape
         output_rows = torch.arange(rows).repeat_interleave(torch.tensor(scored))  # (Q,)
         self._select(candidates, output_rows)
-        places = first_positions(width, scored).to(self.device)
+        places = to_device(first_positions(width, scored), self.device)
         with output_layer_on(self.model, places):
             output = self.run_model({**given, "decoder_input_ids": tokens, "use_cache": False})
         return output.logits.view(len(places), -1)
@@ -163,4 +164,4 @@ def pad_right(
         padding = width - len(row)
         tokens.append([*row, *[pad_id] * padding])
         mask.append([1] * len(row) + [0] * padding)
-    return torch.tensor(tokens).to(device), torch.tensor(mask).to(device)
+    return to_device(torch.tensor(tokens), device), to_device(torch.tensor(mask), device)

@@ -28,15 +28,18 @@ from evox_evogm.problems.inference.forward import Forward
 from evox_evogm.problems.inference.free_memory import MAX_MEMORY
 from evox_evogm.problems.inference.likelihoods import (
     Likelihoods,
+    MeasuredTokens,
     ScoredPass,
-    score_continuations,
-    write_log_probabilities,
+    log_probabilities_of,
+    measure_tokens,
+    read_likelihoods,
 )
 from evox_evogm.problems.inference.limits import limits_of
 from evox_evogm.problems.inference.prepared_batches import PreparedBatch, prepare_batches
 from evox_evogm.problems.inference.prompts import Prompts, Request, Tokens
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.inference.shared_prefixes import Row
+from evox_evogm.problems.to_device import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -225,15 +228,20 @@ class LanguageModel(ScoredModel):
         results = [torch.empty(0)] * len(prompts)
         differentiate = derivatives is not None
         passes = self._score(requests, candidates, skip_last=True, differentiate=differentiate)
+        found: list[tuple[list[int], torch.Tensor]] = []
         for rows, _, logits in passes:
+            compared = [tokens[row] for row in rows]
             if derivatives is not None:
                 assert gold is not None, "a lead is that of the right token"
                 with torch.enable_grad():
-                    compared = [tokens[row] for row in rows]
                     places = [gold[row] for row in rows]
                     ahead = leads(at_least_float32(logits), compared, places)
                     derivatives[rows] = self.derivatives_of(ahead).to(derivatives)
-            write_log_probabilities(logits.detach(), tokens, rows, results)
+            found.append((rows, log_probabilities_of(logits.detach(), compared)))
+        for rows, values in found:  # only now, as to read them waits for the device
+            counts = [len(tokens[row]) for row in rows]
+            for row, part in zip(rows, values.cpu().split(counts), strict=True):
+                results[row] = part
         return results
 
     @torch.no_grad()
@@ -258,18 +266,21 @@ class LanguageModel(ScoredModel):
         derivatives: list[torch.Tensor] = [torch.empty(0)] * len(requests)
         differentiate = derivative_of is not None
         passes = self._score(requests, candidates, skip_last=skip_last, differentiate=differentiate)
+        measured: list[tuple[list[int], list[int], MeasuredTokens]] = []
         for rows, lengths, logits in passes:
             targets: list[int] = []
             for row in rows:
                 targets += requests[row][1]
-            target_ids = torch.tensor(targets, device=self.device)  # (Q,)
+            target_ids = to_device(torch.tensor(targets), self.device)  # (Q,)
             if derivative_of is not None:
                 with torch.enable_grad():
                     values = derivative_of(at_least_float32(logits), target_ids, lengths)
                     found = self.derivatives_of(values)
                 for row, derivative in zip(rows, found, strict=True):
                     derivatives[row] = derivative
-            result.fill(rows, score_continuations(logits.detach(), target_ids, lengths))
+            measured.append((rows, lengths, measure_tokens(logits.detach(), target_ids)))
+        for rows, lengths, of_tokens in measured:  # only now, as to read them waits for the device
+            result.fill(rows, read_likelihoods(of_tokens, lengths))
         if differentiate:
             result = replace(result, derivatives=torch.stack(derivatives))
         return result
@@ -284,7 +295,7 @@ class LanguageModel(ScoredModel):
         forced_tokens: Sequence[Sequence[int]] | None = None,
         *,
         keep_special: bool = False,
-        may_stop: Callable[[int], bool] | None = None,
+        may_stop: Callable[[int, int], bool] | None = None,
     ) -> list[str]:
         """Greedy continuations of N prompts, as text.
 
@@ -294,8 +305,8 @@ class LanguageModel(ScoredModel):
         :param should_stop: takes the number of a prompt and its text so far; true ends the text.
         :param forced_tokens: for each prompt the first tokens of its continuation, where they are
             known. They count as new tokens.
-        :param may_stop: takes the last token of a text; false says that `should_stop` would be.
-            Without it every text is decoded after every token.
+        :param may_stop: takes the number of a prompt and the last token of its text; false says
+            that `should_stop` would be. Without it every text is decoded after every token.
         :param keep_special: whether special tokens stay in the text. The end of text never does.
         :raises ArithmeticError: if a model gives NaN.
         """
@@ -305,7 +316,7 @@ class LanguageModel(ScoredModel):
 
         def is_complete(number: int) -> bool:
             reply = replies[number]
-            asks = should_stop is not None and (may_stop is None or may_stop(reply[-1]))
+            asks = should_stop is not None and (may_stop is None or may_stop(number, reply[-1]))
             if asks and should_stop is not None and should_stop(number, self.decode(reply)):
                 return True
             return len(reply) >= max_new_tokens

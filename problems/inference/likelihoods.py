@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from evox_evogm.problems.to_device import to_device
+
 
 class ScoredPass(NamedTuple):
     """The logits of some requests, from one pass.
@@ -60,14 +62,22 @@ class Likelihoods:
         self.margin[places] = part.margin
 
 
-def score_continuations(
-    logits: torch.Tensor, targets: torch.Tensor, lengths: Sequence[int]
-) -> Likelihoods:
-    """Score N continuations of Q tokens together.
+class MeasuredTokens(NamedTuple):
+    """What the likelihood of continuations needs of their Q tokens, on the device.
+
+    :param values: a `(2, Q)` tensor, their log-probabilities and margins.
+    :param tokens: a `(2, Q)` tensor, the likeliest tokens in their places, and they themselves.
+    """
+
+    values: torch.Tensor
+    tokens: torch.Tensor
+
+
+def measure_tokens(logits: torch.Tensor, targets: torch.Tensor) -> MeasuredTokens:
+    """Measure the tokens of continuations. Nothing waits for the device.
 
     :param logits: a `(Q, V)` tensor, in each row the logits from which a token is predicted.
     :param targets: a `(Q,)` tensor of the tokens, on the same device.
-    :param lengths: the number of tokens of each continuation.
     """
     logits = different_rows(logits)
     choices = logits.argmax(-1).expand_as(targets)  # (Q,)
@@ -76,10 +86,17 @@ def score_continuations(
     scores = gold - logits.logsumexp(-1)
     largest, second = logits.topk(2, -1).values.unbind(-1)
     margins = gold - torch.where(choices == targets, second, largest)
+    return MeasuredTokens(torch.stack([scores, margins]), torch.stack([choices, targets]))
 
+
+def read_likelihoods(measured: MeasuredTokens, lengths: Sequence[int]) -> Likelihoods:
+    """The likelihoods of N continuations of Q tokens together. This waits for the device.
+
+    :param lengths: the number of tokens of each continuation.
+    """
     # One column a continuation, (W, N), padded at the end.
-    scores, margins = by_continuation(scores, margins, lengths=lengths)
-    choices, targets = by_continuation(choices, targets, lengths=lengths)
+    scores, margins = by_continuation(measured.values.cpu(), lengths)
+    choices, targets = by_continuation(measured.tokens.cpu(), lengths)
     ends = torch.tensor(lengths)  # (N,)
     place = torch.arange(len(scores))[:, None]  # (W, 1)
     inside = place < ends  # (W, N)
@@ -102,37 +119,24 @@ def different_rows(logits: torch.Tensor) -> torch.Tensor:
     return logits[:1] if logits.stride(0) == 0 else logits
 
 
-def by_continuation(*values: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
-    """Values `(Q,)` of the tokens of N continuations as `(W, N)` tensors on the CPU.
-
-    They are copied together, because a copy waits for the device.
-    """
-    on_cpu = torch.stack(values).cpu()
-    return [pad_sequence(row.split(list(lengths))) for row in on_cpu]
+def by_continuation(values: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
+    """Rows `(Q,)` of values of the tokens of N continuations as `(W, N)` tensors."""
+    return [pad_sequence(row.split(list(lengths))) for row in values]
 
 
-def write_log_probabilities(
-    logits: torch.Tensor,
-    tokens: Sequence[Sequence[int]],
-    rows: Sequence[int],
-    results: list[torch.Tensor],
-) -> None:
-    """Write the log-probabilities of each row's tokens to its place in `results`.
+def log_probabilities_of(logits: torch.Tensor, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The log-probabilities of all tokens, row after row, on the device of the logits.
 
     :param logits: an `(N, V)` tensor.
-    :param tokens: of all rows.
-    :param rows: the numbers of the N rows.
+    :param tokens: of each of the N rows.
     """
     logits = different_rows(logits).float()
-    normalizers = logits.logsumexp(-1).expand(len(rows))  # (N,)
-    counts: list[int] = []
+    normalizers = logits.logsumexp(-1).expand(len(tokens))  # (N,)
+    rows: list[int] = []
     columns: list[int] = []
-    for row in rows:
-        counts.append(len(tokens[row]))
-        columns += tokens[row]
-    places = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)).to(logits.device)
-    columns_on_device = torch.tensor(columns, device=logits.device)
-    chosen = logits.expand(len(rows), -1)[places, columns_on_device]
-    found = (chosen - normalizers[places]).cpu()  # waits for the device, once a batch
-    for row, part in zip(rows, found.split(counts), strict=True):
-        results[row] = part
+    for row, of_row in enumerate(tokens):
+        rows += [row] * len(of_row)
+        columns += of_row
+    places = to_device(torch.tensor(rows), logits.device)
+    chosen = logits.expand(len(tokens), -1)[places, to_device(torch.tensor(columns), logits.device)]
+    return chosen - normalizers[places]

@@ -22,6 +22,7 @@ from evox_evogm.problems.inference.shared_prefixes import (
     group_by_prefix,
     shared_lengths,
 )
+from evox_evogm.problems.to_device import to_device
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -208,7 +209,7 @@ class _BatchMaker:
         tokens, mask = self.batching.pad_left(rests, device)
         cache = None
         if cached is not None:
-            prefix_rows = torch.tensor(places, device=device)
+            prefix_rows = to_device(torch.tensor(places), device)
             cache = rows_of_cache(cached.cache, prefix_rows)
             mask = torch.cat([cached.mask[prefix_rows], mask], 1)
         return PreparedBatch(

@@ -1,12 +1,13 @@
 """The metric `exact_match`: the greedy answer agrees with the target."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from evox_evogm.problems.inference.derivatives import soft_margins
 from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.stop_texts import HALF_CHARACTER, may_stop_after
 from evox_evogm.problems.tasks.generated import generated_answers
 from evox_evogm.problems.tasks.margins import signed
 from evox_evogm.problems.tasks.requests import (
@@ -19,8 +20,6 @@ from evox_evogm.problems.tasks.requests import (
     write_answer_derivatives,
 )
 from evox_evogm.problems.tasks.task import Example, Task
-
-HALF_CHARACTER = "\ufffd"  # what the tokenizer writes for bytes that are no whole character
 
 
 def agrees(output: str, target: str, match: str) -> bool:
@@ -67,6 +66,8 @@ def generated_match(
     def should_stop(row: int, text: str) -> bool:
         return is_decided(text, targets[row], task.match)
 
+    # Of the last ten words nothing is decided before the end.
+    stop_early = stop_early and task.match != "last_10_words"
     outputs = generated_answers(
         task,
         model,
@@ -74,6 +75,7 @@ def generated_match(
         candidates_of(cases),
         should_stop if stop_early else None,
         forced_tokens,
+        may_stop=may_contain(model, targets) if task.match == "contains" else None,
     )
     right = torch.zeros(len(cases))
     for row, (output, target) in enumerate(zip(outputs, targets, strict=True)):
@@ -83,6 +85,15 @@ def generated_match(
     if derivatives is not None:
         write_answer_derivatives(task, model, cases, derivatives)
     return right
+
+
+def may_contain(model: LanguageModel, targets: Sequence[str]) -> Callable[[int, int], bool]:
+    """A function of a row and a token: whether a text that it ends may have got the row's target.
+
+    :param targets: of the rows.
+    """
+    ends_with = {target: may_stop_after(model, (target,)) for target in set(targets)}
+    return lambda row, token: ends_with[targets[row]](token)
 
 
 class PassVerdict(NamedTuple):

@@ -14,6 +14,7 @@ def generated_answers(
     candidates: Sequence[int],
     should_stop: Callable[[int, str], bool] | None = None,
     forced_tokens: Sequence[Sequence[int]] | None = None,
+    may_stop: Callable[[int, int], bool] | None = None,
 ) -> list[str]:
     """The greedy answers to N prompts: with protocol `ours` as they are, else cleaned.
 
@@ -22,8 +23,17 @@ def generated_answers(
     :param should_stop: takes the number of a prompt and its text so far; true ends the text. For
         protocol `ours` only: elsewhere what follows decides what counts of a text.
     :param forced_tokens: for each prompt the first tokens of its answer, where they are known.
+    :param may_stop: takes the number of a prompt and the last token of its text; false says that
+        `should_stop` would be.
     """
     if task.protocol == "ours":
-        return model.generate(prompts, task.max_new_tokens, candidates, should_stop, forced_tokens)
+        return model.generate(
+            prompts,
+            task.max_new_tokens,
+            candidates,
+            should_stop,
+            forced_tokens,
+            may_stop=may_stop,
+        )
     texts = model.generate(prompts, task.max_new_tokens, candidates, keep_special=True)
     return [clean_output(text, model.tokenizer) for text in texts]

@@ -8,7 +8,8 @@ import torch
 from evox_evogm.problems.inference.derivatives import ValueOf
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request
-from evox_evogm.problems.tasks.harness.generation import Generation, cut, may_stop_after, stops
+from evox_evogm.problems.inference.stop_texts import may_stop_after, stops
+from evox_evogm.problems.tasks.harness.generation import Generation, cut
 from evox_evogm.problems.tasks.harness.source import DocumentTokens
 
 
@@ -169,14 +170,12 @@ def generate(
     end = model.tokenizer.decode([model.end_token], skip_special_tokens=False)
     until = (*generation.until, *([end] if end else ()))
 
-    def should_stop(_: int, text: str) -> bool:
-        return stops(text, until)
-
+    ends_with = may_stop_after(model, until)
     texts = model.generate(
         prompts,
         generation.max_new_tokens,
         candidates,
-        should_stop,
-        may_stop=may_stop_after(model, until),
+        lambda _, text: stops(text, until),
+        may_stop=lambda _, token: ends_with(token),
     )
     return [cut(text, until) for text in texts]

@@ -1,17 +1,13 @@
 """How answers are generated: what a task of the harness asks for, and where a text stops."""
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import NamedTuple
-
-from evox_evogm.problems.inference.language_model import LanguageModel
 
 DEFAULT_TOKENS = 256  # of HFLM
 # Names of one setting, the first that is given counts.
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 # Settings that change nothing where decoding is greedy.
 WITHOUT_EFFECT = ("top_p", "top_k", "min_p", "use_cache", "num_return_sequences")
-HALF_CHARACTER = "\ufffd"
 
 
 class Generation(NamedTuple):
@@ -56,25 +52,3 @@ def cut(text: str, until: tuple[str, ...]) -> str:
     for end in until:
         text = text.split(end)[0]
     return text
-
-
-def stops(text: str, until: tuple[str, ...]) -> bool:
-    """Whether a text that ends an answer stands in it."""
-    return any(end in text for end in until)
-
-
-def may_stop_after(model: LanguageModel, until: tuple[str, ...]) -> Callable[[int], bool]:
-    """A function of a token: whether a text that it ends may have got one of the ends.
-
-    Such a token holds the last character of an end, or a part of a character.
-    """
-    last_characters = {end[-1] for end in until}
-    any_token = any(character.isspace() and character != "\n" for character in last_characters)
-
-    @lru_cache(None)
-    def may_stop(token: int) -> bool:
-        piece = model.decode([token])
-        return HALF_CHARACTER in piece or not last_characters.isdisjoint(piece)
-
-    # Some tokenizers drop a blank when a token is decoded alone.
-    return (lambda token: bool(until)) if any_token else may_stop

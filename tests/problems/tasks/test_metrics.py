@@ -277,9 +277,9 @@ def test_exact_match_is_what_a_reader_of_the_answer_would_say(
 class RecordingModel(LanguageModel):
     """Notes the first prompt of everything that is decoded."""
 
-    def generate(self, prompts, *settings):
+    def generate(self, prompts, *settings, **more):
         self.__dict__.setdefault("decoded", []).append(self.decode(prompts[0]))
-        return super().generate(prompts, *settings)
+        return super().generate(prompts, *settings, **more)
 
 
 def test_exact_match_decodes_only_what_a_forward_pass_leaves_open(scripted):
@@ -312,6 +312,25 @@ def test_a_target_is_looked_for_where_the_match_says(scripted):
     assert score_task(replace(task, match="equal"), scripted).tolist() == [0, 1, 0]
     shorter = replace(task, match="contains", max_new_tokens=3)
     assert score_task(shorter, scripted).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("match", "most"), [("contains", 2), ("last_10_words", 0)])
+def test_texts_are_decoded_only_where_they_may_have_got_the_target(
+    scripted, monkeypatch, match, most
+):
+    """To decode a text after each of its tokens costs more than the token does on a GPU."""
+    decoded, decode = [], LanguageModel.decode
+    task = Task("match", "1", "exact_match", free_answers(["ask:"], ["yes"]), match=match)
+    score_task(task, scripted)  # which also looks at single tokens, once
+
+    def counting(model, tokens):
+        decoded.append(tokens)
+        return decode(model, tokens)
+
+    monkeypatch.setattr(LanguageModel, "decode", counting)
+    assert score_task(task, scripted).tolist() == [1]
+    texts = [tokens for tokens in decoded if len(tokens) > 1]
+    assert len(texts) <= most
 
 
 def test_multiple_choice_by_generation_counts_as_by_hand(scripted):

@@ -289,7 +289,7 @@ def test_what_the_protocol_cannot_use_is_refused_in_one_sentence(
 class ScriptedModel(LanguageModel):
     """Writes what is noted for a prompt, and notes what it was asked."""
 
-    def generate(self, prompts, max_new_tokens, candidates=None, *rest, keep_special=False):
+    def generate(self, prompts, max_new_tokens, candidates=None, *rest, **more):
         texts = []
         for prompt in prompts:
             text = self.decode(prompt)

@@ -6,12 +6,7 @@ from builders import build_model, build_tokenizer, record_passes
 
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.tasks.harness.answers import generate
-from evox_evogm.problems.tasks.harness.generation import (
-    Generation,
-    cut,
-    may_stop_after,
-    parse_generation,
-)
+from evox_evogm.problems.tasks.harness.generation import Generation, cut, parse_generation
 
 
 @pytest.mark.parametrize(
@@ -56,14 +51,3 @@ def test_an_end_of_several_tokens_ends_the_text_and_the_decoding(written):
     sizes = record_passes(model)
     assert generate(model, Generation(24, (end,)), [prompt], [0]) == [text.split(end)[0]]
     assert len(sizes) < 24
-
-
-@pytest.mark.language_model
-def test_a_text_is_decoded_only_after_a_token_that_may_end_it(written):
-    model, _, _ = written
-    (letter_e,), (letter_x,) = (model.tokenizer(letter)["input_ids"] for letter in "ex")
-    half = model.tokenizer("\u00e9")["input_ids"][0]
-    may_stop = may_stop_after(model, ("the", "\n"))
-    assert may_stop(letter_e) and may_stop(half) and not may_stop(letter_x)
-    assert may_stop_after(model, ("Q: ",))(letter_x)  # some tokenizers drop the blank of a token
-    assert not may_stop_after(model, ())(letter_e)
