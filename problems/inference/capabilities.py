@@ -26,6 +26,7 @@ class Capabilities:
     :param positions: the model takes a mask and positions. Needed for rows of different length.
     :param unmerged: experts may be added by hooks.
     :param merged: experts may be added to the weights.
+    :param fused_norms: RMSNorms may run as one kernel each, on a GPU. Off until the probe says so.
     :param context: the original context of a RoPE whose frequencies depend on the longest row of a
         batch; None without such a RoPE. It separates the rows of a batch, see `row_kind`.
     :param grows: whether these frequencies change with each token beyond the original context.
@@ -45,6 +46,7 @@ class Capabilities:
     positions: bool = True
     unmerged: bool = True
     merged: bool = True
+    fused_norms: bool = False
     context: int | None = None
     grows: bool = False
     notes: tuple[str, ...] = ()
@@ -52,7 +54,9 @@ class Capabilities:
     @property
     def switched_off(self) -> list[str]:
         """The names of what is not relied on."""
-        return [name for name, value in asdict(self).items() if value is False and name != "grows"]
+        by_default = ("grows", "fused_norms")
+        named = asdict(self).items()
+        return [name for name, value in named if value is False and name not in by_default]
 
     def note(self, text: str) -> "Capabilities":
         """The same with one more note."""
@@ -77,6 +81,7 @@ class Capabilities:
             "share_layers",
             "batch_rows",
             "positions",
+            "fused_norms",
         )
 
     def row_kind(self, tokens: int, max_new_tokens: int) -> str:

@@ -1,6 +1,8 @@
 """The comparisons of causal language models, see `probe.py`."""
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -42,7 +44,8 @@ class CausalProbe(Comparisons):
 
     def plain(self, row: Tokens, count: int) -> torch.Tensor:
         """The logits `(count, V)` of the last positions of a row, as a plain user computes them."""
-        forward = self.model.forward
+        forward = copy.copy(self.model.forward)
+        forward.fuse_norms = False
         given = {
             "input_ids": torch.tensor([row], device=forward.device),
             "use_cache": False,
@@ -63,10 +66,23 @@ class CausalProbe(Comparisons):
                     f"has a window or context of {limit} tokens, which a prompt exceeds; the probe "
                     f"compares rows of at most {len(self.long)}"
                 )
+        self._compare_fused_norms()
         self._compare_passes()
         self._compare_decoding()
         self._compare_static_cache()
         self._compare_sharing()
+
+    def _compare_fused_norms(self) -> None:
+        """One row in a plain pass whose RMSNorms are one kernel each, where they may be."""
+        if not self.model.forward.written_out_norms or self.model.forward.is_compiled:
+            return
+        self.able = replace(self.able, fused_norms=True)
+
+        def fuse(able: Capabilities) -> float:
+            alone = replace(able.plain(), fused_norms=able.fused_norms)
+            return max(self._apart_in_pass([row], alone) for row in (self.short, self.long))
+
+        self._take_first("RMSNorms of one kernel", [(), ("fused_norms",)], fuse)
 
     def _compare_passes(self) -> None:
         """Rows of equal length in one pass, and of different length."""

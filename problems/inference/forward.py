@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from evox_evogm.problems.inference.fused_norms import find_written_out_norms, fused_norms
 from evox_evogm.problems.inference.shared_layers import lower_layers_once
 from evox_evogm.problems.inference.static_steps import StaticUse
+from evox_evogm.problems.to_device import to_device
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -40,10 +42,12 @@ class Forward:
         self.select = select
         self.shared_layers = shared_layers
         self.give_positions = True  # whether the model is given a mask and positions
+        self.fuse_norms = False  # whether RMSNorms run as one kernel each
         self.arguments = arguments_of(model)
         self.cache_argument = find_cache_argument(model)
         self.is_compiled = is_compiled(model)
         self.growing_ropes = find_growing_ropes(model)
+        self.written_out_norms = find_written_out_norms(model)
         self.static_use = StaticUse()
 
     @property
@@ -111,7 +115,7 @@ class Forward:
             given[self.cache_argument] = cache
         output_layer: AbstractContextManager[None] = nullcontext()
         if not all_wanted:  # such as of a step, which then waits for nothing
-            places = torch.tensor(wanted, dtype=torch.int64).to(self.device)
+            places = to_device(torch.tensor(wanted, dtype=torch.int64), self.device)
             output_layer = output_layer_on(self.model, places)
         with output_layer, lower_layers:
             logits = self.run_model(given).logits
@@ -133,6 +137,10 @@ class Forward:
                 taken[name] = value
         for rope in self.growing_ropes:
             reset_rope(rope)
+        # What a derivative computes again, outside of this call, has to be computed as it was here.
+        if self.fuse_norms and not torch.is_grad_enabled():
+            with fused_norms(self.written_out_norms):
+                return self.model(**taken)
         if not self.is_compiled:
             return self.model(**taken)
         with torch.compiler.set_stance("force_eager"):

@@ -94,6 +94,7 @@ def _forward(model: "LanguageModel", able: Capabilities) -> Forward:
     """The forward pass of a model that relies on some capabilities."""
     forward = copy.copy(model.forward)
     forward.give_positions = able.positions
+    forward.fuse_norms = able.fused_norms
     if not able.share_layers:
         forward.shared_layers = 0
     return forward
