@@ -113,8 +113,13 @@ def test_otherwise_runs_stay_in_the_thread_of_the_caller(case):
     assert [int(ident) for ident in found] == [threading.get_ident()] * len(runs)
 
 
-def test_vmapped_runs_on_an_accelerator_choose_in_threads_of_the_cpu(monkeypatch):
+@pytest.mark.parametrize("in_float64", [True, False])
+def test_vmapped_runs_on_an_accelerator_choose_there_or_in_threads_of_the_cpu(
+    monkeypatch, in_float64
+):
     threads = set()
+    if not in_float64:
+        monkeypatch.setattr(acquisition, "process_device", lambda _: torch.device("cpu"))
 
     def noted(*run, **settings):
         threads.add(threading.get_ident())
@@ -125,11 +130,15 @@ def test_vmapped_runs_on_an_accelerator_choose_in_threads_of_the_cpu(monkeypatch
     settings = 3, tensors[0].shape[2], settings_number(FEW)
     choose = torch.vmap(lambda *tensors: select_batch(*tensors, *settings))
     expected = choose(*tensors)
+    threads.clear()
     with pretend_accelerator() as device:
         found = choose(*[tensor.to(device) for tensor in tensors])
         assert found.device.type == device.type
         assert torch.equal(found.cpu(), expected)
-    assert len(threads) > 1 and threading.get_ident() not in threads
+    if in_float64:
+        assert threads == {threading.get_ident()}  # whose stream the device computes in
+    else:
+        assert len(threads) > 1 and threading.get_ident() not in threads
 
 
 def test_the_error_is_that_of_the_first_run_that_fails_and_threads_are_as_before():
