@@ -11,7 +11,8 @@ Qwen2.5-1.5B and Llama 3.1 8B, with ten random adapters of rank 16 on every line
 | scores | both modes on small bases in float32, against the CPU and plain peft |
 | step | a step of the searches without its evaluations |
 | contract | every search on the device: eager, under vmap, compiled |
-| speed | P = 20 merges in bfloat16, against the published procedure and peft; memory |
+| speed | P = 20 merges in bfloat16, against the published procedure and peft |
+| cards | the same with the memory of smaller cards |
 
 Every number is in `gpu_check.json` as soon as it is known. A part that fails or takes longer than
 its share of the time is noted, and the next goes on. The table is in `gpu_check.md`, written again
@@ -24,7 +25,7 @@ import faulthandler
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,7 +36,7 @@ from benchmarks.gpu.checks import check_contract, check_scores
 from benchmarks.gpu.random_bases import REGIMES, TINY_REGIMES
 from benchmarks.gpu.rates import DeviceRates, measure_device
 from benchmarks.gpu.record import Record, is_right
-from benchmarks.gpu.speed import SpeedCheck, measure_steps
+from benchmarks.gpu.speed import CARDS, SpeedCheck, measure_steps
 from benchmarks.gpu.table import CHECKS, checks_of, table_of
 
 TABLE = "gpu_check.md"
@@ -44,6 +45,7 @@ GRACE = 60  # seconds beyond the time, after which the process is ended
 BASES = ("Qwen2.5-1.5B", "Llama-3.1-8B", "Qwen2.5-0.5B")
 CARDS_ON = "Qwen2.5-1.5B"  # the base with which smaller cards are emulated
 PACKAGES = ("evox-evogm", "evox", "torch", "transformers", "peft")
+PARTS = ("rates", "scores", "step", "contract", "speed", "cards")
 
 
 def describe_machine(device: torch.device) -> dict:
@@ -104,13 +106,28 @@ def write_table(record: Record) -> str:
     return text
 
 
-def check_device(record: Record, device: torch.device, *, tiny: bool) -> None:
-    """Run all parts."""
+def check_device(
+    record: Record,
+    device: torch.device,
+    *,
+    tiny: bool,
+    parts: Sequence[str] = PARTS,
+    bases: Sequence[str] = BASES,
+    cards: Sequence[int] = CARDS,
+) -> None:
+    """Run some parts.
+
+    :param parts: which of `PARTS`.
+    :param bases: whose speed is measured, which of `BASES`.
+    :param cards: the GiB of the smaller cards.
+    """
     record.machine = describe_machine(device)
     rates = DeviceRates(float("inf"), float("inf"))  # where they could not be measured
 
     def run(part: str, share: float, work: Callable[[], object]) -> None:
-        record.run(part, share, work)
+        if part.split()[0] not in parts:
+            return
+        record.run(part, share if tuple(parts) == PARTS else 1.0, work)
         write_table(record)  # so that it is there whatever happens to the next part
 
     def measure_rates() -> None:
@@ -124,17 +141,15 @@ def check_device(record: Record, device: torch.device, *, tiny: bool) -> None:
     run("step", 0.1, partial(measure_steps, record, device, vmapped_runs=2 if tiny else 16))
     # Before the speeds, which take all the time that is left.
     run("contract", 0.25, partial(check_contract, record, device, compiled=compiled))
-    candidates = 3 if tiny else 20
-    regimes = TINY_REGIMES if tiny else REGIMES
-    for name in BASES:
-        check = partial(
-            SpeedCheck, record, device, name, regimes, rates, candidates=candidates, tiny=tiny
-        )
-        run(
-            f"speed of {name}",
-            0.3,
-            lambda check=check, name=name: check().run(cards=name == CARDS_ON),
-        )
+
+    def speed_of(name: str) -> SpeedCheck:
+        regimes, candidates = (TINY_REGIMES, 3) if tiny else (REGIMES, 20)
+        return SpeedCheck(record, device, name, regimes, rates, candidates=candidates, tiny=tiny)
+
+    for name in bases:
+        run(f"speed of {name}", 0.3, lambda name=name: speed_of(name).run())
+        if name == CARDS_ON:
+            run(f"cards with {name}", 0.15, lambda name=name: speed_of(name).emulate_cards(cards))
 
 
 def main(words: list[str] | None = None) -> int:
@@ -145,6 +160,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8.0, help="of all parts together")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"))
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, for a try on the CPU")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--bases", nargs="+", choices=BASES, default=BASES)
+    parser.add_argument("--cards", nargs="+", type=int, default=CARDS, help="GiB of each")
     arguments = parser.parse_args(words)
     if arguments.minutes <= 0:
         parser.error(f"--minutes: expected a number above 0, found {arguments.minutes}")
@@ -155,7 +173,14 @@ def main(words: list[str] | None = None) -> int:
     seconds = 60 * arguments.minutes + GRACE
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
     try:
-        check_device(record, with_index(arguments.device), tiny=arguments.tiny)
+        check_device(
+            record,
+            with_index(arguments.device),
+            tiny=arguments.tiny,
+            parts=arguments.parts,
+            bases=arguments.bases,
+            cards=arguments.cards,
+        )
     finally:
         faulthandler.cancel_dump_traceback_later()
     print()

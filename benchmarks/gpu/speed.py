@@ -8,7 +8,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ GIB = 2**30
 MODES = ("unmerged", "merged")
 CACHES = {"growing cache": None, "static cache": 1}  # from how many new tokens on one is static
 CARDS = (24, 16)  # GiB of smaller devices
+LONG = 100  # new tokens, for which a growing cache takes most of a minute
 
 
 class DenseMerge:
@@ -107,19 +109,11 @@ class SpeedCheck:
         self.config = build_config(name, tiny=tiny)
         self.pop = random_population(candidates, EXPERTS).to(device)
 
-    def run(self, *, cards: bool) -> None:
-        """Measure every procedure in every regime, ours first.
-
-        :param cards: whether smaller devices are emulated too.
-        """
+    def run(self) -> None:
+        """Measure every procedure in every regime, ours first."""
         warnings.filterwarnings("ignore")  # of peft about adapters that are deleted
-        model = build_model(self.config, self.dtype, self.device)
-        tokenizer = build_tokenizer(self.config.vocab_size)
-        tasks = {}
-        for regime, asked in self.regimes.items():
-            tasks[regime] = asked.task(regime, self.config.vocab_size)
-        with tempfile.TemporaryDirectory() as folder:
-            folders = write_adapters(model, Path(folder))
+        tasks = self._tasks()
+        with self._base_and_adapters() as (model, tokenizer, folders):
             self._measure_ours(model, tokenizer, folders, tasks)
             free_memory()  # of our copy of the weights, before there is another
             published = DenseMerge(model, tokenizer, folders)
@@ -127,10 +121,23 @@ class SpeedCheck:
             self._measure_preparing(published)
             del published
             free_memory()
-            if cards:
-                self._emulate_cards(model, tokenizer, folders, tasks)
             by_peft = Peft(model, tokenizer, folders)  # changes the model
             self._measure_one_by_one("peft", by_peft, tasks)
+
+    def _tasks(self) -> dict[str, Task]:
+        """The task of each regime."""
+        tasks = {}
+        for regime, asked in self.regimes.items():
+            tasks[regime] = asked.task(regime, self.config.vocab_size)
+        return tasks
+
+    @contextmanager
+    def _base_and_adapters(self) -> Iterator[tuple]:
+        """The base on the device, its tokenizer, and the folders of its adapters."""
+        model = build_model(self.config, self.dtype, self.device)
+        tokenizer = build_tokenizer(self.config.vocab_size)
+        with tempfile.TemporaryDirectory() as folder:
+            yield model, tokenizer, write_adapters(model, Path(folder))
 
     def _measure_ours(self, model, tokenizer, folders, tasks: Mapping[str, Task]) -> None:
         start = time.perf_counter()
@@ -155,7 +162,7 @@ class SpeedCheck:
                 # Merged, one candidate after another has the device: one gives the time of each.
                 count = len(self.pop) if mode == "unmerged" else 1
                 self._measure(mode, problem, regime, task, count, chosen=chosen[task.name] == mode)
-            if self.regimes[regime].new_tokens > 1:
+            if 1 < self.regimes[regime].new_tokens < LONG:
                 self._measure_caches(problem, regime, task)
 
     def _measure_caches(self, problem: LoRAMergeProblem, regime: str, task: Task) -> None:
@@ -228,13 +235,22 @@ class SpeedCheck:
         published.restore()
         self._add_row("published merge", "-", ms=1e3 * seconds)
 
-    def _emulate_cards(self, model, tokenizer, folders, tasks: Mapping[str, Task]) -> None:
-        """Score on devices of less memory: no evaluation may run out of it."""
+    def emulate_cards(self, sizes: Sequence[int] = CARDS) -> None:
+        """Score on devices of less memory: no evaluation may run out of it.
+
+        :param sizes: of their memory in GiB.
+        """
         if self.device.type != "cuda":
             return
+        with self._base_and_adapters() as (model, tokenizer, folders):
+            self._score_with_less_memory(model, tokenizer, folders, self._tasks(), sizes)
+
+    def _score_with_less_memory(
+        self, model, tokenizer, folders, tasks: Mapping[str, Task], sizes: Sequence[int] = CARDS
+    ) -> None:
         total = torch.cuda.get_device_properties(self.device).total_memory
         few = {name: tasks[name] for name in ("long", "generated 10")}
-        for gib in CARDS:
+        for gib in sizes:
             if gib * GIB >= total:
                 continue
             torch.cuda.set_per_process_memory_fraction(gib * GIB / total, self.device)

@@ -209,10 +209,19 @@ def test_contract_comes_before_the_speeds_which_take_all_the_time(tmp_path):
     gpu_check.check_device(record, CPU, tiny=True)
     shares = {note["part"]: float(note["note"]) for note in record.notes}
     parts = list(shares)
-    speeds = [part for part in parts if part.startswith("speed")]
-    assert len(speeds) == 3 and parts[-3:] == speeds
-    assert {"scores", "contract"} < set(parts)
-    assert sum(shares[part] for part in parts[:-3]) <= 0.6
+    before = [part for part in parts if not part.startswith(("speed", "cards"))]
+    assert len(parts) == len(before) + 4 and parts[: len(before)] == before
+    assert {"scores", "contract"} < set(before)
+    assert sum(shares[part] for part in before) <= 0.6
+
+
+def test_parts_that_are_asked_for_run_alone_and_may_take_all_the_time(tmp_path):
+    record = Parts(tmp_path, minutes=1)
+    gpu_check.check_device(record, CPU, tiny=True, parts=["rates", "speed"], bases=["Llama-3.1-8B"])
+    assert record.notes == [
+        {"part": "rates", "note": "1.0"},
+        {"part": "speed of Llama-3.1-8B", "note": "1.0"},
+    ]
 
 
 def wrong(record):
@@ -241,7 +250,7 @@ def right(record):
     [(right, 0), (wrong, 1), (out_of_memory, 1), (failing, 1), (unfinished, 1)],
 )
 def test_the_status_says_whether_all_is_right(tmp_path, monkeypatch, outcome, status):
-    def check_device(record, device, *, tiny):
+    def check_device(record, device, **_):
         record.machine = gpu_check.describe_machine(device)
         outcome(record)
 
@@ -312,7 +321,7 @@ def test_a_smaller_card_holds_one_problem_at_a_time(tmp_path, monkeypatch):
     check = SpeedCheck(record, CPU, "Qwen2.5-1.5B", {}, rates, candidates=2, tiny=True)
     check.device = torch.device("cuda")
     monkeypatch.setattr(check, "_problem", make)
-    check._emulate_cards(None, None, [], {"long": None, "generated 10": None})
+    check._score_with_less_memory(None, None, [], {"long": None, "generated 10": None})
     assert [(row["procedure"], row["ok"]) for row in record.rows] == [
         ("24 GiB", True),
         ("16 GiB", True),
