@@ -118,7 +118,6 @@ class SpeedCheck:
             free_memory()  # of our copy of the weights, before there is another
             published = DenseMerge(model, tokenizer, folders)
             self._measure_one_by_one("published", published, tasks)
-            self._measure_preparing(published)
             del published
             free_memory()
             by_peft = Peft(model, tokenizer, folders)  # changes the model
@@ -196,7 +195,7 @@ class SpeedCheck:
         """
         pop = self.pop[:count]
         if not self.regimes[regime].new_tokens > 10:  # the kernels of the others are ready by then
-            problem.score_together(pop[:2], [task])
+            problem.score_together(pop, [task])
         before = start_of_peak(self.device)
         seconds = self._seconds(lambda: problem.score_together(pop, [task]), warm=True)
         work = Work(problem.language_model.model, self.regimes[regime], count)
@@ -214,7 +213,12 @@ class SpeedCheck:
     def _measure_one_by_one(
         self, name: str, procedure: Callable, tasks: Mapping[str, Task]
     ) -> None:
-        """Add the rows of a procedure that takes one candidate after another."""
+        """Add the rows of a procedure that takes one candidate after another.
+
+        It merges once per candidate, whatever the number of examples.
+        """
+        merging = self._seconds(lambda: procedure(self.pop[:1], []))
+        self._add_row(f"{name} merge", "-", ms=1e3 * merging)
         for regime, task in tasks.items():
             first = task.take(min(BATCH, len(task.examples)))
             if not self.regimes[regime].new_tokens > 10:
@@ -225,15 +229,10 @@ class SpeedCheck:
             self._add_row(
                 name,
                 regime,
-                ms=1e3 * seconds / part,
+                ms=1e3 * (merging + max(0.0, seconds - merging) / part),
                 peak_gib=peak_above(before, self.device),
                 measured_on=f"{len(first.examples)} of {len(task.examples)} examples",
             )
-
-    def _measure_preparing(self, published: DenseMerge) -> None:
-        seconds = self._seconds(lambda: published.merge(self.pop[0]))
-        published.restore()
-        self._add_row("published merge", "-", ms=1e3 * seconds)
 
     def emulate_cards(self, sizes: Sequence[int] = CARDS) -> None:
         """Score on devices of less memory: no evaluation may run out of it.

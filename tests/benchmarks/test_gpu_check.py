@@ -328,6 +328,29 @@ def test_a_smaller_card_holds_one_problem_at_a_time(tmp_path, monkeypatch):
     ]
 
 
+def test_a_merge_counts_once_however_many_examples_are_left_out(tmp_path, monkeypatch):
+    record = Record(tmp_path, minutes=1)
+    regime = Regime(32, 5)
+    regimes = {"long": regime}
+    rates = DeviceRates(1.0, 1.0)
+    check = SpeedCheck(record, CPU, "Qwen2.5-1.5B", regimes, rates, candidates=2, tiny=True)
+    scored = []
+
+    def procedure(pop, tasks):
+        scored.append([len(task.examples) for task in tasks])
+
+    def seconds(work, *, warm=False):
+        work()
+        return 3.0 + sum(scored[-1])  # to merge, and a second for each example
+
+    monkeypatch.setattr(check, "_seconds", seconds)
+    check._measure_one_by_one("published", procedure, {"long": regime.task("long", 50)})
+    assert [(row["procedure"], row["ms"]) for row in record.rows] == [
+        ("published merge", 3000.0),
+        ("published", 35_000.0),
+    ]
+
+
 @pytest.mark.slow
 def test_all_parts_run_with_tiny_shapes(tmp_path, capsys):
     assert gpu_check.main(["--tiny", "--device", "cpu", "--out", str(tmp_path)]) == 0
