@@ -89,15 +89,18 @@ def current_commit() -> str:
     return done.stdout.strip()
 
 
-def write_table(record: Record) -> str:
-    """The table and the results of the checks, written beside the JSON."""
+def write_table(record: Record, parts: Sequence[str] = PARTS) -> str:
+    """The table and the results of the checks, written beside the JSON.
+
+    :param parts: that were asked for.
+    """
     versions = ", ".join(f"{name} {number}" for name, number in record.machine["versions"].items())
     lines = [
         f"{record.machine['device']}, commit {record.machine['commit']}, {versions}",
         "",
         table_of(record.rows),
         "",
-        checks_of(record.rows),
+        checks_of(record.rows, [part for part in CHECKS if part in parts]),
     ]
     for note in record.notes:
         lines.append(f"- {note['part']}: {note['note']}")
@@ -122,19 +125,21 @@ def check_device(
     :param cards: the GiB of the smaller cards.
     """
     record.machine = describe_machine(device)
+    all_parts = set(parts) == set(PARTS)
     rates = DeviceRates(float("inf"), float("inf"))  # where they could not be measured
 
     def run(part: str, share: float, work: Callable[[], object]) -> None:
         if part.split()[0] not in parts:
             return
-        record.run(part, share if tuple(parts) == PARTS else 1.0, work)
-        write_table(record)  # so that it is there whatever happens to the next part
+        record.run(part, share if all_parts else 1.0, work)
+        write_table(record, parts)  # so that it is there whatever happens to the next part
 
     def measure_rates() -> None:
         nonlocal rates
         rates = measure_device(device, torch.bfloat16)
         record.add("rates", operations=rates.operations, bytes=rates.bytes)
 
+    parts = ["rates", *parts] if "speed" in parts else parts  # whose roofline they make
     run("rates", 0.05, measure_rates)
     run("scores", 0.12, partial(check_scores, record, device))
     compiled = not tiny
@@ -168,6 +173,10 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"--minutes: expected a number above 0, found {arguments.minutes}")
     if arguments.device.type == "cpu" and not arguments.tiny:
         parser.error("--device: expected a GPU, found cpu; real shapes take hours there: --tiny")
+    if arguments.parts == ["cards"] and CARDS_ON not in arguments.bases:
+        parser.error(
+            f"--parts cards: expected --bases with {CARDS_ON}, on which cards are emulated"
+        )
     record = Record(arguments.out, arguments.minutes)
     # A signal cannot end a call that never returns to Python; this can. It needs a real file.
     seconds = 60 * arguments.minutes + GRACE
@@ -184,7 +193,7 @@ def main(words: list[str] | None = None) -> int:
     finally:
         faulthandler.cancel_dump_traceback_later()
     print()
-    print(write_table(record), end="")
+    print(write_table(record, arguments.parts), end="")
     return 0 if is_right(record, CHECKS) else 1
 
 

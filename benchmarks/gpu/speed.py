@@ -245,7 +245,7 @@ class SpeedCheck:
             self._score_with_less_memory(model, tokenizer, folders, self._tasks(), sizes)
 
     def _score_with_less_memory(
-        self, model, tokenizer, folders, tasks: Mapping[str, Task], sizes: Sequence[int] = CARDS
+        self, model, tokenizer, folders, tasks: Mapping[str, Task], sizes: Sequence[int]
     ) -> None:
         total = torch.cuda.get_device_properties(self.device).total_memory
         few = {name: tasks[name] for name in ("long", "generated 10")}

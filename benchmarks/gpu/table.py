@@ -55,11 +55,14 @@ def _cells(base: str, regime: str, measured: dict[str, dict]) -> list[str]:
     return cells
 
 
-def checks_of(rows: Sequence[dict]) -> str:
-    """A line for each kind of check: how many are right, and which are not."""
+def checks_of(rows: Sequence[dict], parts: Sequence[str] = CHECKS) -> str:
+    """A line for each kind of check: how many are right, and which are not.
+
+    :param parts: the kinds that were asked for.
+    """
     lines = []
     growing = {}  # tokens a second by base and regime
-    for part in CHECKS:
+    for part in parts:
         checks = [row for row in rows if row["part"] == part]
         right = [row for row in checks if row["ok"]]
         lines.append(f"- {part}: {len(right)} of {len(checks)} right")

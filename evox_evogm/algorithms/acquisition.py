@@ -236,8 +236,8 @@ def select_batch(
     """Populations that are worth an evaluation, for K runs side by side; computed in float64.
 
     As an operator it is called for one run, without K. Several runs are computed in threads on the
-    CPU, and one after another on an accelerator: in threads of an H100's host 16 runs took 315 ms
-    each, where one alone takes 61 ms on the device.
+    CPU, and one after another on an accelerator. In threads of an H100's host 16 runs took 315 ms
+    each; one alone takes 61 ms on the device.
 
     :param points: a `(K, N, n)` tensor in units of the box, the history.
     :param fitness: a `(K, N, 1 + S)` tensor, minimised; the first column is the fitness, the others

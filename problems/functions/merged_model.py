@@ -10,7 +10,7 @@ from evox_evogm.problems.adapters.weight_merger import merged_in_place
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.inference.shared_batches import share_batches
-from evox_evogm.problems.inference.stop_texts import may_stop_after, stops
+from evox_evogm.problems.inference.stop_texts import cut, may_stop_after, stops
 from evox_evogm.problems.inference.texts import reading_texts
 
 if TYPE_CHECKING:
@@ -232,14 +232,7 @@ def greedy_texts(
         lambda _, text: stops(text, ends),
         may_stop=lambda _, token: ends_with(token),
     )
-    return [before(text, ends) for text in texts]
-
-
-def before(text: str, stops: Sequence[str]) -> str:
-    """The part of a text before the first of some others in it."""
-    for stop in stops:
-        text = text.partition(stop)[0]
-    return text
+    return [cut(text, ends) for text in texts]
 
 
 def log_probabilities(

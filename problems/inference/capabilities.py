@@ -54,9 +54,9 @@ class Capabilities:
     @property
     def switched_off(self) -> list[str]:
         """The names of what is not relied on."""
-        by_default = ("grows", "fused_norms")
+        off_by_default = ("grows", "fused_norms")
         named = asdict(self).items()
-        return [name for name, value in named if value is False and name not in by_default]
+        return [name for name, value in named if value is False and name not in off_by_default]
 
     def note(self, text: str) -> "Capabilities":
         """The same with one more note."""

@@ -74,7 +74,7 @@ class CausalProbe(Comparisons):
 
     def _compare_fused_norms(self) -> None:
         """One row in a plain pass whose RMSNorms are one kernel each, where they may be."""
-        if not self.model.forward.written_out_norms or self.model.forward.is_compiled:
+        if not self.model.forward.find_norms():
             return
         self.able = replace(self.able, fused_norms=True)
 
@@ -82,7 +82,7 @@ class CausalProbe(Comparisons):
             alone = replace(able.plain(), fused_norms=able.fused_norms)
             return max(self._apart_in_pass([row], alone) for row in (self.short, self.long))
 
-        self._take_first("RMSNorms of one kernel", [(), ("fused_norms",)], fuse)
+        self._take_first("RMSNorms of one kernel", [()], fuse)
 
     def _compare_passes(self) -> None:
         """Rows of equal length in one pass, and of different length."""
@@ -278,12 +278,16 @@ class CausalProbe(Comparisons):
     ) -> None:
         """Switch off the first of some sets of capabilities without which a comparison agrees.
 
+        Fused norms go before anything else.
+
         :param what: is compared, for the note.
         :param attempts: names of capabilities, from few to many.
         :param check: gives the largest difference from plain passes.
         :raises ValueError: if none agrees.
         """
         reasons: list[str] = []
+        if self.able.fused_norms:
+            attempts = [(), ("fused_norms",), *attempts[1:]]
         for names in attempts:
             able = self.able.without(*names)
             reason = self._reason_against(able, check)

@@ -29,6 +29,7 @@ from evox_evogm.problems.inference.kinds_of_base import check_dtype, start_token
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.likelihoods import ScoredPass
 from evox_evogm.problems.inference.prompts import Request, Tokens
+from evox_evogm.problems.to_device import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -150,7 +151,7 @@ class EncoderDecoderModel(LanguageModel):
         owners = [candidates[row] for row in rows]
         read = self.read([prompts[row] for row in rows], owners)
         begun = [[self.start_token, *replies[row]] for row in rows]
-        tokens = torch.tensor(begun, device=self.device)  # (N, W), not read yet
+        tokens = to_device(torch.tensor(begun), self.device)  # (N, W), not read yet
         cache = None
         while True:
             logits, cache = self.forward.step(owners, read, tokens, cache)
@@ -220,7 +221,7 @@ class EncoderDecoderModel(LanguageModel):
         for part in self.batching.split(tokens, lengths, added=width):
             own = [tokens[index] for index in part]
             inputs, _ = pad_right(own, self.pad_id, self.device)
-            of_rows = torch.tensor([places[index] for index in part], device=self.device)
+            of_rows = to_device(torch.tensor([places[index] for index in part]), self.device)
             numbers = [rows[index] for index in part]
             owners = [answers[row].candidate for row in numbers]
             scored = [lengths[index] for index in part]

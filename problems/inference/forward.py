@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evox_evogm.problems.inference.fused_norms import find_written_out_norms, fused_norms
+from evox_evogm.problems.inference.fused_norms import (
+    WrittenOutNorm,
+    find_written_out_norms,
+    fused_norms,
+)
 from evox_evogm.problems.inference.shared_layers import lower_layers_once
 from evox_evogm.problems.inference.static_steps import StaticUse
 from evox_evogm.problems.to_device import to_device
@@ -47,13 +51,19 @@ class Forward:
         self.cache_argument = find_cache_argument(model)
         self.is_compiled = is_compiled(model)
         self.growing_ropes = find_growing_ropes(model)
-        self.written_out_norms = find_written_out_norms(model)
+        self.written_out_norms: list[WrittenOutNorm] = []  # as far as they were looked for
         self.static_use = StaticUse()
 
     @property
     def device(self) -> torch.device:
         """Where the tokens of a pass have to be."""
         return self.model.device
+
+    def find_norms(self) -> list[WrittenOutNorm]:
+        """Look for RMSNorms that one kernel can compute, once."""
+        if not self.written_out_norms and not self.is_compiled:
+            self.written_out_norms = find_written_out_norms(self.model)
+        return self.written_out_norms
 
     def for_candidates(self, select: Select, shared_layers: int) -> "Forward":
         """The same pass for other candidates."""

@@ -1,17 +1,19 @@
-"""RMSNorms of one launch on a GPU, where a base computes them in six.
+"""RMSNorms of one launch on a GPU, where a base in half precision makes eight.
 
 Llama, Qwen, Mistral and many others write out x / sqrt(mean(x^2) + eps) * weight. torch computes it
-by one kernel, and rounds once where they round twice. On an H100 a pass over prompts of
-Qwen2.5-1.5B takes 50 ms in place of 60.
+by one kernel, and rounds once where they round twice. On an H100 a pass of Qwen2.5-1.5B over 8,192
+tokens then takes 50 ms in place of 60.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch.nn.functional import rms_norm
+
+from evox_evogm.problems.failures import is_out_of_memory_by_torch
 
 EPSILONS = ("variance_epsilon", "eps")  # what modules call it
 MOST_UNITS = 4  # of rounding of the weight's dtype, that the two ways may be apart
@@ -30,9 +32,14 @@ class WrittenOutNorm(NamedTuple):
 
 
 def find_written_out_norms(model: torch.nn.Module) -> list[WrittenOutNorm]:
-    """The RMSNorms of a model that one kernel can compute; none but on a CUDA device."""
+    """The RMSNorms of a model that one kernel can compute; none but on a CUDA device.
+
+    Modules whose forward pass somebody else has replaced are none of them.
+    """
     found = []
     for module in model.modules():
+        if "forward" in module.__dict__:
+            continue
         if any(own.device.type != "cuda" for own in module.parameters(recurse=False)):
             continue
         norm = as_written_out_norm(module)
@@ -60,7 +67,13 @@ def as_written_out_norm(module: torch.nn.Module) -> WrittenOutNorm | None:
     for scale in SCALES:
         given = scale * numbers
         expected = rms_norm(given, weight.shape, weight.float(), epsilon)
-        if not torch.allclose(module(given).float(), expected, rtol=most_apart, atol=most_apart):
+        try:
+            found = module(given).float()
+        except Exception as error:  # each raises its own, such as of a missing argument
+            if is_out_of_memory_by_torch(error):
+                raise
+            return None
+        if not torch.allclose(found, expected, rtol=most_apart, atol=most_apart):
             return None
     return WrittenOutNorm(module, epsilon)
 
@@ -69,19 +82,18 @@ def as_written_out_norm(module: torch.nn.Module) -> WrittenOutNorm | None:
 def fused_norms(norms: Sequence[WrittenOutNorm]) -> Iterator[None]:
     """Inside the block each of these modules is one kernel.
 
-    A module whose forward pass somebody else has replaced stays as it is.
+    A module whose forward pass has been replaced since, as by experts, stays as it is.
     """
     fused = []
-    for module, epsilon in norms:
-        if "forward" not in module.__dict__:
-            forward: Callable = partial(_normalize, module, epsilon)
-            module.__dict__["forward"] = forward
-            fused.append(module)
     try:
+        for module, epsilon in norms:
+            if "forward" not in module.__dict__:
+                fused.append(module)
+                module.__dict__["forward"] = partial(_normalize, module, epsilon)
         yield
     finally:
         for module in fused:
-            del module.__dict__["forward"]
+            module.__dict__.pop("forward", None)
 
 
 def _normalize(module: torch.nn.Module, epsilon: float, given: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,13 @@ Batches, padding, shared prefixes, caches, mixed candidates and merged weights a
 of a base. The probe compares each with the plain pass: one row without padding, mask or cache. What
 differs by more than rounding is switched off, in this order:
 
-1. rows of equal length in a pass, then rows of different length,
-2. decoding with a cache, rows that leave it, and rows of different length in it,
-3. a static cache, where one may be used,
-4. prefixes that are shared, with padding behind them and without,
-5. experts by hooks or in the weights, where these differ,
-6. different candidates in one batch, layers that they have in common, and their decoding.
+1. on a GPU, RMSNorms of one kernel,
+2. rows of equal length in a pass, then rows of different length,
+3. decoding with a cache, rows that leave it, and rows of different length in it,
+4. a static cache, where one may be used,
+5. prefixes that are shared, with padding behind them and without,
+6. experts by hooks or in the weights, where these differ,
+7. different candidates in one batch, layers that they have in common, and their decoding.
 
 A base that gives other logits for the same tokens, or whose later tokens change earlier logits, is
 refused. `causal_probe.py` and `encoder_decoder_probe.py` compare their kinds of base,

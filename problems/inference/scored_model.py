@@ -56,7 +56,7 @@ class ScoredModel:
         """Make batches, caches and passes as the base gives them rightly."""
         self.capabilities = capabilities
         self.forward.give_positions = capabilities.positions
-        self.forward.fuse_norms = capabilities.fused_norms
+        self.forward.fuse_norms = capabilities.fused_norms and bool(self.forward.find_norms())
 
     @contextmanager
     def candidates(

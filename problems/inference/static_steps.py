@@ -127,7 +127,7 @@ class StaticSteps:
     def _run_before_capture(self) -> torch.Tensor:
         """A step that says whether steps can be captured: those that wait for the device cannot."""
         if self.forward.select is not None:
-            self.forward.select(self.candidates, None)  # waits where candidates are new
+            self.forward.select(self.candidates, None)  # copies candidates that are new
         with waits_for_device() as waits:
             logits = self._run()
         if waits:

@@ -210,7 +210,12 @@ def test_contract_comes_before_the_speeds_which_take_all_the_time(tmp_path):
     shares = {note["part"]: float(note["note"]) for note in record.notes}
     parts = list(shares)
     before = [part for part in parts if not part.startswith(("speed", "cards"))]
-    assert len(parts) == len(before) + 4 and parts[: len(before)] == before
+    base, *others = gpu_check.BASES
+    assert parts[len(before) :] == [
+        f"speed of {base}",
+        f"cards with {base}",
+        *[f"speed of {other}" for other in others],
+    ]
     assert {"scores", "contract"} < set(before)
     assert sum(shares[part] for part in before) <= 0.6
 
@@ -321,7 +326,7 @@ def test_a_smaller_card_holds_one_problem_at_a_time(tmp_path, monkeypatch):
     check = SpeedCheck(record, CPU, "Qwen2.5-1.5B", {}, rates, candidates=2, tiny=True)
     check.device = torch.device("cuda")
     monkeypatch.setattr(check, "_problem", make)
-    check._score_with_less_memory(None, None, [], {"long": None, "generated 10": None})
+    check._score_with_less_memory(None, None, [], {"long": None, "generated 10": None}, (24, 16))
     assert [(row["procedure"], row["ok"]) for row in record.rows] == [
         ("24 GiB", True),
         ("16 GiB", True),

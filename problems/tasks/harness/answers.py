@@ -8,8 +8,8 @@ import torch
 from evox_evogm.problems.inference.derivatives import ValueOf
 from evox_evogm.problems.inference.language_model import LanguageModel
 from evox_evogm.problems.inference.prompts import Request
-from evox_evogm.problems.inference.stop_texts import may_stop_after, stops
-from evox_evogm.problems.tasks.harness.generation import Generation, cut
+from evox_evogm.problems.inference.stop_texts import cut, may_stop_after, stops
+from evox_evogm.problems.tasks.harness.generation import Generation
 from evox_evogm.problems.tasks.harness.source import DocumentTokens
 
 

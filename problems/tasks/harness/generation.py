@@ -45,10 +45,3 @@ def parse_generation(settings: Mapping) -> Generation:
     texts = [until] if isinstance(until, str) else until
     length = int(lengths[0]) if lengths else DEFAULT_TOKENS
     return Generation(length, tuple(text for text in texts if text))
-
-
-def cut(text: str, until: tuple[str, ...]) -> str:
-    """A text up to the first of the texts that end it."""
-    for end in until:
-        text = text.split(end)[0]
-    return text

@@ -21,7 +21,8 @@ from evox_evogm.problems import (
 )
 from evox_evogm.problems import for_population as population_of
 from evox_evogm.problems.functions.function_scorer import FitnessFailed, call
-from evox_evogm.problems.functions.merged_model import MergedModel, before
+from evox_evogm.problems.functions.merged_model import MergedModel
+from evox_evogm.problems.inference.stop_texts import cut
 from evox_evogm.problems.tasks.metrics import score_task
 
 PROMPTS = {"dev": ["1 + 1 =", "hello"], "test": ["2 + 2 =", "bye", "x"]}
@@ -140,7 +141,7 @@ def test_greedy_texts_are_those_of_plain_generation(build, tokenizer):
         reply = out[0, tokens["input_ids"].shape[1] :]
         expected.append(tokenizer.decode(reply, skip_special_tokens=True))
     assert seen[0] == expected
-    assert before("one. two! three", ["!", "."]) == "one"
+    assert cut("one. two! three", ["!", "."]) == "one"
 
 
 def test_functions_mix_with_other_tasks_and_the_cache_knows_them(build):

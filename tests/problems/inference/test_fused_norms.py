@@ -6,6 +6,8 @@ import transformers
 from builders import build_model, build_tokenizer
 
 from evox_evogm.problems.inference import fused_norms as module_under_test
+from evox_evogm.problems.inference.capabilities import Capabilities
+from evox_evogm.problems.inference.causal_probe import CausalProbe
 from evox_evogm.problems.inference.fused_norms import (
     as_written_out_norm,
     find_written_out_norms,
@@ -74,6 +76,21 @@ def test_a_norm_of_other_numbers_stays_as_it_is():
     assert as_written_out_norm(other) is None
 
 
+def test_a_norm_that_needs_more_than_its_input_stays_as_it_is():
+    class ResidualRMSNorm(torch.nn.Module):
+        """As those of bases with code of their own."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(WIDTH))
+            self.eps = 1e-6
+
+        def forward(self, hidden_states, residual):
+            return hidden_states + residual
+
+    assert as_written_out_norm(ResidualRMSNorm()) is None
+
+
 def test_a_norm_that_somebody_else_has_changed_stays_so():
     norm = norm_of("llama", "LlamaRMSNorm")
     found = as_written_out_norm(norm)
@@ -110,8 +127,9 @@ def as_on_a_gpu(monkeypatch):
 
 def test_the_probe_lets_norms_that_agree_be_one_kernel(as_on_a_gpu):
     model = LanguageModel(build_model(), build_tokenizer())
-    assert len(model.forward.written_out_norms) == len(as_on_a_gpu(model.model)) > 0
+    assert model.forward.written_out_norms == []  # nobody has looked
     found = probe_base(model, {}, 0, [(1, 2, 3), (4, 5, 6, 7, 8)])
+    assert len(model.forward.written_out_norms) == len(as_on_a_gpu(model.model)) > 0
     assert found.fused_norms and not found.notes and "fused_norms" not in found.switched_off
     model.rely_on(found)
     requests = [((1, 2, 3), (4, 5)), ((3, 1), (2, 2, 2))]
@@ -122,11 +140,29 @@ def test_the_probe_lets_norms_that_agree_be_one_kernel(as_on_a_gpu):
     assert torch.equal(fused.missed_token, written_out.missed_token)
 
 
+def test_norms_that_leave_nothing_for_other_differences_are_switched_off_first(
+    as_on_a_gpu, monkeypatch
+):
+    """As where rounding once in place of twice takes up most of what rounding may move."""
+    model = LanguageModel(build_model(), build_tokenizer())
+    asked = CausalProbe._apart_in_pass
+
+    def apart(probe, tokens, able):
+        together = len(tokens) > 1 and able.fused_norms
+        return 1.0 if together else asked(probe, tokens, able)
+
+    monkeypatch.setattr(CausalProbe, "_apart_in_pass", apart)
+    found = probe_base(model, {}, 0, [(1, 2, 3), (4, 5, 6, 7, 8)])
+    assert not found.fused_norms and not found.switched_off
+    assert found.notes[0].endswith("off: fused_norms")
+
+
 def test_the_probe_switches_off_what_differs(as_on_a_gpu, monkeypatch):
     def wrong(given, shape, weight, epsilon):
         return torch.nn.functional.rms_norm(given, shape, weight, epsilon) * 1.01
 
     model = LanguageModel(build_model(), build_tokenizer())
+    assert model.forward.find_norms()
     monkeypatch.setattr(module_under_test, "rms_norm", wrong)
     found = probe_base(model, {}, 0, [(1, 2, 3), (4, 5, 6, 7, 8)])
     assert not found.fused_norms and found.batch_rows and found.cache
@@ -136,7 +172,8 @@ def test_the_probe_switches_off_what_differs(as_on_a_gpu, monkeypatch):
 def test_derivatives_go_through_the_modules_themselves(as_on_a_gpu, monkeypatch):
     """What is computed again on the way back has to be what was computed on the way there."""
     model = LanguageModel(build_model(), build_tokenizer())
-    model.forward.fuse_norms = True
+    model.rely_on(Capabilities(fused_norms=True))
+    assert model.forward.fuse_norms
     monkeypatch.setattr(module_under_test, "rms_norm", lambda *_: pytest.fail("it was fused"))
     tokens = torch.tensor([[1, 2, 3]])
     with torch.enable_grad():

@@ -15,7 +15,8 @@ def test_a_text_is_decoded_only_after_a_token_that_may_end_it():
     may_stop = may_stop_after(model, ("the", "\n"))
     assert may_stop(letter_e) and may_stop(half) and not may_stop(letter_x)
     assert may_stop_after(model, ("Q: ",))(letter_x)  # some tokenizers drop the blank of a token
-    assert not may_stop_after(model, ())(letter_e)
+    assert not may_stop_after(model, ())(letter_e) and not may_stop_after(model, ())(half)
+    assert may_stop(model.end_token)  # of which nothing is written
     assert may_stop_after(model, ("",))(letter_x)  # which stands in every text
 
 

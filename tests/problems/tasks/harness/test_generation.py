@@ -5,8 +5,9 @@ import torch
 from builders import build_model, build_tokenizer, record_passes
 
 from evox_evogm.problems.inference.language_model import LanguageModel
+from evox_evogm.problems.inference.stop_texts import cut
 from evox_evogm.problems.tasks.harness.answers import generate
-from evox_evogm.problems.tasks.harness.generation import Generation, cut, parse_generation
+from evox_evogm.problems.tasks.harness.generation import Generation, parse_generation
 
 
 @pytest.mark.parametrize(
