@@ -189,6 +189,10 @@ def test_the_roofline_is_the_larger_limit_of_products_and_of_memory():
     [
         (["--device", "cpu"], "--device: expected a GPU, found cpu"),
         (["--tiny", "--device", "cpu", "--minutes", "0"], "--minutes: expected a number above 0"),
+        (
+            ["--tiny", "--device", "cpu", "--parts", "cards", "--bases", "Llama-3.1-8B"],
+            "--parts cards: expected --bases with Qwen2.5-1.5B",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused(words, message, capsys):
@@ -222,7 +226,7 @@ def test_contract_comes_before_the_speeds_which_take_all_the_time(tmp_path):
 
 def test_parts_that_are_asked_for_run_alone_and_may_take_all_the_time(tmp_path):
     record = Parts(tmp_path, minutes=1)
-    gpu_check.check_device(record, CPU, tiny=True, parts=["rates", "speed"], bases=["Llama-3.1-8B"])
+    gpu_check.check_device(record, CPU, tiny=True, parts=["speed"], bases=["Llama-3.1-8B"])
     assert record.notes == [
         {"part": "rates", "note": "1.0"},
         {"part": "speed of Llama-3.1-8B", "note": "1.0"},
