@@ -60,9 +60,9 @@ def test_both_modes_are_timed_on_the_whole_task_where_that_is_short():
 
 def test_a_part_of_the_examples_stands_for_a_long_task():
     scorer = TimedScorer({"unmerged": 1.0, "merged": 0.5})
-    found = timed(scorer, {"unmerged": 20.0, "merged": 18.0})
+    found = timed(scorer, {"unmerged": 8.0, "merged": 7.2})
     assert found == pytest.approx({"unmerged": 24.0, "merged": 12.0})
-    assert scorer.runs[0] == ("unmerged", 3, 2)  # a quarter: 5 of 20 s
+    assert scorer.runs[0] == ("unmerged", 3, 2)  # a quarter: 2 of 8 s
 
 
 def test_what_cannot_be_timed_is_as_expected(caplog):
