@@ -72,7 +72,7 @@ class Spent(NamedTuple):
 
 
 def spend(work: Callable[[], object], device: torch.device) -> Spent:
-    """Run something four times: to warm up, by the clock, and under the profiler."""
+    """Run something three times: to warm up, by the clock, and under the profiler."""
     seconds = seconds_of(work, device)
     on_cpu = device.type == "cpu"
     kinds = [ProfilerActivity.CPU] if on_cpu else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
@@ -122,7 +122,7 @@ def spend_on_all(
         steps = make_static_steps(language_model.forward, owners, cache, mask, STATIC_STEPS)
         if steps is None:
             return
-        steps(tokens)  # the first is not captured, and the second is
+        steps(tokens)  # runs as it is; the next one, which warms up, is captured
         work = spend(lambda: steps(tokens).argmax(-1), device)
         yield f"a step of {size.rows} rows, static cache", work
 
