@@ -71,6 +71,22 @@ def check_objectives(objectives, racing: Racing | None, modes: Mapping[str, str]
         )
 
 
+def check_minibatches(minibatches, objectives, tasks: Sequence[Task]) -> None:
+    """Refuse minibatches without gradients, and more than a task has examples."""
+    if not isinstance(minibatches, int) or minibatches < 1:
+        expected = "expected a whole number of at least 1"
+        raise ValueError(f"minibatches: {expected}, found {minibatches!r}")
+    if minibatches > 1 and objectives != "gradients":
+        raise ValueError(
+            f"minibatches: expected 1 with objectives {objectives!r}, found {minibatches}: scores "
+            "on different examples cannot be compared"
+        )
+    for task in tasks:
+        if 0 < len(task.examples) < minibatches:
+            expected = f"expected at most {len(task.examples)}, the examples of task {task.name!r}"
+            raise ValueError(f"minibatches: {expected}, found {minibatches}")
+
+
 def check_functions(tasks: Sequence[Task], objectives, racing: Racing | None) -> None:
     """Refuse functions where a part of the examples, or a derivative, is needed."""
     for task in functions_of(tasks):

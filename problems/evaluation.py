@@ -1,5 +1,6 @@
 """One evaluation of one merge: the unit of the budget, and of the records that a run keeps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,18 +21,20 @@ class Evaluation:
 
     :param coefficients: the n g effective coefficients.
     :param scores: by task a number per example, higher is better. A failed evaluation has none. A
-        pruned merge has those of the examples that were evaluated.
+        pruned merge and one on a minibatch have those of the examples that were evaluated.
     :param seconds: its part of the time that the merges scored together took; 0 where the result
         was known.
     :param failure: why there are no scores, or None.
     :param margins: like `scores`, by how much each example is right; only where the objectives are
         outcomes.
     :param cost: in full evaluations: the fraction of the examples that was evaluated of a pruned
-        merge, and `GRADIENT_COST` with a gradient.
+        merge, and `GRADIENT_COST` with a gradient, of which a minibatch takes its part.
     :param estimate: of a pruned merge's score, or None.
     :param gradient: the n g derivatives of the smoothed score by the coefficients; empty if they
         were not asked for.
     :param objective: how the scores of tasks become the score of the merge.
+    :param places: of a minibatch, by task where its examples are among all. Otherwise they are the
+        first ones.
     """
 
     coefficients: tuple[float, ...]
@@ -43,6 +46,7 @@ class Evaluation:
     estimate: float | None = None
     gradient: Sequence[float] = ()
     objective: Objective = MEAN
+    places: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @cached_property
     def by_task(self) -> dict[str, float]:
@@ -64,6 +68,23 @@ class Evaluation:
             return float("-inf")
         return self.objective.score(self.by_task)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all examples were evaluated. Otherwise the score is an estimate."""
+        return self.estimate is None and not self.places
+
+    def margins_of(self, task: str, examples: int) -> list[float]:
+        """The margins of all examples of a task; NaN of those that were not evaluated.
+
+        :param task: its name.
+        :param examples: how many it has.
+        """
+        margins = self.margins.get(task, ())
+        columns = [math.nan] * examples
+        for place, margin in zip(self.places.get(task, range(examples)), margins, strict=False):
+            columns[place] = margin
+        return columns
+
     def as_record(self) -> dict:
         """The evaluation as numbers, lists and texts, for a run's history."""
         record: dict[str, Any] = {
@@ -77,12 +98,14 @@ class Evaluation:
             record["failure"] = self.failure
         if self.margins:
             record["margins"] = {name: list(values) for name, values in self.margins.items()}
-        if self.estimate is not None:
-            record["estimate"] = self.estimate
+        if self.by_task and not self.is_whole:
+            record["estimate"] = self.score
         if self.gradient:
             record["gradient"] = list(self.gradient)
         if self.cost != 1:
             record["cost"] = self.cost
+        if self.places:
+            record["places"] = {name: list(places) for name, places in self.places.items()}
         return record
 
     @classmethod
@@ -101,6 +124,7 @@ class Evaluation:
             cost=cost_of(record),
             estimate=record.get("estimate"),
             gradient=_numbers(record.get("gradient", ())),
+            places={name: tuple(places) for name, places in record.get("places", {}).items()},
         )
 
 

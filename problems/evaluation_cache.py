@@ -110,6 +110,13 @@ class EvaluationCache:
                 self._evaluations[key] = evaluation
                 self._recommended.add(key)
 
+    def searched(self, besides: torch.Tensor) -> int:
+        """How many merges a search has evaluated.
+
+        :param besides: a `(P, n g)` tensor of merges that are left out.
+        """
+        return len(self._evaluations.keys() - self._recommended - set(self._keys(besides)))
+
     def best(self, besides: torch.Tensor) -> Evaluation | None:
         """The best complete evaluation, or None.
 
@@ -120,7 +127,7 @@ class EvaluationCache:
         for key, evaluation in self._evaluations.items():
             if key in left_out or key in self._recommended:
                 continue
-            if evaluation.scores and evaluation.estimate is None:
+            if evaluation.scores and evaluation.is_whole:
                 complete.append(evaluation)
         best = max(complete, key=lambda evaluation: evaluation.score, default=None)
         return None if best is None else _unpacked(best)

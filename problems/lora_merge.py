@@ -24,6 +24,7 @@ from evox_evogm.problems.checks import (
     check_candidates_at_once,
     check_custom,
     check_functions,
+    check_minibatches,
     check_modes,
     check_no_transform,
     check_objective,
@@ -44,6 +45,7 @@ from evox_evogm.problems.inference.free_memory import limit_for_model
 from evox_evogm.problems.inference.kinds_of_base import task_type_of
 from evox_evogm.problems.inference.scored_model import ScoredModel
 from evox_evogm.problems.merges_at_once import BLOCKS_OF_RANKS, merges_at_once
+from evox_evogm.problems.minibatches import Minibatches
 from evox_evogm.problems.objectives import OBJECTIVES
 from evox_evogm.problems.population_scorer import PopulationScorer
 from evox_evogm.problems.racing import Racing, in_random_order
@@ -113,6 +115,7 @@ class LoRAMergeProblem(Problem):
         other_tasks: Sequence[Task] = (),
         groups: GroupsOf = "expert",
         objectives: Literal["mean", "tasks", "outcomes", "gradients"] = "mean",
+        minibatches: int = 1,
         objective: Objective | Literal["mean", "worst", "harmonic"] = "mean",
         tokenizer=None,
         dtype: torch.dtype | None = None,
@@ -149,6 +152,9 @@ class LoRAMergeProblem(Problem):
             of patterns, see `group_modules`.
         :param objectives: `"mean"` over tasks, all `"tasks"`, the mean and the `"outcomes"` of all
             examples, or these and `"gradients"`.
+        :param minibatches: with gradients, cut the examples of every task into so many parts. Each
+            evaluation takes one of them, in turn, and counts as so much less, see
+            `minibatches.py`. 1 means all examples.
         :param objective: how the scores of tasks become the score of a merge: their `"mean"`, the
             `"worst"`, their `"harmonic"` mean, or an `Objective` with weights and constraints.
             Outcomes and gradients are those of a weighted mean without constraints.
@@ -204,6 +210,7 @@ class LoRAMergeProblem(Problem):
         modes = check_modes(mode, tasks)
         check_candidates_at_once(candidates_at_once)
         check_objectives(objectives, racing, modes)
+        check_minibatches(minibatches, objectives, tasks)
         check_functions(tasks, objectives, racing)
         check_custom(tasks, objectives, racing)
         self.objective = objective_of(objective).for_tasks(tasks)
@@ -257,6 +264,7 @@ class LoRAMergeProblem(Problem):
                 self.language_model.max_memory = self.max_memory
         self.objectives = objectives
         self.racing = racing
+        self.minibatches = minibatches
         self.budget_used = 0.0
         self._candidates_at_once = candidates_at_once
         self.on_evaluations = on_evaluations
@@ -293,6 +301,7 @@ class LoRAMergeProblem(Problem):
             with on_cpu_by_default():
                 self.tasks = measure_functions(self.tasks, self.scorer)
                 self.other_tasks = measure_functions(self.other_tasks, self.scorer)
+        self._minibatches = Minibatches(self.tasks, self.minibatches)
         # The floor depends on what functions return.
         self.objective = self.cache.objective = self.objective.for_tasks(self.tasks)
 
@@ -458,7 +467,10 @@ class LoRAMergeProblem(Problem):
         """The function that scores merges of a population together."""
         if self.objectives == "gradients":
             return partial(
-                differentiate_merges, scorer=self.scorer, tasks=self.tasks, shares=self._shares
+                differentiate_merges,
+                scorer=self.scorer,
+                minibatch=self._minibatches.at(self.cache.searched(pop) // len(pop)),
+                shares=self._shares,
             )
         best = None
         if self.racing is not None:

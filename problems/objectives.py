@@ -32,10 +32,7 @@ def outcome_objectives(evaluation: Evaluation, tasks: Sequence[Task]) -> list[fl
     """
     columns = [evaluation.score]
     for task in tasks:
-        margins = evaluation.margins.get(task.name, ())
-        missing = len(task.examples) - len(margins)
-        columns += margins
-        columns += [math.nan] * missing
+        columns += evaluation.margins_of(task.name, len(task.examples))
     return columns
 
 

@@ -8,6 +8,7 @@ import torch
 
 from evox_evogm.problems.evaluation import GRADIENT_COST, Evaluation
 from evox_evogm.problems.failures import AllFailed
+from evox_evogm.problems.minibatches import Minibatch
 from evox_evogm.problems.population_scorer import PopulationScorer
 from evox_evogm.problems.racing import Race, Racing
 from evox_evogm.problems.tasks.margins import smoothed_gradient
@@ -43,14 +44,16 @@ def differentiate_merges(
     pop: torch.Tensor,
     *,
     scorer: PopulationScorer,
-    tasks: Sequence[Task],
+    minibatch: Minibatch,
     shares: Sequence[float] | None,
 ) -> list[Evaluation]:
     """Score merges together, with the gradient of each.
 
     :param pop: a `(P, n g)` tensor of effective coefficients.
+    :param minibatch: the examples.
     :param shares: of each task in the mean; None if all are equal.
     """
+    tasks = minibatch.tasks
     race = Race(pop, tasks)
     found = scorer.differentiate(pop, tasks)
     race.add(found.scores, found.margins)
@@ -63,8 +66,8 @@ def differentiate_merges(
             failure = "gradient: expected finite numbers, found others"
             evaluation = Evaluation(evaluation.coefficients, {}, evaluation.seconds, failure)
         elif not evaluation.failure:
-            evaluation = replace(evaluation, gradient=tuple(gradient))
-        evaluations.append(replace(evaluation, cost=GRADIENT_COST))
+            evaluation = replace(evaluation, gradient=tuple(gradient), places=minibatch.places)
+        evaluations.append(replace(evaluation, cost=GRADIENT_COST * minibatch.share))
     return evaluations
 
 

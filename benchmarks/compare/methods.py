@@ -48,6 +48,9 @@ class Method:
     """Whether the algorithm gets the outcome of every example beside the score."""
     gradients: bool = False
     """Whether the problem gives the gradient too, which counts as 3 evaluations."""
+    minibatches: int | None = None
+    """Of dev questions, with gradients; 1 is all questions, and None what the budget makes of it,
+    as in the command."""
     modules: str = "expert"
     """The groups of modules or channels in which an expert has a coefficient of its own. The method
     then searches n g coefficients: it is `make(n g, P, problem=problem)`."""
@@ -268,6 +271,15 @@ GRADIENTS: dict[str, Method] = {
     "GradientSearch by channel": by_gradients("channel"),
     "GradientSearch by channel 40": by_gradients("channel", budget=40),
     "GradientSearch by channel 15": by_gradients("channel", budget=15),
+    "GradientSearch 40 on all questions": by_gradients(budget=40, minibatches=1),
+    "GradientSearch 15 on all questions": by_gradients(budget=15, minibatches=1),
+    "GradientSearch by channel 40 on all questions": by_gradients(
+        "channel", budget=40, minibatches=1
+    ),
+    "GradientSearch by channel 15 on all questions": by_gradients(
+        "channel", budget=15, minibatches=1
+    ),
+    "GradientSearch on all questions": by_gradients(minibatches=1),
     "GradientSearch by layer": by_gradients("layer"),
     "GradientSearch by expert": by_gradients("expert"),
     "no perturbation": by_gradients(arguments={"perturbation": 0.0}),

@@ -8,6 +8,8 @@ from evox.core import Problem
 
 from evox_evogm.problems.evaluation import GRADIENT_COST
 
+ROUNDING = 1e-6  # of sums of fractions of evaluations
+
 
 class BudgetUsed(Exception):
     """The budget ended in the middle of a population."""
@@ -52,13 +54,15 @@ class Recorder(Problem):
         self.until = budget
         self.basis: torch.Tensor | None = None
         self.center = sum(problem.box) / 2
-        self.cost = GRADIENT_COST if problem.objectives == "gradients" else 1.0  # of a point
+        self.cost = 1.0  # of a point
+        if problem.objectives == "gradients":
+            self.cost = GRADIENT_COST / problem.minibatches
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
         points = self.coefficients(pop)
         if self.problem.racing is None:
-            points = points[: int((self.until - self.budget_used) / self.cost)]
+            points = points[: int((self.until - self.budget_used) / self.cost + ROUNDING)]
         start = time.perf_counter()
         fitness = self.problem.evaluate(points)
         self.evaluation_seconds += time.perf_counter() - start
@@ -81,7 +85,7 @@ class Recorder(Problem):
         scores = fitness[:, 0].tolist()
         for cost, score, point in zip(costs, scores, points.tolist(), strict=True):
             self.budget_used += cost
-            if self.budget_used > self.until + 1e-6:
+            if self.budget_used > self.until + ROUNDING:
                 raise BudgetUsed
             self.rows.append(Row(self.budget_used, score, seconds, point))
 

@@ -23,11 +23,12 @@ from evox.workflows import StdWorkflow
 
 from benchmarks.compare.cases import RUNS, Case
 from benchmarks.compare.methods import METHODS
-from benchmarks.compare.recorder import BudgetUsed, Recorder, best_rows
+from benchmarks.compare.recorder import ROUNDING, BudgetUsed, Recorder, best_rows
 from benchmarks.compare.trained_lora import run_training
 from benchmarks.suites.suite import SUITES
 from evox_evogm.algorithms.stopping import should_stop
 from evox_evogm.problems import LoRAMergeProblem, Task
+from evox_evogm.problems.minibatches import minibatches_for
 from evox_evogm.resume.journal import Journal
 
 
@@ -41,9 +42,24 @@ def load_suite(case: Case) -> tuple[LoRAMergeProblem, list[Task]]:
     settings |= {"regmean": case.regmean, "keep_experts": case.keep_experts}
     if method.gradients:
         settings["mode"] = "unmerged"
+        settings["minibatches"] = minibatches_of(case, draw)
     if case.dev_examples:
         settings["dev_examples"] = case.dev_examples
     return _load_suite(case.suite, case.n, draw, tuple(settings.items()))
+
+
+def minibatches_of(case: Case, draw: int | None) -> int:
+    """Minibatches an epoch: those of the method, or what the budget makes of it.
+
+    :param draw: the number of the set of questions, or None.
+    """
+    method = METHODS[case.method]
+    if method.minibatches is not None:
+        return method.minibatches
+    split = "test" if case.limit else "dev"
+    tasks = SUITES[case.suite].tasks(case.n, split, draw, case.dev_examples or None)
+    examples = [len(task.examples) for task in tasks]
+    return minibatches_for(method.budget or case.budget, examples)
 
 
 @lru_cache(maxsize=2)
@@ -99,16 +115,17 @@ def search(case: Case, problem: Problem) -> tuple[Recorder, torch.Tensor]:
 def run_until_used(workflow: StdWorkflow, recorder: Recorder, *, stop: bool = False) -> None:
     """Step until the budget of the recorder is used; the last population may be cut.
 
-    An algorithm that recommends a point evaluates it: it stops one evaluation before the end, and
-    before a population that would be cut.
+    An algorithm that recommends a point evaluates it, unless it sees minibatches: it stops one
+    evaluation before the end, and before a population that would be cut.
 
     :param stop: whether it ends where its last evaluations have gained little.
     """
     algorithm = workflow.algorithm
     if hasattr(algorithm, "recommend"):
         step = algorithm.pop_size * recorder.cost
+        kept = 0.0 if recorder.problem.minibatches > 1 else recorder.cost
         workflow.init_step()
-        while recorder.budget_used + step + recorder.cost <= recorder.until:
+        while recorder.budget_used + step + kept <= recorder.until + ROUNDING:
             if stop and should_stop(algorithm, *recorder.history, cost=recorder.cost):
                 break
             workflow.step()

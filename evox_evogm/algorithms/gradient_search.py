@@ -123,6 +123,7 @@ class GradientSearch(Algorithm):
         The gradient of the last population leads to one iterate more, which belongs to the average.
         It is evaluated now, which is one evaluation more; not where no workflow has called
         `init_step`, as after `load_state_dict`, of an algorithm that is not `workflow.algorithm`.
+        On minibatches it is the average, without an evaluation.
 
         For one run, not vmapped.
 
@@ -132,7 +133,7 @@ class GradientSearch(Algorithm):
         average = self._next_iterate()[1]
         bound = type(self).evaluate is not Algorithm.evaluate  # the copy that a workflow steps
         call = self.evaluate if bound else self._workflow.evaluate
-        if not evaluate or call is None:
+        if not evaluate or call is None or bool(self.best_smoothed.isposinf()):
             return average
         smoothed = self.smoothed(call(average[None]).to(average))[0]
         return average if bool(smoothed <= self.best_smoothed) else self.best.clone()
@@ -188,7 +189,8 @@ class GradientSearch(Algorithm):
         self.gradient = total / known.sum().clamp_min(1)
         self.pop = pop
         self.fit = failed_as_worst(fitness[:, 0])
-        smoothed = self.smoothed(fitness)  # (P,)
+        on_all = ~fitness[:, 1 : 1 + outputs].isnan().any(1)  # (P,) examples, not a minibatch
+        smoothed = torch.where(on_all, self.smoothed(fitness), torch.inf)  # (P,)
         place = smoothed.argmin()
         better = smoothed[place] < self.best_smoothed
         self.best = torch.where(better, pop[place], self.best)
@@ -197,7 +199,8 @@ class GradientSearch(Algorithm):
     def smoothed(self, fitness: torch.Tensor) -> torch.Tensor:
         """The fitness without steps: what counts by its sign counts as the logistic of its value.
 
-        Without outcomes it is the fitness itself. Where an outcome is not known it is the worst.
+        Without outcomes it is the fitness itself. Outcomes that are not known, as those outside of
+        a minibatch, are left out. Where none is known it is the worst.
 
         :param fitness: a `(P, 1 + S + n)` tensor, or without the gradient `(P, 1 + S)`.
         :return: a `(P,)` tensor, minimised.
@@ -206,4 +209,7 @@ class GradientSearch(Algorithm):
         if not outcomes.shape[1]:
             return failed_as_worst(fitness[:, 0])
         counted = torch.where(self.outcome_by_sign, outcomes.sigmoid(), outcomes)
-        return failed_as_worst(counted @ self.outcome_weights)
+        known = ~outcomes.isnan()  # (P, S)
+        total = torch.where(known, counted, 0.0) @ self.outcome_weights
+        part = known.to(counted) @ self.outcome_weights / self.outcome_weights.sum()
+        return failed_as_worst(torch.where(known.all(1), total, total / part))

@@ -199,7 +199,8 @@ def describe_average(average: Evaluation, *, regressed: bool) -> None:
         return
     errors = standard_errors(average.scores)
     error = objective_error(average.objective, average.by_task, errors)
-    print(f"{name} on dev: score {with_error(average.score, error)}")
+    split = "dev" if average.is_whole else "a minibatch of dev"
+    print(f"{name} on {split}: score {with_error(average.score, error)}")
     for task, score in average.by_task.items():
         remark = " (are the answers parsed? see --prompts)" if score == 0 else ""
         print(f"    {sanitize(task)} {with_error(score, errors[task])}{remark}")
@@ -230,12 +231,12 @@ def predict(merge_run: MergeRun, tried: Tried, beginning: float) -> list[str]:
     per_step = merge_run.algorithm.pop_size * tried.seconds + tried.step_seconds
     evaluations = limit.evaluations
     if evaluations is not None:
-        points = evaluations / cost_of_point(settings.algorithm)
+        points = evaluations / cost_of_point(settings)
         search = points / merge_run.algorithm.pop_size * per_step
     else:
         search = limit.seconds or 0.0
         points = search / per_step * merge_run.algorithm.pop_size
-    own = tried.seconds / cost_of_point(settings.algorithm)  # of an evaluation without gradient
+    own = tried.seconds / cost_of_point(settings)  # of an evaluation without gradient
     table = table_seconds(merge_run, own)
     each = f"about {tried.seconds:.2g} s each"
     steps = f"{tried.step_seconds:.2g} s a step for the search itself"

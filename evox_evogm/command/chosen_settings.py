@@ -1,7 +1,8 @@
 """Settings that a run finds out or chooses at its beginning, and keeps: a later process reads them.
 
-Beside `dtype`, `mode` and the sizes of batches these are how many numbers a function returns
-(`dev`, `test` and `margins` of a task with `fitness`), and the least scores of constraints.
+Beside `dtype`, `mode`, the sizes of batches and the number of minibatches these are how many
+numbers a function returns (`dev`, `test` and `margins` of a task with `fitness`), and the least
+scores of constraints.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
     from evox_evogm.command.tasks import RunTasks
     from evox_evogm.problems.scalarization import Objective
 
-FOUND_OUT = ("dtype", "mode", "batch_tokens", "max_memory", "tasks", "constraints", "chat_date")
+FOUND_OUT = (
+    "dtype",
+    "mode",
+    "batch_tokens",
+    "max_memory",
+    "minibatches",
+    "tasks",
+    "constraints",
+    "chat_date",
+)
 OF_FUNCTIONS = ("dev", "test", "margins")
 
 

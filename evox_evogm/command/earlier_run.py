@@ -27,7 +27,10 @@ def with_saved_choices(
     kept = list(FOUND_OUT)
     if settings.confirm is None:  # what was confirmed stays so
         kept += ["confirm", "confirm_examples"]
-    return settings.model_copy(update={name: getattr(saved, name) for name in kept})
+    chosen = {name: getattr(saved, name) for name in kept}
+    if saved.minibatches == "auto":  # of a version that had none
+        chosen["minibatches"] = 1
+    return settings.model_copy(update=chosen)
 
 
 def ends_elsewhere(settings: RunSettings, saved: RunSettings) -> bool:

@@ -151,7 +151,7 @@ def _finish(merge_run: MergeRun, console: Console, display, tracked: Callbacks) 
 def print_table_time(merge_run: MergeRun) -> None:
     """Say that the models of the final table are scored, and how long that may take."""
     known = [record["seconds"] for record in merge_run.records]
-    cost = cost_of_point(merge_run.settings.algorithm)  # gradients take longer than scores
+    cost = cost_of_point(merge_run.settings)  # gradients take longer than scores
     seconds = statistics.median(known) / cost if known else 0.0
     time = f", {minutes(table_seconds(merge_run, seconds))}" if seconds else ""
     print(f"\nscoring the base, the experts and the merge on test examples{time} ...", flush=True)

@@ -33,6 +33,7 @@ from evox_evogm.command.further_examples import notes_of_further, read_further
 from evox_evogm.command.kept_overrides import keep_overrides
 from evox_evogm.command.licences import check_licences, licences_of
 from evox_evogm.command.load_problem import load_problem, resolve_device
+from evox_evogm.command.minibatch_settings import count_of, with_minibatches
 from evox_evogm.command.notes import notes_of_inputs
 from evox_evogm.command.result import read_result
 from evox_evogm.command.run_files import REGMEAN
@@ -105,9 +106,10 @@ class MergeRun:
         commits = saved_commits(self.out)
         experts = expert_folders(settings.experts, folder, commits)
         n_experts = len(experts) * (2 if settings.keep_experts else 1)
-        pop_size = population_size(settings, n_experts)
         base = base_of_settings(settings, folder, commits)
         self.tasks = read_tasks(settings.tasks, folder, base, commits)
+        self.settings = settings = with_minibatches(settings, self.tasks)
+        pop_size = population_size(settings, n_experts)
         self.confirmed: dict | None = None  # what `confirm` has found
         self.further: list[Task] = []  # with further dev examples, for `confirm`
         is_open = self._goes_further or not is_chosen_as_wanted(settings, self.out)
@@ -180,6 +182,7 @@ class MergeRun:
             regmean=own_tasks,
             regmean_file=self.out / REGMEAN,
             keep_experts=settings.keep_experts,
+            minibatches=count_of(settings),
         )
 
     def close(self) -> None:

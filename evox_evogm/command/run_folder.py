@@ -37,6 +37,8 @@ CHANGEABLE = (
     "strict_licences",
 )
 
+OPEN_AS_AUTO = ("dtype", "mode", "minibatches")
+
 
 class RunLock:
     """A run folder that this process has alone.
@@ -184,7 +186,7 @@ def check_same_settings(settings: RunSettings, saved: RunSettings, out: Path) ->
     """
     before = saved.as_table()
     for name, value in settings.as_table().items():
-        if name in CHANGEABLE or (name in ("dtype", "mode") and value == "auto"):
+        if name in CHANGEABLE or (name in OPEN_AS_AUTO and value == "auto"):
             continue
         if name in BATCHES and value in LEFT_OPEN:
             continue

@@ -196,7 +196,7 @@ def known_examples(problem: LoRAMergeProblem, coefficients: torch.Tensor) -> ByE
     if len(problem.cache.unseen(pop)):
         return {}
     (found,) = problem.cache.find(pop)
-    if found.failure or found.estimate is not None:
+    if found.failure or not found.is_whole:
         return {}
     return each_once(problem.tasks, found.scores)
 

@@ -11,6 +11,7 @@ from evox_evogm.algorithms.gradient_search import GradientSearch
 from evox_evogm.algorithms.surrogate import Outcomes
 from evox_evogm.algorithms.surrogate_evogm import POP_SIZE, SurrogateEvoGM
 from evox_evogm.command.constraint_settings import MULTI_OBJECTIVE, objectives_of
+from evox_evogm.command.minibatch_settings import count_of
 from evox_evogm.command.multi_objective import POP_SIZE as MULTI_OBJECTIVE_POP_SIZE
 from evox_evogm.command.multi_objective import arguments_of, make_multi_objective
 from evox_evogm.command.settings import RunSettings
@@ -77,33 +78,30 @@ def population_size(settings: RunSettings, n: int) -> int:
         pop_size = settings.pop_size or MULTI_OBJECTIVE_POP_SIZE
     else:
         pop_size = settings.pop_size or max(2, 2 * n)
-    cost = pop_size * cost_of_point(settings.algorithm)
+    cost = pop_size * cost_of_point(settings)
     evaluations = settings.limit.evaluations
     if evaluations is not None and evaluations < cost:
-        expected = f"expected at least one population, {cost} evaluations"
+        expected = f"expected at least one population, {cost:.3g} evaluations"
         raise ValueError(f"budget: {expected}, found {evaluations}")
     return pop_size
 
 
-def cost_of_point(algorithm: str) -> int:
-    """What a point costs in full evaluations: more with its gradient.
+def cost_of_point(settings: RunSettings) -> float:
+    """What a point costs in full evaluations: more with its gradient, less on a minibatch."""
+    if settings.algorithm != "GradientSearch":
+        return 1
+    return GRADIENT_COST / count_of(settings)
 
-    :param algorithm: the name.
-    """
-    return GRADIENT_COST if algorithm == "GradientSearch" else 1
 
-
-def recommendation_cost(algorithm: Search, budget: int | None) -> int:
+def recommendation_cost(algorithm: Search, settings: RunSettings) -> float:
     """Evaluations that are kept for `recommended`.
 
-    The point that an algorithm recommends is evaluated, unless the budget is one population. EvoGM
-    and algorithms for several objectives recommend none.
-
-    :param budget: in evaluations; None if it is a time.
+    The point that an algorithm recommends is evaluated, unless the budget is one population, or
+    evaluations are on minibatches. EvoGM and algorithms for several objectives recommend none.
     """
-    if not isinstance(algorithm, RECOMMENDING):
+    if not isinstance(algorithm, RECOMMENDING) or count_of(settings) > 1:
         return 0
-    cost = cost_of_point(type(algorithm).__name__)
+    budget, cost = settings.limit.evaluations, cost_of_point(settings)
     if budget is None:
         return cost
     return cost if budget >= (algorithm.pop_size + 1) * cost else 0

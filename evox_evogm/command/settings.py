@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from datetime import date
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from evox_evogm.command.constraint_settings import check_objective, with_default_algorithm
+from evox_evogm.command.minibatch_settings import check_minibatches
 from evox_evogm.command.setting_types import (
     EXPECTED_DATE,
     BatchTokens,
@@ -160,6 +161,14 @@ class RunSettings(StrictSettings):
         "Stop evaluating a merge that is clearly behind (pruning); with SurrogateEvoGM only. The "
         "budget then counts the fraction of the examples that was evaluated.",
     )
+    minibatches: Literal["auto"] | Annotated[int, Field(ge=1)] = setting(
+        "auto",
+        "a whole number or auto",
+        "With GradientSearch, cut the dev examples of every task into so many parts. An evaluation "
+        "takes one of them, in turn, and counts as so much less, so that a small budget has more "
+        "steps. 1 is all examples. auto gives the budget some 50 steps, as far as there are "
+        "examples.",
+    )
     trial: Trial = setting(
         False,
         EXPECTED_TRIAL,
@@ -276,6 +285,11 @@ class RunSettings(StrictSettings):
         if self.racing and self.algorithm != "SurrogateEvoGM":
             expected = f"expected false with algorithm {self.algorithm}"
             raise ValueError(f"racing: {expected}, found true; only SurrogateEvoGM can prune")
+        return self
+
+    @model_validator(mode="after")
+    def _check_minibatches(self) -> "RunSettings":
+        check_minibatches(self)
         return self
 
     @model_validator(mode="after")

@@ -34,7 +34,7 @@ def has_converged(
     if gain is None or not isinstance(algorithm, RECOMMENDING):
         return False
     scored = [record["coefficients"] for record in records if record["score"] is not None]
-    cost = cost_of_point(settings.algorithm)
+    cost = cost_of_point(settings)
     if cost * len(scored) < 2 * WINDOW:
         return False
     points = torch.tensor(scored)

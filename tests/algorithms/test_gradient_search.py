@@ -210,3 +210,44 @@ def test_a_problem_without_gradients_is_refused():
     workflow = make_workflow(outcomes=None)
     with pytest.raises(ValueError, match=r"expected fitness \(2, 5\), a row per point"):
         workflow.init_step()
+
+
+class OnMinibatches(Problem):
+    """A bowl whose two outcomes are seen in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.points = []
+
+    def evaluate(self, pop):
+        apart = pop - TARGET
+        outcomes = torch.stack([apart[:, :2].square().sum(1), apart[:, 2:].square().sum(1)], 1)
+        outcomes[:, len(self.points) % 2] = torch.nan
+        self.points.append(pop)
+        return torch.cat([outcomes.nansum(1, keepdim=True), outcomes, 2 * apart], 1)
+
+
+def test_on_minibatches_the_average_is_recommended_without_an_evaluation():
+    """Fitness on different examples cannot be compared, so no point is the best."""
+    problem = OnMinibatches()
+    outcomes = Outcomes(torch.tensor([0.25, 0.75]), torch.tensor([False, False]))
+    workflow = make_workflow(1, problem=problem, outcomes=outcomes)
+    workflow.init_step()
+    for _ in range(5):
+        workflow.step()
+    evaluated = len(problem.points)
+    recommended = workflow.algorithm.recommend()
+    assert len(problem.points) == evaluated == 6
+    torch.testing.assert_close(recommended, workflow.algorithm.recommend(evaluate=False))
+    assert bool(workflow.algorithm.best_smoothed.isinf())
+
+
+def test_outcomes_that_are_not_known_are_left_out_of_the_smoothed_fitness():
+    outcomes = Outcomes(torch.tensor([0.1, 0.3, 0.6]), torch.tensor([False, True, False]))
+    search = GradientSearch(torch.zeros(2), outcomes=outcomes)
+    nan, inf = torch.nan, torch.inf
+    fitness = torch.tensor(
+        [[9.0, 2.0, 0.0, 1.0], [9.0, nan, 0.0, 1.0], [nan, nan, nan, nan], [9.0, 2.0, inf, nan]]
+    )
+    expected = [0.2 + 0.15 + 0.6, (0.15 + 0.6) / 0.9, torch.finfo(torch.float32).max, 0.5 / 0.4]
+    torch.testing.assert_close(search.smoothed(fitness), torch.tensor(expected))

@@ -53,6 +53,20 @@ def test_a_budget_is_cut_to_whole_steps_and_the_recommended_merge(algorithm, giv
     assert not limit.has_room(last + 1, seconds=0.0)
 
 
+def test_minibatches_use_all_of_a_budget():
+    """21 steps of 3/7 are 9 evaluations, up to rounding."""
+    limit = limit_of("GradientSearch", budget=10, minibatches=7)
+    cost = 3 / 7
+    assert limit.kept == 0 and limit.step_cost == cost
+    (words,) = limit.words()
+    assert words == (
+        "budget 10: 10 evaluations, 23 populations of 1 merge with gradients, each counted as "
+        "0.429, on one of 7 minibatches"
+    )
+    assert limit.has_room(sum([cost] * 22), 0.0) and not limit.has_room(sum([cost] * 23), 0.0)
+    assert limit_of("GradientSearch", budget=9, minibatches=7).has_room(sum([cost] * 20), 0.0)
+
+
 def test_a_time_is_not_cut():
     limit = limit_of("SurrogateEvoGM", budget="20min")
     assert (limit.budget.evaluations, limit.budget.seconds, limit.words()) == (None, 1200, [])

@@ -13,6 +13,7 @@ from evox_evogm.command.html_report.landscape import interpolate, slice_through
 from evox_evogm.command.html_report.landscape_chart import landscape
 from evox_evogm.command.html_report.progress_charts import (
     best_so_far,
+    scores_on_minibatches,
     spread_of_points,
     spread_of_scores,
 )
@@ -86,6 +87,7 @@ def figures_of(run: RunData) -> dict[str, Figure]:
     found = [
         scores_of_models(run),
         best_so_far(run),
+        scores_on_minibatches(run),
         spread_of_scores(run),
         spread_of_points(run),
         coefficients(run),

@@ -21,6 +21,7 @@ from evox_evogm.command.html_report.svg import (
     spread_labels,
     text,
 )
+from evox_evogm.monitoring.progress import AVERAGED
 from evox_evogm.resume.journaled_problem import RECOMMENDED
 
 LOW = 0.1  # the share of the lowest scores that may lie below the picture
@@ -70,6 +71,41 @@ def best_so_far(run: RunData) -> Figure | None:
         )
     title = "Best dev score so far"
     return Figure("best_so_far", title, axes.picture("best_so_far", title, caption), caption)
+
+
+def scores_on_minibatches(run: RunData) -> Figure | None:
+    """The score of every evaluation on its own minibatch, and the mean of the last ones."""
+    scores, costs = [], []
+    for record, cost in zip(run.records, run.costs.cumsum(0).tolist(), strict=True):
+        if "places" in record and record["score"] is not None:
+            scores.append(record["score"])
+            costs.append(cost)
+    if len(scores) < 2:
+        return None
+    means = []
+    for number in range(1, len(scores) + 1):
+        last = scores[max(0, number - AVERAGED) : number]
+        means.append(sum(last) / len(last))
+    axes = Axes(
+        (0.0, costs[-1]),
+        padded(scores, 0.08),
+        xlabel="evaluations' worth",
+        whole=True,
+        ylabel=score_label(run),
+    )
+    places = [(axes.x(cost), axes.y(score)) for cost, score in zip(costs, scores, strict=True)]
+    axes.add(dots(places, evaluated_style(len(places))))
+    line_through = [(axes.x(cost), axes.y(mean)) for cost, mean in zip(costs, means, strict=True)]
+    axes.add(path(line_through, "merge-line"))
+    draw_references(axes, reference_scores(run))
+    caption = (
+        "Dots are evaluated merges, each on a part of the dev examples, which differ in difficulty."
+        f" The line is the mean of the last {AVERAGED}. What is recommended is an average of all "
+        "these merges, and the table has its score on all dev examples."
+    )
+    title = "Scores on minibatches"
+    svg = axes.picture("scores_on_minibatches", title, caption)
+    return Figure("scores_on_minibatches", title, svg, caption)
 
 
 def _each_costs_one(run: RunData) -> bool:

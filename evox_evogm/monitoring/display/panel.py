@@ -34,16 +34,17 @@ def panel(progress: Progress | None, facts: RunFacts, console: Console) -> Rende
     record = progress.best_record
     if record is None:
         return Group(*lines, *findings)
+    which = "last" if progress.averaged else "best"
     tasks = record.get("tasks") or {}
     coefficients = facts.by_expert(record["coefficients"])
     left = max(6, height - len(lines) - len(findings) - 4)
     rows = -(-len(tasks) // _columns(tasks, width))
     for_tasks = max(2, min(rows, left // 2))
     if tasks:  # functions of an EvoX problem have none
-        lines.append(_title(f"scores of the best by task ({len(tasks)})", width))
+        lines.append(_title(f"scores of the {which} by task ({len(tasks)})", width))
         lines += _cells(tasks, width, for_tasks, _score_cell, lambda score: score)
     what = "mean coefficients" if facts.groups > 1 else "coefficients"
-    whose = f"{what} of the best by expert" if facts.experts else "coordinates of the best"
+    whose = f"{what} of the {which} by expert" if facts.experts else f"coordinates of the {which}"
     lines.append(_title(f"{whose} ({len(coefficients)})", width))
     lines += _cells(coefficients, width, left - for_tasks, _coefficient_cell, lambda c: -abs(c))
     return Group(*lines, *findings)
@@ -73,9 +74,11 @@ def _scores(progress: Progress, width: int) -> list[Text]:
     best_so_far: list[float] = []
     for score in scores:
         best_so_far.append(max(score, best_so_far[-1]) if best_so_far else score)
+    if progress.averaged:
+        best_so_far = scores
     number = (progress.best_record or {}).get("evaluation")
-    of = "" if number is None else f" (evaluation {number + 1})"
-    best = f"best {_number(progress.shown(progress.best))}{progress.best_error} "
+    of = "" if number is None or progress.averaged else f" (evaluation {number + 1})"
+    best = f"{progress.what()} {_number(progress.shown(progress.best))}{progress.best_error} "
     average = f"mean {_number(progress.shown(mean(scores)))} "
     room = max(4, min(40, width - cell_len(best) - cell_len(of)))
     lines = []

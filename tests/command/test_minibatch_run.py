@@ -1,0 +1,109 @@
+"""Runs whose evaluations take minibatches: what they count, how they go on, what they show."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from builders import change_settings, history, interrupt_searches, merge
+
+from evox_evogm.command import cli
+from evox_evogm.command.minibatch_settings import with_minibatches
+from evox_evogm.command.settings import parse_settings
+
+SEARCH = {"algorithm": "GradientSearch", "groups": "layer", "pop_size": 1, "search": {}}
+NEEDED = {"base": "b", "experts": "e", "tasks": [{"json_lines": "d", "test_file": "t"}]}
+
+
+def result_of(out):
+    return json.loads((out / "result.json").read_text())
+
+
+def test_a_run_counts_parts_of_evaluations_and_recommends_the_average(project, capsys):
+    change_settings(project, **SEARCH, budget=12, minibatches=2)
+    assert merge(project) == 0
+    out, printed = project / "out", capsys.readouterr().out
+    records, result = history(out), result_of(out)
+    assert [record["cost"] for record in records] == [1.5] * 8
+    assert result["evaluations"] == 8 and result["full_evaluations"] == 12
+    for record in records:
+        assert [len(places) for places in record["places"].values()] == [2, 2]
+    assert "mean score of the last 8" in printed and "best score" not in printed
+    point = [value for row in result["coefficients_by_group"].values() for value in row.values()]
+    evaluated = [record["coefficients"] for record in records]
+    assert point not in evaluated
+    row = result["scores"][-1]
+    assert row["dev"]["quiz"] * 4 == round(row["dev"]["quiz"] * 4)  # of four examples, all of dev
+    assert yaml.safe_load((out / "config.yaml").read_text())["minibatches"] == 2
+    page = (out / "report.html").read_text()
+    assert "Scores on minibatches" in page and "Best dev score so far" not in page
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(project, monkeypatch):
+    change_settings(project, **SEARCH, budget=12, minibatches=2)
+    assert merge(project, out="whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt_searches(patch, 3)
+        assert merge(project) == cli.INTERRUPTED
+    assert merge(project) == 0
+    assert history(project / "out") == history(project / "whole")
+
+
+def test_a_larger_budget_goes_on_with_the_same_minibatches(project):
+    change_settings(project, **SEARCH, budget=6, minibatches=2)
+    assert merge(project) == 0
+    before = history(project / "out")
+    change_settings(project, minibatches="auto")
+    assert merge(project, "--budget", "12") == 0
+    after = history(project / "out")
+    assert after[: len(before)] == before and len(after) == 8
+    assert {record["cost"] for record in after} == {1.5}
+
+
+def test_a_run_of_a_version_without_minibatches_goes_on_without(project, monkeypatch):
+    change_settings(project, **SEARCH, budget=12)
+    with monkeypatch.context() as patch:
+        interrupt_searches(patch, 2)
+        assert merge(project) == cli.INTERRUPTED
+    config = project / "out" / "config.yaml"
+    table = yaml.safe_load(config.read_text())
+    assert table.pop("minibatches") == 1  # there are too few examples for more
+    config.write_text(yaml.safe_dump(table))
+    assert merge(project) == 0
+    assert {record["cost"] for record in history(project / "out")} == {3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        ({"algorithm": "GradientSearch", "budget": 60}, 3),
+        ({"algorithm": "GradientSearch", "budget": 160}, 1),
+        ({"algorithm": "GradientSearch", "budget": "20min"}, 1),
+        ({"algorithm": "GradientSearch", "budget": 60, "confirm": 3}, 1),
+        ({"algorithm": "GradientSearch", "budget": 60, "minibatches": 5}, 5),
+        ({"algorithm": "SurrogateEvoGM", "budget": 60}, 1),
+    ],
+)
+def test_auto_gives_a_small_budget_more_steps(settings, count):
+    dev = [SimpleNamespace(examples=[None] * 30) for _ in range(11)]
+    found = with_minibatches(parse_settings({**NEEDED, **settings}, "s"), SimpleNamespace(dev=dev))
+    assert found.minibatches == count
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"algorithm": "SurrogateEvoGM"},
+            "minibatches: expected auto or 1 with algorithm SurrogateEvoGM, found 2; only "
+            "GradientSearch follows gradients",
+        ),
+        (
+            {"algorithm": "GradientSearch", "confirm": 3},
+            "minibatches: expected auto or 1 with confirm, found 2; it compares merges by all dev",
+        ),
+    ],
+)
+def test_minibatches_are_refused_where_they_mean_nothing(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse_settings({**NEEDED, **settings, "minibatches": 2}, "settings")
