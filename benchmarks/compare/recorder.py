@@ -54,9 +54,11 @@ class Recorder(Problem):
         self.until = budget
         self.basis: torch.Tensor | None = None
         self.center = sum(problem.box) / 2
-        self.cost = 1.0  # of a point
+        self.cost = self.recommendation_cost = 1.0  # of a point, and of the recommended one
         if problem.objectives == "gradients":
             self.cost = GRADIENT_COST / problem.minibatches
+            # On minibatches an average is recommended, and not evaluated.
+            self.recommendation_cost = 0.0 if problem.minibatches > 1 else self.cost
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:

@@ -123,9 +123,9 @@ def run_until_used(workflow: StdWorkflow, recorder: Recorder, *, stop: bool = Fa
     algorithm = workflow.algorithm
     if hasattr(algorithm, "recommend"):
         step = algorithm.pop_size * recorder.cost
-        kept = 0.0 if recorder.problem.minibatches > 1 else recorder.cost
+        until = recorder.until - recorder.recommendation_cost + ROUNDING
         workflow.init_step()
-        while recorder.budget_used + step + kept <= recorder.until + ROUNDING:
+        while recorder.budget_used + step <= until:
             if stop and should_stop(algorithm, *recorder.history, cost=recorder.cost):
                 break
             workflow.step()

@@ -3,8 +3,11 @@
 import pytest
 import torch
 from evox.core import Problem
+from evox.workflows import StdWorkflow
 
 from benchmarks.compare.recorder import BudgetUsed, Recorder, best_rows
+from benchmarks.compare.search import run_until_used
+from evox_evogm import GradientSearch, Outcomes
 from evox_evogm.problems import Racing
 
 
@@ -68,3 +71,25 @@ def test_a_basis_is_applied_before_points_are_evaluated_and_kept():
     recorder.basis = torch.tensor([[0.5]])
     assert recorder.evaluate(points(0.8)).shape == (1, 11)
     assert recorder.rows[0].point == pytest.approx([0.4])
+
+
+class OnMinibatches(Problem):
+    """Counts the points of a search along gradients whose evaluations take a third."""
+
+    objectives, minibatches, racing = "gradients", 3, None
+    box = torch.tensor([-1.0]), torch.tensor([1.0])
+
+    def evaluate(self, pop):
+        return torch.cat([pop, torch.full_like(pop, torch.nan), pop], 1)
+
+
+def test_minibatches_are_parts_of_evaluations_and_use_all_of_the_budget():
+    recorder = Recorder(OnMinibatches(), 4, outcomes=True)
+    search = GradientSearch(
+        torch.zeros(1), outcomes=Outcomes(torch.ones(1), torch.tensor([False])), perturbation=0.0
+    )
+    workflow = StdWorkflow(search, recorder, opt_direction="max")
+    run_until_used(workflow, recorder)
+    assert [row.budget_used for row in recorder.rows] == [1, 2, 3, 4]
+    workflow.algorithm.recommend()
+    assert len(recorder.rows) == 4

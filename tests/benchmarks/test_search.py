@@ -9,7 +9,7 @@ import torch
 from benchmarks.compare.cases import Case, default_pop_size
 from benchmarks.compare.methods import METHODS, Method, box
 from benchmarks.compare.runs import read_runs
-from benchmarks.compare.search import commit
+from benchmarks.compare.search import commit, minibatches_of
 from evox_evogm.baselines import RandomSearch
 
 SOME = ["batches of 5", "RBF kernel", "beta 0"]
@@ -107,3 +107,18 @@ def test_every_change_of_the_design_changes_the_search(tmp_path, run_on_peak, me
         points.append([row[3:] for row in read_rows(case.file(tmp_path, ".csv"))])
     assert points[0] != points[1]
     assert max(map(len, points)) <= budget
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "count"),
+    [
+        ("GradientSearch 40", {}, 4),
+        ("GradientSearch by channel 15", {}, 7),
+        ("GradientSearch", {}, 1),
+        ("GradientSearch 40 on all questions", {}, 1),
+        ("GradientSearch 40", {"dev_examples": 4}, 2),
+    ],
+)
+def test_a_search_along_gradients_has_the_minibatches_that_its_budget_needs(method, setting, count):
+    """13 tasks of 13 questions; 52 questions make two minibatches of 24 at least."""
+    assert minibatches_of(Case("synthetic", method, 0, n=10, **setting), draw=0) == count
