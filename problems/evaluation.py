@@ -28,7 +28,7 @@ class Evaluation:
     :param margins: like `scores`, by how much each example is right; only where the objectives are
         outcomes.
     :param cost: in full evaluations: the fraction of the examples that was evaluated of a pruned
-        merge, and `GRADIENT_COST` with a gradient, of which a minibatch takes its part.
+        merge; `GRADIENT_COST` with a gradient, divided by the number of minibatches.
     :param estimate: of a pruned merge's score, or None.
     :param gradient: the n g derivatives of the smoothed score by the coefficients; empty if they
         were not asked for.

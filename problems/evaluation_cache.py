@@ -43,6 +43,7 @@ class EvaluationCache:
         self._scales = torch.tensor(scales, device="cpu")
         self._evaluations: dict[Key, Evaluation] = {}
         self._recommended: set[Key] = set()  # evaluated at the end of a search, not in it
+        self._searched: set[Key] = set()  # evaluated in a search, also in vain
 
     def unseen(self, pop: torch.Tensor) -> torch.Tensor:
         """The merges of a population that have no evaluation, each once.
@@ -89,6 +90,7 @@ class EvaluationCache:
         """Keep evaluations, also of merges that failed: they are not tried again."""
         for key, evaluation in self._by_key(evaluations).items():
             self._evaluations[key] = _packed(evaluation)
+            self._searched.add(key)
 
     def load_history(self, records: Iterable[Mapping]) -> None:
         """Keep the evaluations of an earlier process, except those that failed.
@@ -98,24 +100,36 @@ class EvaluationCache:
         """
         succeeded: list[Evaluation] = []
         recommended: list[Evaluation] = []
+        failed: list[Evaluation] = []
         for record in records:
             evaluation = Evaluation.from_record(record)
-            if not evaluation.failure:
+            if evaluation.failure and not record.get("recommended"):
+                failed.append(evaluation)
+            elif not evaluation.failure:
                 kept = recommended if record.get("recommended") else succeeded
                 kept.append(_packed(evaluation))
         for key, evaluation in self._by_key(succeeded).items():
             self._evaluations.setdefault(key, evaluation)
+        self._searched |= self._by_key([*succeeded, *failed]).keys()
         for key, evaluation in self._by_key(recommended).items():
             if key not in self._evaluations:
                 self._evaluations[key] = evaluation
                 self._recommended.add(key)
 
     def searched(self, besides: torch.Tensor) -> int:
-        """How many merges a search has evaluated.
+        """How many merges a search has evaluated, also in vain.
 
         :param besides: a `(P, n g)` tensor of merges that are left out.
         """
-        return len(self._evaluations.keys() - self._recommended - set(self._keys(besides)))
+        return len(self._searched - set(self._keys(besides)))
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether a merge that a search has evaluated did not fail."""
+        for key, evaluation in self._evaluations.items():
+            if evaluation.scores and key not in self._recommended:
+                return True
+        return False
 
     def best(self, besides: torch.Tensor) -> Evaluation | None:
         """The best complete evaluation, or None.
@@ -136,6 +150,7 @@ class EvaluationCache:
         """Forget all evaluations."""
         self._evaluations.clear()
         self._recommended.clear()
+        self._searched.clear()
 
     def _keys(self, pop: torch.Tensor) -> list[Key]:
         coefficients = pop.detach().to("cpu", torch.float32)

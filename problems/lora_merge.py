@@ -82,8 +82,8 @@ class LoRAMergeProblem(Problem):
     - the mean over tasks and a margin per example (`"outcomes"`), for `SurrogateEvoGM(...,
       outcomes=Outcomes(*problem.outcomes))`. The margins say by how much each example is right, and
       cost nothing more, or
-    - the same and the gradient (`"gradients"`), which counts as 3 evaluations. Merges are evaluated
-      in unmerged mode then.
+    - the same and the gradient (`"gradients"`), which counts as 3 evaluations, or as less on
+      `minibatches`. Merges are evaluated in unmerged mode then.
 
     What others may read or set:
 
@@ -153,8 +153,8 @@ class LoRAMergeProblem(Problem):
         :param objectives: `"mean"` over tasks, all `"tasks"`, the mean and the `"outcomes"` of all
             examples, or these and `"gradients"`.
         :param minibatches: with gradients, cut the examples of every task into so many parts. Each
-            evaluation takes one of them, in turn, and counts as so much less, see
-            `minibatches.py`. 1 means all examples.
+            population takes one of them and counts as so much less, see `minibatches.py`. Which one
+            depends on how many merges `cache` holds. 1 means all examples.
         :param objective: how the scores of tasks become the score of a merge: their `"mean"`, the
             `"worst"`, their `"harmonic"` mean, or an `Objective` with weights and constraints.
             Outcomes and gradients are those of a weighted mean without constraints.
@@ -456,7 +456,7 @@ class LoRAMergeProblem(Problem):
         self.budget_used += sum(evaluation.cost for evaluation in evaluations)
         with ready_to_score(self.language_model.model):
             fitness = self._fitness(evaluations, pop)
-        if len(evaluations) > 1 or self.cache.best(besides=pop[:0]) is None:
+        if len(evaluations) > 1 or not self.cache.has_scores:
             check_not_all_failed(evaluations, fitness)
         return fitness
 
@@ -469,7 +469,7 @@ class LoRAMergeProblem(Problem):
             return partial(
                 differentiate_merges,
                 scorer=self.scorer,
-                minibatch=self._minibatches.at(self.cache.searched(pop) // len(pop)),
+                minibatch=self._minibatches.at(self.cache.searched(pop) // max(1, len(pop))),
                 shares=self._shares,
             )
         best = None
@@ -508,7 +508,7 @@ class LoRAMergeProblem(Problem):
         :param records: what `Evaluation.as_record` gave for each.
         """
         if self.objectives == "gradients":
-            records = [record for record in records if "gradient" in record]
+            records = [record for record in records if "gradient" in record or "failure" in record]
         self.cache.load_history(records)
 
     def score_tasks(

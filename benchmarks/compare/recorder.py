@@ -6,9 +6,8 @@ from typing import NamedTuple
 import torch
 from evox.core import Problem
 
+from evox_evogm.monitoring.progress import ROUNDING
 from evox_evogm.problems.evaluation import GRADIENT_COST
-
-ROUNDING = 1e-6  # of sums of fractions of evaluations
 
 
 class BudgetUsed(Exception):
@@ -55,10 +54,12 @@ class Recorder(Problem):
         self.basis: torch.Tensor | None = None
         self.center = sum(problem.box) / 2
         self.cost = self.recommendation_cost = 1.0  # of a point, and of the recommended one
+        self.minibatches = 1
         if problem.objectives == "gradients":
-            self.cost = GRADIENT_COST / problem.minibatches
+            self.minibatches = problem.minibatches
+            self.cost = GRADIENT_COST / self.minibatches
             # On minibatches an average is recommended, and not evaluated.
-            self.recommendation_cost = 0.0 if problem.minibatches > 1 else self.cost
+            self.recommendation_cost = 0.0 if self.minibatches > 1 else self.cost
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,10 @@ def read_runs(folder: Path) -> Runs | None:
         curve = read_curve(path.with_suffix(".csv"))
         test = {"test": result["test"], TEST_OF_BEST: result.get(TEST_OF_BEST)}
         details = {name: result.get(name, "?") for name in DETAILS}
-        results.append({**run, "dev": curve["best"].iloc[-1], **test, **details})
+        best = curve["best"].iloc[-1]
+        if result.get("minibatches", 1) > 1:  # only the recommended point has a dev score
+            best = result["dev"]
+        results.append({**run, "dev": best, **test, **details})
         tasks.append({**run, **result["test by task"]})
         curves.append(curve.assign(**run))
     if not results:
@@ -114,5 +117,5 @@ def read_curve(path: Path) -> pd.DataFrame:
     row = np.searchsorted(used, evaluation + 1e-4, side="right") - 1
     seconds = table["seconds"].to_numpy()[row]
     # A point with its gradient costs several: before it, nothing is known.
-    known = np.where(row < 0, np.nan, best[row])
+    known = np.where((row < 0) | np.isinf(best[row]), np.nan, best[row])
     return pd.DataFrame({"evaluation": evaluation, "best": known, "seconds": seconds})

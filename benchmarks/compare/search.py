@@ -23,10 +23,11 @@ from evox.workflows import StdWorkflow
 
 from benchmarks.compare.cases import RUNS, Case
 from benchmarks.compare.methods import METHODS
-from benchmarks.compare.recorder import ROUNDING, BudgetUsed, Recorder, best_rows
+from benchmarks.compare.recorder import BudgetUsed, Recorder, best_rows
 from benchmarks.compare.trained_lora import run_training
 from benchmarks.suites.suite import SUITES
 from evox_evogm.algorithms.stopping import should_stop
+from evox_evogm.monitoring.progress import ROUNDING
 from evox_evogm.problems import LoRAMergeProblem, Task
 from evox_evogm.problems.minibatches import minibatches_for
 from evox_evogm.resume.journal import Journal
@@ -153,6 +154,7 @@ def run_case(
     result_path = case.file(runs, ".json")
     if result_path.exists():
         earlier = json.loads(result_path.read_text())
+        check_same_minibatches(case, earlier, result_path)
         return f"{result_path.stem} is there, from commit {earlier['commit']}"
     result_path.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(case.threads)
@@ -177,6 +179,20 @@ def run_case(
     return f"{result_path.stem}: {scores}, {result['seconds']:.1f} s"
 
 
+def check_same_minibatches(case: Case, earlier: dict, path: Path) -> None:
+    """Refuse a result with other minibatches, such as one of a version that had none."""
+    method = METHODS[case.method]
+    if not method.gradients:
+        return
+    wanted = minibatches_of(case, case.seed if case.resampled_dev else None)
+    found = earlier.get("minibatches", 1)
+    if found != wanted:
+        raise SystemExit(
+            f"{path}: expected {wanted} minibatches, found {found}, of commit {earlier['commit']}; "
+            "take another folder, or the method on all questions"
+        )
+
+
 def run_search(
     case: Case,
     runs: Path,
@@ -195,7 +211,8 @@ def run_search(
     return {
         **described(case, problem),
         "evaluations": len(recorder.rows),
-        **score_choice(problem, test_tasks, point, best_rows(recorder.rows, 1)[0]),
+        "minibatches": recorder.minibatches,
+        **score_choice(problem, test_tasks, point, best_on_dev(recorder)),
         "seconds": seconds,
         "seconds of evaluation": recorder.evaluation_seconds + seconds_before,
         "recommended": point.tolist(),
@@ -229,7 +246,7 @@ def open_journal(path: Path, problem: LoRAMergeProblem) -> Journal:
 
 
 def write_evaluations(path: Path, recorder: Recorder, seconds_before: float) -> None:
-    """Write a line per evaluation.
+    """Write a line per evaluation, without its score if that is on a minibatch.
 
     :param path: of the file.
     :param recorder: what was evaluated.
@@ -242,23 +259,34 @@ def write_evaluations(path: Path, recorder: Recorder, seconds_before: float) -> 
         table.writerow(["evaluation", "score", "seconds", *coefficients])
         for row in recorder.rows:
             point = [f"{value:.6g}" for value in row.point]
+            score = "" if recorder.minibatches > 1 else f"{row.score:.6g}"
             seconds = f"{row.seconds + seconds_before:.3f}"
-            table.writerow([f"{row.budget_used:.6g}", f"{row.score:.6g}", seconds, *point])
+            table.writerow([f"{row.budget_used:.6g}", score, seconds, *point])
+
+
+def best_on_dev(recorder: Recorder) -> torch.Tensor | None:
+    """The point with the best score; None if scores are on minibatches, where none is the best."""
+    if recorder.minibatches > 1:
+        return None
+    return best_rows(recorder.rows, 1)[0]
 
 
 def score_choice(
-    problem: Problem, test_tasks: list[Task], point: torch.Tensor, best_on_dev: torch.Tensor
+    problem: Problem, test_tasks: list[Task], point: torch.Tensor, best: torch.Tensor | None
 ) -> dict:
-    """Scores of the final choice, and of the best on dev, which is only reported."""
+    """Scores of the final choice, and of the best on dev, which is only reported.
+
+    :param best: on dev, or None.
+    """
     dev = score_by_task(problem, point)
     test = score_by_task(problem, point, test_tasks)
     test_of_best = test
-    if not torch.equal(point, best_on_dev):
-        test_of_best = score_by_task(problem, best_on_dev, test_tasks)
+    if best is not None and not torch.equal(point, best):
+        test_of_best = score_by_task(problem, best, test_tasks)
     return {
         "dev": mean(dev),
         "test": mean(test),
-        "test of the best on dev": mean(test_of_best),
+        "test of the best on dev": None if best is None else mean(test_of_best),
         "dev by task": dev,
         "test by task": test,
     }

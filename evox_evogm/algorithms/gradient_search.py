@@ -135,7 +135,7 @@ class GradientSearch(Algorithm):
         call = self.evaluate if bound else self._workflow.evaluate
         if not evaluate or call is None or bool(self.best_smoothed.isposinf()):
             return average
-        smoothed = self.smoothed(call(average[None]).to(average))[0]
+        smoothed = self._smoothed_if_whole(call(average[None]).to(average))[0]
         return average if bool(smoothed <= self.best_smoothed) else self.best.clone()
 
     def recent_gain(self, points: torch.Tensor, fitness: torch.Tensor, last: int) -> float:
@@ -189,12 +189,16 @@ class GradientSearch(Algorithm):
         self.gradient = total / known.sum().clamp_min(1)
         self.pop = pop
         self.fit = failed_as_worst(fitness[:, 0])
-        on_all = ~fitness[:, 1 : 1 + outputs].isnan().any(1)  # (P,) examples, not a minibatch
-        smoothed = torch.where(on_all, self.smoothed(fitness), torch.inf)  # (P,)
+        smoothed = self._smoothed_if_whole(fitness)  # (P,)
         place = smoothed.argmin()
         better = smoothed[place] < self.best_smoothed
         self.best = torch.where(better, pop[place], self.best)
         self.best_smoothed = torch.where(better, smoothed[place], self.best_smoothed)
+
+    def _smoothed_if_whole(self, fitness: torch.Tensor) -> torch.Tensor:
+        """`smoothed`, a (P,) tensor; infinite where outcomes are not known, as on minibatches."""
+        outcomes = fitness[:, 1 : 1 + len(self.outcome_weights)]  # (P, S)
+        return torch.where(outcomes.isnan().any(1), torch.inf, self.smoothed(fitness))
 
     def smoothed(self, fitness: torch.Tensor) -> torch.Tensor:
         """The fitness without steps: what counts by its sign counts as the logistic of its value.

@@ -202,7 +202,8 @@ def describe_average(average: Evaluation, *, regressed: bool) -> None:
     split = "dev" if average.is_whole else "a minibatch of dev"
     print(f"{name} on {split}: score {with_error(average.score, error)}")
     for task, score in average.by_task.items():
-        remark = " (are the answers parsed? see --prompts)" if score == 0 else ""
+        is_odd = score == 0 and average.is_whole  # a minibatch has few examples
+        remark = " (are the answers parsed? see --prompts)" if is_odd else ""
         print(f"    {sanitize(task)} {with_error(score, errors[task])}{remark}")
 
 
@@ -274,7 +275,7 @@ def extra_evaluations(merge_run: MergeRun) -> dict[str, float]:
         tasks = merge_run.further, problem.tasks
         what = f"the best merges again (at most {settings.confirm})"
         found[what] = cost_of_confirmation(*tasks, settings.confirm)
-    if settings.test_points:
+    if settings.test_points and problem.minibatches == 1:
         dev, test = (_letters(tasks) for tasks in (merge_run.tasks.dev, merge_run.tasks.test))
         found["test scores of the history"] = settings.test_points * test / dev
     if wants_contributions(settings.contributions, problem.n_experts):

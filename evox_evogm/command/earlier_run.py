@@ -5,6 +5,7 @@ from pathlib import Path
 
 from evox_evogm.command.chosen_settings import FOUND_OUT
 from evox_evogm.command.confirm import is_confirmed
+from evox_evogm.command.minibatch_settings import check_whole_evaluations
 from evox_evogm.command.result import read_result
 from evox_evogm.command.run_folder import ENDS, RESULT, check_budget, check_same_settings
 from evox_evogm.command.settings import RunSettings
@@ -21,16 +22,17 @@ def with_saved_choices(
     :param out: the run folder.
     :raises ValueError: if the run cannot go on with these settings, in one sentence.
     """
+    if saved.minibatches == "auto":  # of a version that had none
+        saved = saved.model_copy(update={"minibatches": 1})
     check_same_settings(settings, saved, out)
     if settings.limit != saved.limit:
         check_budget(settings.limit, records, out)
     kept = list(FOUND_OUT)
     if settings.confirm is None:  # what was confirmed stays so
         kept += ["confirm", "confirm_examples"]
-    chosen = {name: getattr(saved, name) for name in kept}
-    if saved.minibatches == "auto":  # of a version that had none
-        chosen["minibatches"] = 1
-    return settings.model_copy(update=chosen)
+    settings = settings.model_copy(update={name: getattr(saved, name) for name in kept})
+    check_whole_evaluations(settings)
+    return settings
 
 
 def ends_elsewhere(settings: RunSettings, saved: RunSettings) -> bool:

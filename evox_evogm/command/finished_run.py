@@ -107,7 +107,8 @@ def judge(run: "MergeRun", rows: Sequence[ScoreRow]) -> dict:
     :param rows: of the final table.
     """
     merges = [row for row in rows if row.kind != "trained"]
-    flat = flat_tasks(merges, run.records, run.tasks)
+    on_minibatches = run.problem.minibatches > 1
+    flat = flat_tasks(merges, run.records, run.tasks, on_minibatches=on_minibatches)
     trial = run.try_training()
     tried = [] if trial is None else remarks_on_trial(trial)
     opened = notes_of_box(run.problem, run.box)

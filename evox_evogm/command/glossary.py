@@ -8,6 +8,8 @@ WORDS = {
     "them. Those of test are kept for the table, so that they show what the merge does with "
     "questions it has not seen.",
     "evaluation": "Scoring one merge on all dev questions.",
+    "minibatch": "A part of the dev questions of every task, on which an evaluation of this run "
+    "scores its merge. The questions are cut anew when all parts have been used.",
     "population": "The merges that the search chooses and evaluates together, in one step.",
     "average": "All experts with the same coefficient, 1 divided by their number.",
     "RegMean": "A merge that is computed, not searched: each layer is to do with the questions of "
@@ -17,7 +19,7 @@ WORDS = {
     "standard error": "By how much a score would typically differ on other questions of the same "
     "kind.",
     "beyond chance": "A lead that luck with the questions would give in less than 5 % of cases.",
-    "recommended merge": "The evaluated merge that the search expects to do best on other "
+    "recommended merge": "The merge that the search expects to do best on other "
     "questions, not the one that was luckiest on dev.",
     "box": "The range in which coefficients are searched.",
     "front": "The merges that no other beats in every task.",
@@ -43,6 +45,8 @@ def glossary(result: dict, *, pictures: bool = True) -> list[tuple[str, str]]:
         unused.add("box")
     if not result.get("front"):
         unused.add("front")
+    if result.get("minibatches", 1) == 1:
+        unused.add("minibatch")
     if not pictures:
         unused |= {"population", "box", "held-out prediction"}
     return [(word, meaning) for word, meaning in WORDS.items() if word not in unused]

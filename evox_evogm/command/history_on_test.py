@@ -52,6 +52,10 @@ def score_history(
         standard `error` of the latter, best on dev first. Merges that fail are left out.
     """
     by_point = dev_scores_by_point(records)
+    if not by_point:
+        raise RuntimeError(
+            "test_points: expected merges with scores on all dev examples, found none"
+        )
     points = list(by_point)
     chosen = [points[place] for place in choose_evenly(by_point, count)]
     scored = score_on(problem, torch.tensor(chosen), tests, out, SCORES)

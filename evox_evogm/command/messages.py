@@ -119,7 +119,7 @@ def print_result(result: dict, notes: Sequence[str], out: Path, console: "Consol
     errors = " ± its standard error" if has_errors(result["scores"]) else ""
     print(f"\nscores, dev (which the search saw) / test (which it did not){errors}")
     print_scores(result["scores"], console)
-    remarks = remarks_on_merge(result["scores"], result.get("confirm"))
+    remarks = remarks_on_merge(result)
     remarks += remarks_on_confirm(result.get("confirm")) + remarks_on_objective(result)
     for remark in remarks + remarks_on_chance(result):
         print(sanitize(remark))

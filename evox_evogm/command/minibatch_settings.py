@@ -9,21 +9,27 @@ if TYPE_CHECKING:
     from evox_evogm.command.tasks import RunTasks
 
 
-def check_minibatches(settings: "RunSettings") -> None:
-    """Refuse minibatches where no gradient is followed, or whole evaluations are needed.
+def check_gradients(settings: "RunSettings") -> None:
+    """Refuse minibatches where no gradient is followed.
 
     :raises ValueError: saying what was expected.
     """
     count = settings.minibatches
-    if count in ("auto", 1):
-        return
-    if settings.algorithm != "GradientSearch":
+    if count not in ("auto", 1) and settings.algorithm != "GradientSearch":
         expected = f"expected auto or 1 with algorithm {settings.algorithm}"
         reason = "only GradientSearch follows gradients"
         raise ValueError(f"minibatches: {expected}, found {count}; {reason}")
-    if settings.confirm:
-        reason = "it compares merges by all dev examples"
-        raise ValueError(f"minibatches: expected auto or 1 with confirm, found {count}; {reason}")
+
+
+def check_whole_evaluations(settings: "RunSettings") -> None:
+    """Refuse minibatches where merges are compared by all dev examples.
+
+    :raises ValueError: saying what was expected.
+    """
+    if settings.confirm and count_of(settings) > 1:
+        expected = f"expected null with {settings.minibatches} minibatches"
+        reason = "no merge of the search has a score on all dev examples"
+        raise ValueError(f"confirm: {expected}, found {settings.confirm}; {reason}")
 
 
 def count_of(settings: "RunSettings") -> int:

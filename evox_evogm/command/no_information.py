@@ -77,15 +77,23 @@ class FlatTask(NamedTuple):
 
 
 def flat_tasks(
-    rows: Sequence[ScoreRow], records: Sequence[dict], tasks: RunTasks
+    rows: Sequence[ScoreRow],
+    records: Sequence[dict],
+    tasks: RunTasks,
+    *,
+    on_minibatches: bool = False,
 ) -> list[FlatTask]:
     """The tasks that say nothing about any model of a run.
 
     :param rows: of the final table.
     :param records: the history of the search.
     :param tasks: of the run.
+    :param on_minibatches: whether the history has scores on minibatches. They agree where all
+        examples have one score.
     """
-    evaluated = dev_scores_by_point(records).values()
+    evaluated = list(dev_scores_by_point(records).values())
+    if on_minibatches:
+        evaluated += [record["tasks"] for record in records if record["score"] is not None]
     flat = []
     for task in tasks.dev:
         dev_scores = [row.dev[task.name] for row in rows]

@@ -25,7 +25,7 @@ def report_markdown(result: dict) -> str:
 
     :param result: what `result.json` holds.
     """
-    remarks = remarks_on_merge(result["scores"], result.get("confirm"))
+    remarks = remarks_on_merge(result)
     remarks += remarks_on_confirm(result.get("confirm"))
     domains = result.get("domains", {})
     return render(
@@ -58,9 +58,11 @@ def what_was_merged(result: dict) -> str:
     if result["regmean"]:
         form = "as they are and regressed" if result.get("keep_experts") else "regressed"
         experts += f", {form} on {regressed_on(result['regmean'])},"
+    count = result.get("minibatches", 1)
+    parts = f", each on one of {count} parts of" if count > 1 else ", on"
     return (
         f"{result['algorithm']} searched merges of {experts} of {base} in "
-        f"{counted(result['evaluations'], 'evaluation')}, on {counted(dev, 'dev example')} of "
+        f"{counted(result['evaluations'], 'evaluation')}{parts} {counted(dev, 'dev example')} of "
         f"{counted(len(result['tasks']), 'task')}."
     )
 

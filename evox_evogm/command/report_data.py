@@ -179,12 +179,13 @@ def error_of_difference(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def score_examples(problem: LoRAMergeProblem, pop: torch.Tensor) -> list[Evaluation]:
-    """Score merges on dev by example. Without racing, what was evaluated before is not repeated.
+    """Score merges on dev by example. What was evaluated on all examples is not repeated.
 
     :param pop: a `(P, n g)` tensor of effective coefficients.
     """
-    # A pruned merge has the scores of some examples only.
-    unseen = problem.cache.unseen(pop) if problem.racing is None else pop
+    # A pruned merge, and one on a minibatch, has the scores of some examples only.
+    are_whole = problem.racing is None and problem.minibatches == 1
+    unseen = problem.cache.unseen(pop) if are_whole else pop
 
     def evaluate(part: torch.Tensor) -> list[Evaluation]:
         found = problem.score_together(part)

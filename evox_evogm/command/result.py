@@ -54,6 +54,7 @@ def describe_merge(
         ),
         "evaluations": len(records),
         "full_evaluations": round(full_evaluations(records), 2),
+        "minibatches": problem.minibatches,
         "seconds": round(sum(record["seconds"] for record in records), 1),
         "tasks": describe_tasks(problem, tasks),
         "domains": describe_domains(rows, tasks.domains),

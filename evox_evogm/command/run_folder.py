@@ -18,7 +18,7 @@ from evox_evogm.command.relative_paths import path_between
 from evox_evogm.command.run_files import CONFIG, INPUTS, REGMEAN, RESULT, has_begun
 from evox_evogm.command.settings import RunSettings, parse_settings
 from evox_evogm.monitoring.budget import Budget
-from evox_evogm.monitoring.progress import full_evaluations, searched
+from evox_evogm.monitoring.progress import ROUNDING, full_evaluations, searched
 from evox_evogm.resume.atomic_write import atomic_write
 from evox_evogm.resume.journal import Journal, lock_path
 from evox_evogm.resume.journaled_problem import RECOMMENDED
@@ -233,7 +233,7 @@ def check_budget(limit: Budget, records: Sequence[dict], out: Path) -> None:
     used = full_evaluations(searched(records))
     if (out / RESULT).is_file() and records:  # its recommended merge counts too
         used += full_evaluations(records[-1:]) if RECOMMENDED in records[-1] else 0.0
-    if limit.evaluations is not None and limit.evaluations < used:
+    if limit.evaluations is not None and limit.evaluations < used - ROUNDING:
         expected = f"expected at least the {used:.4g} evaluations that the run in {out} has made"
         raise ValueError(f"budget: {expected}, found {limit.evaluations}")
     minutes = saved_seconds(out) / 60

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -85,12 +86,12 @@ def _mean(scores: dict[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def remarks_on_merge(rows: Sequence[dict], confirm: dict | None = None) -> list[str]:
+def remarks_on_merge(result: Mapping[str, Any]) -> list[str]:
     """What a reader of the table has to know about its last row, the merge: a line each.
 
-    :param rows: as in `result["scores"]`.
-    :param confirm: as `result["confirm"]`, if the merge was chosen on further dev examples.
+    :param result: what `result.json` holds; or its `scores` alone.
     """
+    rows, confirm = result["scores"], result.get("confirm")
     merge = rows[-1]
     if merge["kind"] != "merge":
         return []
@@ -99,6 +100,8 @@ def remarks_on_merge(rows: Sequence[dict], confirm: dict | None = None) -> list[
         chosen = "the merge of the front with the best mean dev score"
     elif merge["name"] != "EvoGM":
         chosen = "the recommended merge, which need not have the best observed dev score"
+        if result.get("minibatches", 1) > 1:
+            chosen = "the recommended merge, an average of the points of the search"
     scored = confirm["candidates"] if confirm else []
     if len(scored) > 1 or (scored and not scored[0].get("recommended", True)):
         chosen = "the merge that scored best over the dev examples and further ones"

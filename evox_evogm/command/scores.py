@@ -214,7 +214,7 @@ def each_once(tasks: Sequence[Task], scores: ByExample) -> dict[str, Sequence[fl
 
 
 def dev_scores_by_point(records: Sequence[dict]) -> dict[tuple[float, ...], Scores]:
-    """The dev scores in a history, by coefficients, without those of failed and pruned merges."""
+    """The dev scores in a history, by coefficients, of merges with scores on all examples."""
     found: dict[tuple[float, ...], Scores] = {}
     for record in records:
         if record["score"] is not None and "estimate" not in record:

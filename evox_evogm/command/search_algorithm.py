@@ -16,6 +16,7 @@ from evox_evogm.command.multi_objective import POP_SIZE as MULTI_OBJECTIVE_POP_S
 from evox_evogm.command.multi_objective import arguments_of, make_multi_objective
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.command.strict_settings import check_names
+from evox_evogm.monitoring.progress import ROUNDING
 from evox_evogm.problems.evaluation import GRADIENT_COST
 from evox_evogm.problems.scalarization import MEAN, Objective
 from evox_evogm.problems.tasks.margins import outcomes_of
@@ -80,8 +81,8 @@ def population_size(settings: RunSettings, n: int) -> int:
         pop_size = settings.pop_size or max(2, 2 * n)
     cost = pop_size * cost_of_point(settings)
     evaluations = settings.limit.evaluations
-    if evaluations is not None and evaluations < cost:
-        expected = f"expected at least one population, {cost:.3g} evaluations"
+    if evaluations is not None and evaluations < cost - ROUNDING:
+        expected = f"expected at least one population, {round(cost, 2):g} evaluations"
         raise ValueError(f"budget: {expected}, found {evaluations}")
     return pop_size
 

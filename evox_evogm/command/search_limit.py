@@ -5,8 +5,7 @@ from evox_evogm.command.search_algorithm import Search, cost_of_point, recommend
 from evox_evogm.command.settings import RunSettings
 from evox_evogm.monitoring.budget import Budget
 from evox_evogm.monitoring.counted import counted
-
-ROUNDING = 1e-6  # of sums of fractions of evaluations
+from evox_evogm.monitoring.progress import ROUNDING
 
 
 class SearchLimit:

@@ -76,7 +76,12 @@ class SearchLoop:
         search = self._search
         assert search is not None, "a search is resumed before it runs"
         counter = ProgressCounter(
-            self.limit.budget, self.records, self.position, on_progress, search.seconds
+            self.limit.budget,
+            self.records,
+            self.position,
+            on_progress,
+            search.seconds,
+            on_minibatches=self.limit.minibatches > 1,
         )
         self._counter = counter
         while not search.steps or self.limit.has_room(counter.done, counter.seconds_used):
@@ -107,7 +112,7 @@ class SearchLoop:
 
 
 def forget_examples(records: Sequence[dict]) -> None:
-    """Drop scores and margins by example, and gradients: the history and the cache have them.
+    """Drop what is by example, and gradients: the history and the cache have them.
 
     :param records: of evaluations that are on disk and in the cache of the problem.
     """
@@ -115,3 +120,4 @@ def forget_examples(records: Sequence[dict]) -> None:
         record.pop("examples", None)
         record.pop("margins", None)
         record.pop("gradient", None)
+        record.pop("places", None)

@@ -75,6 +75,13 @@ def checked_stop(stop: str | float | None) -> str | float | None:
     return stop
 
 
+def checked_minibatches(value: int | str) -> int | str:
+    """A number of parts that examples can have, or a word for one."""
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"minibatches: expected at least 1, found {value}")
+    return value
+
+
 def checked_batch_tokens(value: int | str | dict | None) -> int | str | dict | None:
     """Sizes that batches can have, or a word for them."""
     check_batch_tokens(value)
@@ -98,4 +105,5 @@ LeastGain = Annotated[Literal["auto"] | float | None, AfterValidator(checked_sto
 BatchTokens = Annotated[
     int | Literal["auto"] | dict[str, int] | None, AfterValidator(checked_batch_tokens)
 ]
+Minibatches = Annotated[int | Literal["auto"], AfterValidator(checked_minibatches)]
 Memory = Annotated[int | float | Literal["auto"] | None, AfterValidator(checked_memory)]

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from evox_evogm.command.constraint_settings import check_objective, with_default_algorithm
-from evox_evogm.command.minibatch_settings import check_minibatches
+from evox_evogm.command.minibatch_settings import check_gradients, check_whole_evaluations
 from evox_evogm.command.setting_types import (
     EXPECTED_DATE,
     BatchTokens,
@@ -16,6 +16,7 @@ from evox_evogm.command.setting_types import (
     IsoDate,
     LeastGain,
     Memory,
+    Minibatches,
     SearchArguments,
     Tasks,
     Trackers,
@@ -98,7 +99,8 @@ class RunSettings(StrictSettings):
         EXPECTED_BUDGET,
         "Evaluations of merged models, or the time of the search, such as 20min. Evaluations are "
         "cut to whole populations and, with SurrogateEvoGM, one for the recommended merge: of 60 "
-        "are made 58, with pop_size 3. An evaluation with its gradient counts as 3.",
+        "are made 58, with pop_size 3. An evaluation with its gradient counts as 3, on a minibatch "
+        "as a part of that.",
     )
     stop: LeastGain = setting(
         "auto",
@@ -161,7 +163,7 @@ class RunSettings(StrictSettings):
         "Stop evaluating a merge that is clearly behind (pruning); with SurrogateEvoGM only. The "
         "budget then counts the fraction of the examples that was evaluated.",
     )
-    minibatches: Literal["auto"] | Annotated[int, Field(ge=1)] = setting(
+    minibatches: Minibatches = setting(
         "auto",
         "a whole number or auto",
         "With GradientSearch, cut the dev examples of every task into so many parts. An evaluation "
@@ -289,7 +291,8 @@ class RunSettings(StrictSettings):
 
     @model_validator(mode="after")
     def _check_minibatches(self) -> "RunSettings":
-        check_minibatches(self)
+        check_gradients(self)
+        check_whole_evaluations(self)
         return self
 
     @model_validator(mode="after")

@@ -57,7 +57,8 @@ class HistoryScores:
 def history_scores(problem: LoRAMergeProblem, records: Sequence[dict]) -> HistoryScores:
     """The scores of a history, from the cache of the problem.
 
-    Failed and pruned merges are left out, and so are merges that the cache does not have.
+    Merges that failed or have no score on all examples are left out, and so are merges that the
+    cache does not have.
 
     :param records: the history.
     """

@@ -8,6 +8,7 @@ import torch
 from evox_evogm.algorithms.stopping import GAIN, WINDOW, should_stop
 from evox_evogm.command.search_algorithm import RECOMMENDING, cost_of_point
 from evox_evogm.command.settings import RunSettings
+from evox_evogm.monitoring.progress import ROUNDING
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
 
 
@@ -35,7 +36,7 @@ def has_converged(
         return False
     scored = [record["coefficients"] for record in records if record["score"] is not None]
     cost = cost_of_point(settings)
-    if cost * len(scored) < 2 * WINDOW:
+    if cost * len(scored) < 2 * WINDOW - ROUNDING:
         return False
     points = torch.tensor(scored)
     return should_stop(algorithm, points, -problem.cached_fitness(points), cost=cost, gain=gain)

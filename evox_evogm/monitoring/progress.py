@@ -9,7 +9,8 @@ from evox_evogm.monitoring.budget import Budget
 from evox_evogm.problems.evaluation import cost_of
 from evox_evogm.resume.journaled_problem import RECOMMENDED
 
-AVERAGED = 10  # scores on minibatches
+WINDOW = 10  # scores on minibatches, of which displays have a moving average
+ROUNDING = 1e-6  # of evaluations, which are sums of fractions
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Progress:
     :param done: full evaluations made, see `Evaluation.cost`.
     :param limit: the most full evaluations, or the most seconds.
     :param score: of this evaluation, higher is better; -inf if it failed.
-    :param best: the best score so far; -inf if there is none. Of scores on minibatches, which
-        cannot be compared, the mean of the last ones.
+    :param best: the best score so far; -inf if there is none. On minibatches, whose scores cannot
+        be compared, their moving average.
     :param seconds: since the search began or went on.
     :param seconds_left: as expected from the evaluations of this process.
     :param record: of this evaluation in the history, without numbers by example.
@@ -29,7 +30,7 @@ class Progress:
     :param is_new: whether this process made the evaluation, rather than an earlier one.
     :param speed: full evaluations per minute in this process; 0 if none was made yet.
     :param minimised: whether scores are the negated numbers of a problem that is minimised.
-    :param averaged: how many scores on minibatches `best` is the mean of, or 0.
+    :param window: how many scores on minibatches `best` is the mean of; 0 without minibatches.
     """
 
     done: float
@@ -44,7 +45,7 @@ class Progress:
     is_new: bool = True
     speed: float = 0.0
     minimised: bool = False
-    averaged: int = 0
+    window: int = 0
 
     def shown(self, score: float) -> float:
         """A score as the problem gives it."""
@@ -53,7 +54,7 @@ class Progress:
     @property
     def best_error(self) -> str:
         """The standard error of the best score, as it stands after the score; or nothing."""
-        error = None if self.averaged else (self.best_record or {}).get("error")
+        error = None if self.window else (self.best_record or {}).get("error")
         return "" if error is None else f" ± {error:.3f}"
 
     @property
@@ -68,16 +69,8 @@ class Progress:
 
     def __str__(self) -> str:
         best = f"{self.shown(self.best):.4f}{self.best_error}"
-        return f"{self.evaluations}, {self.what('score')} {best}, {self.time_left}"
-
-    def what(self, noun: str = "") -> str:
-        """What `best` is, in words.
-
-        :param noun: what is best, or a mean.
-        """
-        if self.averaged:
-            return f"mean {noun} of the last {self.averaged}".replace("  ", " ")
-        return f"best {noun}".rstrip()
+        name = f"mean score of the last {self.window}" if self.window else "best score"
+        return f"{self.evaluations}, {name} {best}, {self.time_left}"
 
     @property
     def evaluations(self) -> str:
@@ -120,6 +113,7 @@ class ProgressCounter:
     :param on_progress: called after every evaluation.
     :param seconds: that the search took in earlier processes.
     :param minimised: see `Progress`.
+    :param on_minibatches: whether scores are of minibatches.
     """
 
     def __init__(
@@ -131,6 +125,7 @@ class ProgressCounter:
         seconds: float = 0.0,
         *,
         minimised: bool = False,
+        on_minibatches: bool = False,
     ):
         self.limit = limit
         self.minimised = minimised
@@ -141,7 +136,7 @@ class ProgressCounter:
         self.made = 0.0  # those of this process
         self.scores: list[float] = []
         self.best_record: dict | None = None
-        self.on_minibatches = False
+        self.on_minibatches = on_minibatches
         for record in searched(records[:position]):
             self._add(record)
         self.started = time.monotonic()
@@ -168,18 +163,17 @@ class ProgressCounter:
         self.done += cost_of(record)
         score = score_of(record)
         self.scores.append(score)
-        if "places" in record:  # of a minibatch
-            self.on_minibatches = True
-            self.best_record = record
+        if self.on_minibatches:
+            self.best_record = record if record["score"] is not None else self.best_record
             return
         if self.best_record is None or score > score_of(self.best_record):
             self.best_record = record if record["score"] is not None else None
 
     def _progress(self, record: dict, is_new: bool) -> Progress:
         best = float("-inf") if self.best_record is None else score_of(self.best_record)
-        recent = [score for score in self.scores[-AVERAGED:] if math.isfinite(score)]
-        if self.on_minibatches and recent:
-            best = sum(recent) / len(recent)
+        last = [score for score in self.scores[-WINDOW:] if math.isfinite(score)]
+        if self.on_minibatches and last:
+            best = sum(last) / len(last)
         seconds = time.monotonic() - self.started
         if self.limit.evaluations is not None:
             left = seconds / max(1.0, self.made) * max(0.0, self.limit.evaluations - self.done)
@@ -198,7 +192,7 @@ class ProgressCounter:
             is_new=is_new,
             speed=60 * self.made / seconds if seconds else 0.0,
             minimised=self.minimised,
-            averaged=len(recent) if self.on_minibatches else 0,
+            window=len(last) if self.on_minibatches else 0,
         )
 
 

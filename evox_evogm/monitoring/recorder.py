@@ -17,7 +17,7 @@ from evox_evogm.resume.journaled_problem import RECOMMENDED
 from evox_evogm.resume.ranks import is_rank_0
 from evox_evogm.resume.resumable_search import JOURNAL
 
-BY_EXAMPLE = ("examples", "margins", "gradient")  # entries that the journal alone keeps
+BY_EXAMPLE = ("examples", "margins", "gradient", "places")  # entries that the journal alone keeps
 
 
 class Block(NamedTuple):
@@ -54,6 +54,7 @@ class Recorder:
         self.several_objectives = several_objectives
         self.minimised = True  # the fitness of a problem that reports nothing itself
         self.journal = _new_journal(folder) if folder is not None and is_rank_0() else None
+        self.on_minibatches = False
         self.outcomes: list[torch.Tensor] = []
         self.tasks: dict[str, list[torch.Tensor]] = {}  # (P,) of each population
         self.pending: list[Evaluation] = []  # of the present population
@@ -129,6 +130,7 @@ class Recorder:
             self.held.append(Block(self.size, records))
             if self.size > 1 and len(self.held) == 1:
                 self._write_held()
+        self.on_minibatches |= any("places" in record for record in records)
         if self.callbacks.running:
             self._tell([self._without_examples(record) for record in records])
         self.count += len(records)
@@ -151,7 +153,14 @@ class Recorder:
     def _tell(self, records: list[dict]) -> None:
         if self.counter is None:
             minimised = self.minimised and not self.by_candidates
-            self.counter = ProgressCounter(self.limit, [], 0, self.callbacks, minimised=minimised)
+            self.counter = ProgressCounter(
+                self.limit,
+                [],
+                0,
+                self.callbacks,
+                minimised=minimised,
+                on_minibatches=self.on_minibatches,
+            )
         self.counter.report(records, self.count)
 
     def _without_examples(self, record: Mapping[str, Any]) -> dict:

@@ -221,10 +221,13 @@ def numbers_of(
     :param used: for each coefficient whether it weighs anything; the others are not in a mean.
     :return: `score` and `best` as the problem gives them, `task/NAME` and `best_task/NAME`,
         `coefficient/EXPERT`, `seconds` of the evaluation, and `evaluations`, the full evaluations
-        so far.
+        so far. On minibatches `moving_average` in place of `best` and `best_task/NAME`.
     """
-    record, best = progress.record, progress.best_record or {}
-    numbers = {"score": progress.shown(progress.score), "best": progress.shown(progress.best)}
+    record = progress.record
+    name, best = "best", progress.best_record or {}
+    if progress.window:
+        name, best = "moving_average", {}
+    numbers = {"score": progress.shown(progress.score), name: progress.shown(progress.best)}
     for name, score in (record.get("tasks") or {}).items():
         numbers[f"task/{sanitize(name)}"] = score
     for name, score in (best.get("tasks") or {}).items():

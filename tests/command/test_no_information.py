@@ -196,3 +196,17 @@ def test_the_score_that_all_have():
     assert common_score([0.25, 0.25]) == 0.25
     assert common_score([0.25, 0.26]) is None
     assert common_score([]) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "evaluated", "is_flat"),
+    [
+        ([0.0, 0.0], [0.0, 0.0], True),
+        ([0.0, 0.0], [0.0, 0.5], False),
+        ([0.5, 0.5], [0.5, 0.0], False),  # parts of examples of which half are always right
+    ],
+)
+def test_scores_on_minibatches_show_whether_a_task_says_something(rows, evaluated, is_flat):
+    records = [record(score, estimate=score) for score in evaluated]
+    found = flat_tasks(rows_of(rows, [0.0, 0.0]), records, TASKS, on_minibatches=True)
+    assert bool(found) == is_flat

@@ -185,7 +185,7 @@ def test_a_reader_learns_which_merge_it_is_and_whether_an_expert_is_better(dev, 
         row("SurrogateEvoGM", "merge", dev, test),
     ]
     expected = [RECOMMENDED, *remarks]
-    assert remarks_on_merge(rows) == expected
+    assert remarks_on_merge({"scores": rows}) == expected
     report = report_markdown(result({"a": 1.0}, algorithm="SurrogateEvoGM", scores=rows))
     for line in expected:
         assert line in report
@@ -195,10 +195,10 @@ def test_experts_that_are_level_as_the_best_are_named_together():
     rows = [row(name, "expert", 0.5, 0.1) for name in "abc"]
     rows.append(row("SurrogateEvoGM", "merge", 0.4, 0.6))
     best = "It is below the best single expert on dev"
-    assert remarks_on_merge(rows)[1] == f"{best} (a, b and c, .500 each)."
-    assert remarks_on_merge(rows[1:])[1] == f"{best} (b and c, .500 each)."
+    assert remarks_on_merge({"scores": rows})[1] == f"{best} (a, b and c, .500 each)."
+    assert remarks_on_merge({"scores": rows[1:]})[1] == f"{best} (b and c, .500 each)."
     rows.insert(0, row("d", "expert", 0.5001, 0.1))  # which the table shows as .500 too
-    assert remarks_on_merge(rows)[1] == f"{best} (d and 3 others, .500 each)."
+    assert remarks_on_merge({"scores": rows})[1] == f"{best} (d and 3 others, .500 each)."
 
 
 def test_one_thread_and_one_evaluation_have_no_plural():

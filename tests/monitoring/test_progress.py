@@ -22,6 +22,19 @@ def test_a_pruned_merge_counts_as_a_fraction_and_a_failed_one_has_no_score():
     assert reported[-1].best_record is PRUNED and counter.done == 3.25
 
 
+def test_scores_on_minibatches_have_a_moving_average_in_place_of_a_best():
+    scores = [0.9, *[0.1] * 9, None, 0.3]
+    reported = []
+    counter = ProgressCounter(Budget(30), [], 0, reported.append, on_minibatches=True)
+    counter.report([{"score": score, "cost": 0.75} for score in scores], 0)
+    assert [progress.window for progress in reported] == [*range(1, 11), 9, 9]
+    assert reported[9].best == pytest.approx(0.18) and reported[10].best == pytest.approx(0.1)
+    assert reported[-1].best == pytest.approx((8 * 0.1 + 0.3) / 9)
+    assert reported[-1].best_record == {"score": 0.3, "cost": 0.75}
+    assert str(reported[9]).startswith("8 of 30 evaluations, mean score of the last 10 0.1800, ")
+    assert counter.done == 9
+
+
 def test_evaluations_of_an_earlier_process_count_but_tell_nothing_of_the_time_left():
     records = [{"score": 1.0, "seconds": 50.0}, {"score": 0.5, "seconds": 50.0}]
     reported = []

@@ -9,7 +9,9 @@ from builders import mixed_adapters
 
 from evox_evogm.problems import Example, LoRAMergeProblem, Task
 from evox_evogm.problems.evaluation import Evaluation
+from evox_evogm.problems.failures import AllFailed
 from evox_evogm.problems.minibatches import Minibatches, minibatches_for
+from evox_evogm.resume.journal import to_json
 
 
 def task_of(name, count, metric="exact_match"):
@@ -174,3 +176,41 @@ def test_a_record_says_which_examples_its_scores_are_of():
 def test_what_minibatches_cannot_be_is_said(make_problem, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_problem([task_of("add", 4)], **settings)
+
+
+def failing_at(problem, value):
+    """A problem whose merges with this first coefficient fail."""
+    differentiate = problem.scorer.differentiate
+
+    def failing(pop, tasks):
+        found = differentiate(pop, tasks)
+        for row in (pop[:, 0] == value).nonzero()[:, 0].tolist():
+            for derivatives in found.derivatives.values():
+                derivatives[row] = torch.nan
+        return found
+
+    problem.scorer.differentiate = failing
+    return problem
+
+
+def test_a_merge_that_fails_moves_the_minibatches_of_a_resumed_run_as_little(make_problem):
+    tasks = [task_of("add", 6)]
+    pop = torch.tensor([[0.3, -0.2, 0.7, 0.1], [0.1, 0.2, 0.3, 0.4]])
+    records, whole = [], failing_at(make_problem(tasks, minibatches=3), 1.3)
+    whole.on_evaluations = lambda found: records.extend(one.as_record() for one in found)
+    whole.evaluate(pop)
+    whole.evaluate(pop + 1)
+    assert [record.get("failure") is None for record in records] == [True, True, False, True]
+    expected = whole.evaluate(pop + 2)
+    again = make_problem(tasks, minibatches=3)
+    again.load_history(json.loads(json.dumps(to_json(records[:4]))))
+    torch.testing.assert_close(again.evaluate(pop + 2), expected, equal_nan=True)
+
+
+def test_a_merge_that_fails_alone_does_not_end_a_search_that_has_scores(make_problem):
+    problem = failing_at(make_problem([task_of("add", 6)], minibatches=3), 1.3)
+    point = torch.tensor([[0.3, -0.2, 0.7, 0.1]])
+    problem.evaluate(point)
+    assert problem.evaluate(point + 1)[0, 0] == -torch.inf
+    with pytest.raises(AllFailed):
+        failing_at(make_problem([task_of("add", 6)], minibatches=3), 1.3).evaluate(point + 1)

@@ -122,7 +122,7 @@ def render_page(run: RunData, figures: Mapping[str, Figure], figures_note: str =
 def _remarks(run: RunData) -> list[str]:
     """What else a reader has to know about the scores."""
     result = run.result
-    remarks = remarks_on_merge(result["scores"], result.get("confirm"))
+    remarks = remarks_on_merge(result)
     remarks += remarks_on_confirm(result.get("confirm")) + remarks_on_objective(result)
     if result.get("statistics"):  # the first paragraph has the gains
         others = {**result["statistics"], "gains": []}

@@ -21,7 +21,7 @@ from evox_evogm.command.html_report.svg import (
     spread_labels,
     text,
 )
-from evox_evogm.monitoring.progress import AVERAGED
+from evox_evogm.monitoring.progress import WINDOW
 from evox_evogm.resume.journaled_problem import RECOMMENDED
 
 LOW = 0.1  # the share of the lowest scores that may lie below the picture
@@ -84,7 +84,7 @@ def scores_on_minibatches(run: RunData) -> Figure | None:
         return None
     means = []
     for number in range(1, len(scores) + 1):
-        last = scores[max(0, number - AVERAGED) : number]
+        last = scores[max(0, number - WINDOW) : number]
         means.append(sum(last) / len(last))
     axes = Axes(
         (0.0, costs[-1]),
@@ -100,8 +100,8 @@ def scores_on_minibatches(run: RunData) -> Figure | None:
     draw_references(axes, reference_scores(run))
     caption = (
         "Dots are evaluated merges, each on a part of the dev examples, which differ in difficulty."
-        f" The line is the mean of the last {AVERAGED}. What is recommended is an average of all "
-        "these merges, and the table has its score on all dev examples."
+        f" The line is the mean of the last {WINDOW}. What is recommended is an average of the "
+        "points that they lie around, and the table has its score on all dev examples."
     )
     title = "Scores on minibatches"
     svg = axes.picture("scores_on_minibatches", title, caption)

@@ -116,7 +116,7 @@ class RunData:
 
     @cached_property
     def observed(self) -> torch.Tensor:
-        """`(N,)` scores of all evaluations; NaN of those that failed or were pruned."""
+        """`(N,)` scores on all dev examples; NaN of evaluations that have none."""
         scores = []
         for record in self.records:
             known = record["score"] is not None and "estimate" not in record

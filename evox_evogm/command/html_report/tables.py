@@ -134,6 +134,8 @@ def worth_of(run: RunData) -> list[tuple[str, str]]:
     lines = [("evaluations", f"{result['evaluations']}")]
     if result["full_evaluations"] != result["evaluations"]:
         lines.append(("as much as full evaluations", f"{result['full_evaluations']:.1f}"))
+    if result.get("minibatches", 1) > 1:
+        lines.append(("minibatches of the dev examples", f"{result['minibatches']}"))
     lines.append(("time of the evaluations", duration(result["seconds"])))
     for part, words in (
         ("contributions", "time of leaving each expert out"),

@@ -55,7 +55,8 @@ class JsonLines:
     def __call__(self, progress: Progress) -> None:
         if not progress.is_new:
             return
-        counted = {"best": progress.shown(progress.best), "done": progress.done}
+        name = "moving_average" if progress.window else "best"
+        counted = {name: progress.shown(progress.best), "done": progress.done}
         self.stream.write(f"{json.dumps(to_json({**progress.record, **counted}))}\n")
         self.stream.flush()
 

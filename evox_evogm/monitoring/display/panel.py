@@ -34,7 +34,7 @@ def panel(progress: Progress | None, facts: RunFacts, console: Console) -> Rende
     record = progress.best_record
     if record is None:
         return Group(*lines, *findings)
-    which = "last" if progress.averaged else "best"
+    which = "last" if progress.window else "best"
     tasks = record.get("tasks") or {}
     coefficients = facts.by_expert(record["coefficients"])
     left = max(6, height - len(lines) - len(findings) - 4)
@@ -74,15 +74,17 @@ def _scores(progress: Progress, width: int) -> list[Text]:
     best_so_far: list[float] = []
     for score in scores:
         best_so_far.append(max(score, best_so_far[-1]) if best_so_far else score)
-    if progress.averaged:
-        best_so_far = scores
     number = (progress.best_record or {}).get("evaluation")
-    of = "" if number is None or progress.averaged else f" (evaluation {number + 1})"
-    best = f"{progress.what()} {_number(progress.shown(progress.best))}{progress.best_error} "
+    of = "" if number is None else f" (evaluation {number + 1})"
+    best = f"best {_number(progress.shown(progress.best))}{progress.best_error} "
     average = f"mean {_number(progress.shown(mean(scores)))} "
     room = max(4, min(40, width - cell_len(best) - cell_len(of)))
     lines = []
-    for words, values, take, end in ((best, best_so_far, max, of), (average, scores, mean, "")):
+    shown = [(best, best_so_far, max, of), (average, scores, mean, "")]
+    if progress.window:  # scores on minibatches cannot be compared
+        words = f"mean of the last {progress.window} {_number(progress.shown(progress.best))} "
+        shown = [(words, scores, mean, "")]
+    for words, values, take, end in shown:
         line = Text(words, no_wrap=True, overflow="ellipsis")
         line.append(sparkline(values, room, take), POSITIVE)
         lines.append(line.append(end, QUIET))
