@@ -168,8 +168,8 @@ class RunSettings(StrictSettings):
         "a whole number or auto",
         "With GradientSearch, cut the dev examples of every task into so many parts. An evaluation "
         "takes one of them, in turn, and counts as so much less, so that a small budget has more "
-        "steps. 1 is all examples. auto gives the budget some 50 steps, as far as there are "
-        "examples.",
+        "steps. 1 is all examples. auto cuts until the budget has 50 steps, and leaves at least 24 "
+        "examples in a part, over all tasks together.",
     )
     trial: Trial = setting(
         False,
@@ -245,7 +245,8 @@ class RunSettings(StrictSettings):
         "a whole number, at least 1",
         "When the search is over, score the best so many merges on further dev examples, and take "
         "the one that is best over both. Files give the examples after those of dev, and "
-        "reasoning_gym makes more. It may be given when the run is finished.",
+        "reasoning_gym makes more. It may be given when the run is finished. Not with "
+        "minibatches.",
         ge=1,
     )
     confirm_examples: int | None = setting(
@@ -271,7 +272,8 @@ class RunSettings(StrictSettings):
         "a whole number, at least 1",
         "For the report, score so many merges of the history on the test examples too, evenly over "
         "the order of their dev scores, when the search is over. It shows what dev scores are "
-        "worth on test, and chooses nothing. It may be given when the run is finished.",
+        "worth on test, and chooses nothing. It may be given when the run is finished. Not with "
+        "minibatches.",
         ge=1,
     )
 
