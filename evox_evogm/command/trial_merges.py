@@ -8,14 +8,15 @@ from evox.core import Problem
 from evox.workflows import StdWorkflow
 
 from evox_evogm.algorithms.gradient_search import GradientSearch
-from evox_evogm.algorithms.surrogate import Outcomes
 from evox_evogm.command.best_expert import best_places, level_with
 from evox_evogm.command.scores import ByExample
 from evox_evogm.monitoring.escaping import sanitize
+from evox_evogm.problems.evaluation import GRADIENT_COST
 from evox_evogm.problems.inference.base_model import ready_to_score
 from evox_evogm.problems.lora_merge import LoRAMergeProblem
+from evox_evogm.problems.minibatches import Minibatches, minibatches_for
 from evox_evogm.problems.tasks.custom_task import CustomTask
-from evox_evogm.problems.tasks.margins import outcomes_of, smoothed_gradient
+from evox_evogm.problems.tasks.margins import smoothed_gradient
 from evox_evogm.problems.tasks.task import Task
 
 
@@ -44,14 +45,14 @@ class Parts:
 
 
 def score_merges(
-    problem: LoRAMergeProblem, parts: Parts, steps: int, seed: int
+    problem: LoRAMergeProblem, parts: Parts, epochs: int, seed: int
 ) -> tuple[dict[str, ByExample], torch.Tensor | None]:
     """The scores of merges on what is held back.
 
     These are the expert that is best on what is learnt from, the average, with regressed experts
     the RegMean merge, and the merge of a short search along gradients.
 
-    :param steps: of that search.
+    :param epochs: of that search.
     :return: by name the scores by example, and the coefficients of the search; None where the base
         or a task gives no gradients.
     """
@@ -66,7 +67,7 @@ def score_merges(
     found = dict(zip(names, by_row(given, pop, parts.held_back), strict=True))
     if problem.regressed:
         found["RegMean"] = by_row(problem, problem.start[None], parts.held_back)[0]
-    merge = search_along_gradients(problem, parts.kept, steps, seed)
+    merge = search_along_gradients(problem, parts.kept, epochs, seed)
     if merge is not None:
         found["merge by gradients"] = by_row(problem, merge[None], parts.held_back)[0]
     return found, merge
@@ -93,29 +94,31 @@ def pool(scores: ByExample) -> ByExample:
 
 
 class _Gradients(Problem):
-    """The mean score of merges on some tasks, with margins and gradient, for `GradientSearch`."""
+    """The mean score of merges on minibatches, with its gradient, for `GradientSearch`."""
 
-    def __init__(self, problem: LoRAMergeProblem, tasks: Sequence[Task]):
+    def __init__(self, problem: LoRAMergeProblem, minibatches: Minibatches):
         super().__init__()
         self.problem = problem
-        self.tasks = list(tasks)
+        self.minibatches = minibatches
+        self.evaluated = 0
 
     @torch.compiler.disable
     def evaluate(self, pop: torch.Tensor) -> torch.Tensor:
+        tasks = self.minibatches.at(self.evaluated).tasks
+        self.evaluated += 1
         with ready_to_score(self.problem.language_model.model):
-            found = self.problem.scorer.differentiate(pop, self.tasks)
+            found = self.problem.scorer.differentiate(pop, tasks)
         means = torch.stack([scores.mean(1) for scores in found.scores.values()]).mean(0)
-        gradient = smoothed_gradient(found.margins, found.derivatives, self.tasks)
-        margins = [found.margins[task.name] for task in self.tasks]
-        return torch.cat([means[:, None], *margins, gradient], 1)
+        gradient = smoothed_gradient(found.margins, found.derivatives, tasks)
+        return torch.cat([means[:, None], gradient], 1)
 
 
 def search_along_gradients(
-    problem: LoRAMergeProblem, tasks: Sequence[Task], steps: int, seed: int
+    problem: LoRAMergeProblem, tasks: Sequence[Task], epochs: int, seed: int
 ) -> torch.Tensor | None:
-    """The coefficients that a few steps of `GradientSearch` from the average come to.
+    """The coefficients that a few epochs of `GradientSearch` from the average come to.
 
-    :param steps: evaluations with their gradients.
+    :param epochs: over minibatches of the examples, as the command cuts them.
     :return: an `(n g,)` tensor, or None if the base or a task gives no gradients.
     """
     if not problem.capabilities.unmerged:
@@ -123,20 +126,18 @@ def search_along_gradients(
     for task in tasks:
         if isinstance(task, CustomTask) and task.no_derivatives is not None:
             return None
-    outcomes = Outcomes(*outcomes_of(tasks))
+    sizes = [len(task.examples) for task in tasks]
+    count = minibatches_for(GRADIENT_COST * epochs, sizes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         algorithm = GradientSearch(
-            problem.start,
-            outcomes=outcomes,
-            blocks=problem.n_experts,
-            device=torch.device("cpu"),
+            problem.start, blocks=problem.n_experts, device=torch.device("cpu")
         )
-        searched = _Gradients(problem, tasks)
+        searched = _Gradients(problem, Minibatches(tasks, count))
         workflow = StdWorkflow(algorithm, searched, opt_direction="max", device="cpu")
         try:
             workflow.init_step()
-            for _ in range(steps - 1):
+            for _ in range(epochs * count - 1):
                 workflow.step()
         except ValueError:  # gradients do not pass through this base
             return None

@@ -6,14 +6,16 @@ import re
 
 import pytest
 import torch
-from builders import change_settings, merge
+from builders import change_settings, merge, mixed_adapters
 
 from evox_evogm.command import messages
 from evox_evogm.command.merge_run import MergeRun
 from evox_evogm.command.settings import parse_settings
 from evox_evogm.command.trial import checkpoints
+from evox_evogm.command.trial_merges import search_along_gradients
 from evox_evogm.command.trial_remarks import note_of_many_examples, remarks_on_trial
 from evox_evogm.command.trial_settings import TrialSettings, parse_trial
+from evox_evogm.problems.lora_merge import LoRAMergeProblem
 from evox_evogm.problems.tasks.task import Example, Task
 
 
@@ -243,3 +245,23 @@ def test_a_run_without_a_trial_prints_none(capsys):
 
     messages.print_trial(Run())
     assert capsys.readouterr().out == ""
+
+
+def test_the_short_search_takes_every_example_once_an_epoch(model, tokenizer, make_adapter):
+    examples = tuple(Example(str(i), f"{i} =", str(i)) for i in range(60))
+    task = Task("sums", "1", "exact_match", examples)
+    problem = LoRAMergeProblem(
+        model, mixed_adapters(make_adapter), [task], tokenizer=tokenizer, mode="unmerged"
+    )
+    differentiate, seen = problem.scorer.differentiate, []
+
+    def note(pop, tasks):
+        seen.append([example.id for example in tasks[0].examples])
+        return differentiate(pop, tasks)
+
+    problem.scorer.differentiate = note
+    found = search_along_gradients(problem, [task], epochs=2, seed=0)
+    assert found is not None and not torch.equal(found, problem.start)
+    assert [len(ids) for ids in seen] == [30, 30, 30, 30]  # 24 at least, of 60
+    for epoch in (seen[:2], seen[2:]):
+        assert sorted(map(int, [*epoch[0], *epoch[1]])) == list(range(60))
