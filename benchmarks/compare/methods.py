@@ -280,6 +280,7 @@ GRADIENTS: dict[str, Method] = {
         "channel", budget=15, minibatches=1
     ),
     "GradientSearch on all questions": by_gradients(minibatches=1),
+    "GradientSearch by channel on all questions": by_gradients("channel", minibatches=1),
     "GradientSearch by layer": by_gradients("layer"),
     "GradientSearch by expert": by_gradients("expert"),
     "no perturbation": by_gradients(arguments={"perturbation": 0.0}),
