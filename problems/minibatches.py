@@ -16,6 +16,7 @@ from evox_evogm.problems.tasks.task import Task
 
 STEPS = 50  # that a search should make; with more it gains little (benchmarks/results/gradients.md)
 LEAST_EXAMPLES = 24  # of all tasks in a minibatch
+LEAST_OF_TASK = 2  # of a task in a minibatch, in the mean over tasks
 
 
 class Minibatch(NamedTuple):
@@ -69,7 +70,8 @@ def minibatches_for(budget: int | None, examples: Sequence[int], pop_size: int =
     :param pop_size: P, evaluations per step.
     :return: at least 1, which means all examples in every evaluation.
     """
-    wanted = 1
-    if budget is not None:
-        wanted = math.ceil(STEPS * pop_size * GRADIENT_COST / budget)
-    return max(1, min(wanted, min(examples), sum(examples) // LEAST_EXAMPLES))
+    if budget is None:
+        return 1
+    wanted = math.ceil(STEPS * pop_size * GRADIENT_COST / budget)
+    least = max(LEAST_EXAMPLES, LEAST_OF_TASK * len(examples))
+    return max(1, min(wanted, min(examples), sum(examples) // least))

@@ -97,7 +97,7 @@ class Recorder(Problem):
         on, 1 where all failed.
         """
         if self.problem.racing is None:
-            return torch.full((len(fitness),), self.cost)
+            return torch.full((len(fitness),), self.cost, dtype=torch.float64)
         observed = fitness[:, 1:].isfinite().float().mean(1)
         return torch.where(observed > 0, observed, 1.0)
 

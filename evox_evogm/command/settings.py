@@ -168,8 +168,8 @@ class RunSettings(StrictSettings):
         "a whole number or auto",
         "With GradientSearch, cut the dev examples of every task into so many parts. An evaluation "
         "takes one of them, in turn, and counts as so much less, so that a small budget has more "
-        "steps. 1 is all examples. auto cuts until the budget has 50 steps, and leaves at least 24 "
-        "examples in a part, over all tasks together.",
+        "steps. 1 is all examples. auto cuts until the budget has 50 steps. It leaves at least 24 "
+        "examples in a part, and 2 of a task in the mean.",
     )
     trial: Trial = setting(
         False,

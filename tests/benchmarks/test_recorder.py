@@ -83,6 +83,17 @@ class OnMinibatches(Problem):
         return torch.cat([pop, torch.full_like(pop, torch.nan), pop], 1)
 
 
+@pytest.mark.parametrize("minibatches", [3, 10, 13])
+def test_parts_of_evaluations_add_up_to_the_budget_whatever_the_rounding(minibatches):
+    problem = OnMinibatches()
+    problem.minibatches = minibatches
+    recorder = Recorder(problem, 15, outcomes=True)
+    for _ in range(5 * minibatches):
+        assert len(recorder.evaluate(points(0.5))) == 1
+    with pytest.raises(BudgetUsed):
+        recorder.evaluate(points(0.5))
+
+
 def test_minibatches_are_parts_of_evaluations_and_use_all_of_the_budget():
     recorder = Recorder(OnMinibatches(), 4, outcomes=True)
     search = GradientSearch(

@@ -113,7 +113,7 @@ def test_every_change_of_the_design_changes_the_search(tmp_path, run_on_peak, me
     ("method", "setting", "count"),
     [
         ("GradientSearch 40", {}, 4),
-        ("GradientSearch by channel 15", {}, 7),
+        ("GradientSearch by channel 15", {}, 6),
         ("GradientSearch", {}, 1),
         ("GradientSearch 40 on all questions", {}, 1),
         ("GradientSearch 40", {"dev_examples": 4}, 2),

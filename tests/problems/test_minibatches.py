@@ -58,7 +58,9 @@ def test_one_minibatch_is_all_examples_in_their_order():
         (160, [13] * 13, 1),  # 53 steps on all examples
         (60, [30] * 11, 3),  # 50 gradients for 60 evaluations: each counts as 1.2 at most
         (40, [13] * 13, 4),
-        (15, [13] * 13, 7),  # 10 would leave fewer than 24 examples in each
+        (15, [13] * 13, 6),  # 10 would leave fewer than 2 examples of a task in each
+        (15, [7] * 23, 3),
+        (15, [20] * 5, 4),  # 10 would leave fewer than 24 examples in each
         (40, [3, 200], 3),  # no task is left without examples
         (40, [8], 1),
         (60, [6] * 11, 2),
