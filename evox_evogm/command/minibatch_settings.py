@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from evox_evogm.problems.minibatches import minibatches_for
-
 if TYPE_CHECKING:
     from evox_evogm.command.settings import RunSettings
     from evox_evogm.command.tasks import RunTasks
@@ -46,6 +44,8 @@ def with_minibatches(settings: "RunSettings", tasks: "RunTasks") -> "RunSettings
     """
     if settings.minibatches != "auto":
         return settings
+    from evox_evogm.problems.minibatches import minibatches_for
+
     count = 1
     if settings.algorithm == "GradientSearch" and not settings.confirm:
         examples = [len(task.examples) for task in tasks.dev]
