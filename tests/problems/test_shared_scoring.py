@@ -118,11 +118,14 @@ def test_a_race_on_ranks_prunes_what_it_prunes_in_one_process(folders):
 
 
 @pytest.mark.slow
-def test_gradients_come_from_portions_too(folders):
-    settings = {"objectives": "gradients", "mode": "auto"}
-    expected = make_problem(folders, TASKS[:2], **settings).evaluate(POP)
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_gradients_come_from_portions_too(folders, minibatches):
+    settings = {"objectives": "gradients", "mode": "auto", "minibatches": minibatches}
+    plain = make_problem(folders, TASKS[:2], **settings)
     shared = DistributedProblem(make_problem(folders, TASKS[:2], **settings))
-    torch.testing.assert_close(shared.evaluate(POP), expected, atol=1e-5, rtol=1e-3)
+    for pop in (POP, POP.flip(1)):
+        found, expected = shared.evaluate(pop), plain.evaluate(pop)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3, equal_nan=True)
 
 
 @pytest.mark.slow
