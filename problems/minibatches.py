@@ -65,7 +65,7 @@ class Minibatches:
 def minibatches_for(budget: int | None, examples: Sequence[int], pop_size: int = 1) -> int:
     """How many minibatches let a search make `STEPS` steps, as far as tasks have the examples.
 
-    :param budget: full evaluations; None if it is not known, which leaves them whole.
+    :param budget: full evaluations; None if it is not known, which leaves the examples whole.
     :param examples: the number of dev examples of each task.
     :param pop_size: P, evaluations per step.
     :return: at least 1, which means all examples in every evaluation.

@@ -50,6 +50,7 @@ def score_history(
     :param out: the run folder.
     :return: `wanted`, and `points`: of each its mean `dev` and `test` score over tasks and the
         standard `error` of the latter, best on dev first. Merges that fail are left out.
+    :raises RuntimeError: if none has scores on all dev examples, as on minibatches.
     """
     by_point = dev_scores_by_point(records)
     if not by_point:
